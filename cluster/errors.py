@@ -1,0 +1,83 @@
+"""The errors that reach a person, each with its exit code.
+
+RayliftError
+├── UsageError                  2   the job file or the command line is wrong; nothing was created
+│   ├── RunNotFoundError
+│   └── RunExistsError
+├── TrainingError               1   the user's data or code, or the training itself
+├── InfrastructureError         3   credentials, quota, capacity, a cluster that did not come up
+│   ├── StorageError                storage answered, but not as asked
+│   │   ├── ObjectNotFoundError
+│   │   ├── ObjectExistsError       a conditional create lost against another writer
+│   │   ├── CorruptObjectError      the bytes read are not the bytes written
+│   │   ├── StorageDeniedError      wrong or missing credentials
+│   │   └── StorageFullError        no space left
+│   └── MissingExtraError           an optional package is not installed
+└── StoppedError                4   a person or the budget ended the run
+"""
+
+
+class RayliftError(Exception):
+    """An error whose message is all that a person needs: what happened, the value, what to type next."""
+
+    exit_code = 1
+
+
+class UsageError(RayliftError):
+    """The job file or the command line is wrong; nothing was created."""
+
+    exit_code = 2
+
+
+class RunNotFoundError(UsageError):
+    """No run of that name where we looked."""
+
+
+class RunExistsError(UsageError):
+    """Another run has this id."""
+
+
+class TrainingError(RayliftError):
+    """The training itself, its data or the user's code failed; a retry would fail again."""
+
+    exit_code = 1
+
+
+class InfrastructureError(RayliftError):
+    """What the run stands on failed; a retry may help."""
+
+    exit_code = 3
+
+
+class StorageError(InfrastructureError):
+    """Storage answered, but not as asked."""
+
+
+class ObjectNotFoundError(StorageError):
+    """There is no object at this path."""
+
+
+class ObjectExistsError(StorageError):
+    """A conditional create found an object that somebody else wrote."""
+
+
+class CorruptObjectError(StorageError):
+    """The bytes read are not the bytes that were written."""
+
+
+class StorageDeniedError(StorageError):
+    """The credentials are missing, wrong, or not allowed to do this."""
+
+
+class StorageFullError(StorageError):
+    """No space is left where the bytes should go."""
+
+
+class MissingExtraError(InfrastructureError):
+    """A command needs a package that an extra of raylift brings."""
+
+
+class StoppedError(RayliftError):
+    """A person or the budget ended the run."""
+
+    exit_code = 4

@@ -1,0 +1,106 @@
+"""What a provider owes to the launcher, and the words they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from cluster.config import ClusterConfig
+
+
+class State(StrEnum):
+    """Where a run stands."""
+
+    PENDING = "PENDING"
+    PROVISIONING = "PROVISIONING"
+    RUNNING = "RUNNING"
+    RECOVERING = "RECOVERING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (State.SUCCEEDED, State.FAILED, State.STOPPED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchRequest:
+    """All that a provider needs to start one run."""
+
+    run_id: str
+    run_uri: str
+    cluster: ClusterConfig
+    max_failures: int
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resource:
+    """One thing that exists because of a run: a process, a machine, a pod."""
+
+    kind: str
+    name: str
+    run_id: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a launch would create."""
+
+    provider: str
+    resources: Sequence[Resource]
+    usd_per_hour: float = 0.0
+    manifest: str = ""  # exactly what would be applied, where the provider applies a document
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """What the provider sees of a run; its training state is in storage."""
+
+    state: State
+    reason: str = ""
+    resources: Sequence[Resource] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What a teardown removed, and what it found left when it asked again."""
+
+    removed: Sequence[Resource] = ()
+    leftovers: Sequence[Resource] = ()
+
+
+class Provider(Protocol):
+    """Starts runs somewhere, and takes away all that it started."""
+
+    def render(self, request: LaunchRequest) -> Plan:
+        """Say what `launch` would create. Pure: no run exists yet and nothing is asked."""
+        ...
+
+    def launch(self, request: LaunchRequest) -> None:
+        """Start the run. Idempotent; returns once the job is accepted. Raises InfrastructureError."""
+        ...
+
+    def describe(self, run_id: str) -> RunStatus:
+        """Say what exists of a run. Raises RunNotFoundError."""
+        ...
+
+    def logs(self, run_id: str, *, follow: bool, offset: int = 0) -> Iterator[bytes]:
+        """Yield the driver's output from a byte offset; with `follow`, until the run is over."""
+        ...
+
+    def stop(self, run_id: str) -> None:
+        """Ask the run to end. Idempotent, does not block."""
+        ...
+
+    def teardown(self, run_id: str) -> Receipt:
+        """Remove all that exists of a run, ask again, and list what is left. Idempotent, blocks."""
+        ...
+
+    def audit(self) -> Sequence[Resource]:
+        """List everything of ours that exists, found by its tag alone."""
+        ...

@@ -1,0 +1,476 @@
+"""A run's folder in storage: its layout, claims, events and checkpoint commits.
+
+Whatever must be exclusive is made so by conditional creates; no clock is trusted. An attempt writes only in its
+own folder. It names its base, the checkpoint it starts from, when it claims its number; from then on readers take
+nothing from an older attempt after that base.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import secrets
+import shlex
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import (
+    CorruptObjectError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    RunExistsError,
+    RunNotFoundError,
+    StorageError,
+)
+from cluster.storage.base import Digest, Storage
+from cluster.storage.open import open_storage, split_run_uri
+
+FORMAT = 1
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+_PARALLEL = 8
+
+
+class SupersededError(StorageError):
+    """A newer attempt has been claimed: this one may commit nothing more."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The checkpoint that an attempt starts from."""
+
+    attempt: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who holds an attempt, and where it starts."""
+
+    attempt: int
+    host: str
+    pid: int
+    at: float
+    base: Base | None
+    launch: str = ""
+    nonce: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Claim:
+        value = json.loads(data)
+        base = value.pop("base")
+        return cls(**value, base=Base(**base) if base else None)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint: it exists because its manifest does."""
+
+    attempt: int
+    step: int
+    files: Mapping[str, Digest]
+    info: Mapping[str, Any]
+
+    @property
+    def folder(self) -> str:
+        return _checkpoint_folder(self.attempt, self.step)
+
+    @property
+    def size(self) -> int:
+        return sum(digest.size for digest in self.files.values())
+
+
+@dataclass(frozen=True)
+class Result:
+    """How an attempt ended; the newest attempt's is the run's."""
+
+    state: str
+    message: str = ""
+    exit_code: int = 0
+    step: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    at: float = field(default_factory=time.time)
+
+
+def _attempt_folder(attempt: int) -> str:
+    return f"attempts/{attempt:06d}"
+
+
+def _checkpoint_folder(attempt: int, step: int) -> str:
+    return f"{_attempt_folder(attempt)}/checkpoints/{step:09d}"
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+class Run:
+    """One run's folder. Every method blocks; those that read raise StorageError where storage does."""
+
+    def __init__(self, storage: Storage, run_id: str) -> None:
+        if not RUN_ID.fullmatch(run_id):
+            raise RunNotFoundError(
+                f"{run_id!r} is no run id: lower-case letters, digits and dashes, at most 40. List runs: raylift ps"
+            )
+        self.storage = storage
+        self.id = run_id
+        self.uri = f"{storage.uri.rstrip('/')}/{run_id}"
+
+    @classmethod
+    def at(cls, uri: str) -> Run:
+        """Return the run at a URI; whether it is there is not asked. Raises UsageError where that is no run's."""
+        root, run_id = split_run_uri(uri)
+        return cls(open_storage(root), run_id)
+
+    def path(self, name: str) -> str:
+        return f"{self.id}/{name}"
+
+    # -- creating and stopping
+
+    def create(self, job: bytes) -> None:
+        """Freeze the job file; that makes the run. Raises RunExistsError where another has this id."""
+        who = f"# run {self.id}, created by process {os.getpid()} on {socket.gethostname()}, {secrets.token_hex(8)}\n"
+        try:
+            self.storage.write(self.path("job.yaml"), who.encode() + job, if_absent=True)
+        except ObjectExistsError as error:
+            holder = self.job().split(b"\n", 1)[0].decode(errors="replace").removeprefix("# ")
+            holder = holder.rsplit(", ", 1)[0]
+            raise RunExistsError(
+                f"{self.uri} exists already ({holder}). Follow it: raylift logs -f {shlex.quote(self.uri)}; "
+                f"go on with it: raylift resume {shlex.quote(self.uri)}; or choose another --id"
+            ) from error
+
+    def job(self) -> bytes:
+        """Return the frozen job file. Raises RunNotFoundError."""
+        try:
+            return self.storage.read(self.path("job.yaml"))
+        except ObjectNotFoundError as error:
+            raise RunNotFoundError(f"there is no run {self.uri}. List runs: raylift ps") from error
+
+    def request_stop(self, reason: str) -> None:
+        self.storage.write(self.path("stop.json"), _dump({"reason": reason, "at": time.time()}))
+
+    def stop_reason(self) -> str | None:
+        try:
+            return str(json.loads(self.storage.read(self.path("stop.json")))["reason"])
+        except ObjectNotFoundError:
+            return None
+
+    def withdraw_stop(self) -> None:
+        self.storage.delete(self.path("stop.json"))
+
+    def delete(self) -> int:
+        """Remove the whole run, its job file last, so that a cut-off removal can be repeated; return the objects."""
+        self.storage.sweep(self.path(""))
+        paths = [entry.path for entry in self.storage.list(self.path(""))]
+        job = self.path("job.yaml")
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            list(pool.map(self.storage.delete, [path for path in paths if path != job]))
+        self.storage.delete(job)
+        return len(paths)
+
+    # -- attempts
+
+    def attempts(self) -> list[int]:
+        """Return the numbers of the claimed attempts, oldest first."""
+        return sorted(int(name) for name in self.storage.folders(self.path("attempts/")) if name.isdigit())
+
+    def claims(self) -> list[Claim]:
+        """Return every attempt's claim, oldest first."""
+        found = []
+        for number in self.attempts():
+            try:
+                found.append(Claim.from_json(self.storage.read(self.path(f"{_attempt_folder(number)}/claim.json"))))
+            except ObjectNotFoundError:
+                continue  # a folder without a claim is no attempt
+        return found
+
+    def claim(self, *, launch: str = "", on_corrupt: Callable[[Checkpoint, str], None] | None = None) -> Attempt:
+        """Take the next attempt number, from the newest checkpoint that verifies, and adopt that checkpoint.
+
+        `launch` marks the attempts of one launch, so that its restarts can be counted. `on_corrupt` is told once of
+        every checkpoint that was passed over, and why.
+        """
+        damaged: dict[str, tuple[Checkpoint, str]] = {}
+        while True:
+            base = self.newest_intact(lambda found, why: damaged.update({found.folder: (found, why)}))
+            number = max(self.attempts(), default=0) + 1
+            claim = Claim(
+                attempt=number,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                at=time.time(),
+                base=Base(base.attempt, base.step) if base else None,
+                launch=launch,
+            )
+            try:
+                self.storage.write(
+                    self.path(f"{_attempt_folder(number)}/claim.json"), _dump(asdict(claim)), if_absent=True
+                )
+            except ObjectExistsError:
+                continue  # somebody else took this number; their base may be newer than ours
+            attempt = Attempt(self, claim)
+            try:
+                attempt.adopt(base)
+            except (ObjectNotFoundError, CorruptObjectError):
+                continue  # the base's own attempt let go of it in between: look again
+            if on_corrupt is not None:
+                for found, why in damaged.values():
+                    on_corrupt(found, why)
+            return attempt
+
+    def result(self) -> Result | None:
+        """Return how the newest attempt ended; None while it has not."""
+        attempts = self.attempts()
+        return self.result_of(attempts[-1]) if attempts else None
+
+    def result_of(self, attempt: int) -> Result | None:
+        try:
+            data = self.storage.read(self.path(f"{_attempt_folder(attempt)}/result.json"))
+        except ObjectNotFoundError:
+            return None
+        return Result(**{key: value for key, value in json.loads(data).items() if key != "nonce"})
+
+    # -- checkpoints
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Return the committed checkpoints of the run's history, oldest first."""
+        newest = {checkpoint.step: checkpoint for checkpoint in reversed(self._candidates())}
+        return [newest[step] for step in sorted(newest)]
+
+    def newest_intact(self, on_corrupt: Callable[[Checkpoint, str], None] | None = None) -> Checkpoint | None:
+        """Return the newest checkpoint whose every byte verifies; None where there is none."""
+        for checkpoint in self._candidates():
+            try:
+                self.verify(checkpoint)
+            except (CorruptObjectError, ObjectNotFoundError) as error:
+                if checkpoint.step not in [found.step for found in self._checkpoints_of(checkpoint.attempt)]:
+                    return self.newest_intact(on_corrupt)  # retired meanwhile, for a newer one
+                if on_corrupt is not None:
+                    on_corrupt(checkpoint, str(error))
+                continue
+            return checkpoint
+        return None
+
+    def verify(self, checkpoint: Checkpoint) -> None:
+        """Read every file of a checkpoint. Raises CorruptObjectError or ObjectNotFoundError."""
+        with tempfile.TemporaryDirectory(prefix="raylift-verify-") as folder:
+            self.fetch(checkpoint, Path(folder))
+
+    def fetch(self, checkpoint: Checkpoint, target: Path) -> None:
+        """Download a checkpoint's files, verified, into a folder."""
+
+        def one(item: tuple[str, Digest]) -> None:
+            name, digest = item
+            self.storage.download(self.path(f"{checkpoint.folder}/{name}"), target / name, expect=digest)
+
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            list(pool.map(one, checkpoint.files.items()))
+
+    def _candidates(self) -> list[Checkpoint]:
+        """Return the checkpoints of the run's history, the newest first; an adopted copy stands before its original."""
+        claims = self.claims()
+        while claims and claims[-1].base and not any(self._checkpoints_of(claims[-1].attempt)):
+            claims.pop()  # it has not adopted its base yet, and may never
+        found = [
+            checkpoint
+            for claim, bound in _history(claims)
+            for checkpoint in self._checkpoints_of(claim.attempt)
+            if checkpoint.step <= bound
+        ]
+        return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.attempt), reverse=True)
+
+    def _checkpoints_of(self, attempt: int) -> Iterator[Checkpoint]:
+        prefix = f"{_attempt_folder(attempt)}/checkpoints/"
+        for name in self.storage.folders(self.path(prefix)):
+            try:
+                manifest = json.loads(self.storage.read(self.path(f"{prefix}{name}/manifest.json")))
+            except (ObjectNotFoundError, ValueError):
+                continue  # without a manifest that reads there is no checkpoint
+            if manifest["format"] > FORMAT:
+                raise StorageError(
+                    f"{self.uri}/{prefix}{name} was written by a newer raylift (format {manifest['format']}, "
+                    f"this one reads up to {FORMAT}). Update: pip install -U raylift"
+                )
+            files = {key: Digest(**value) for key, value in manifest["files"].items()}
+            yield Checkpoint(attempt=attempt, step=manifest["step"], files=files, info=manifest["info"])
+
+    # -- rows
+
+    def rows(self, stream: str) -> list[dict[str, Any]]:
+        """Return the rows of a stream ("metrics" or "events") along the run's history, oldest first.
+
+        Of an older attempt, metrics after the base of a newer one are left out: they were repeated. Events all
+        count; each names its attempt.
+        """
+        claims = self.claims()
+        history = list(_history(claims)) if stream == "metrics" else [(claim, math.inf) for claim in reversed(claims)]
+        return [
+            {**row, "attempt": claim.attempt}
+            for claim, bound in reversed(history)
+            for row in self.rows_of(claim.attempt, stream)
+            if stream != "metrics" or row["step"] <= bound
+        ]
+
+    def last_heard(self) -> float | None:
+        """Return when the newest attempt last wrote anything, by storage's clock; None before the first one."""
+        attempts = self.attempts()
+        if not attempts:
+            return None
+        prefix = self.path(f"{_attempt_folder(attempts[-1])}/")
+        return max((entry.modified for entry in self.storage.list(prefix)), default=None)
+
+    def rows_of(self, attempt: int, stream: str) -> list[dict[str, Any]]:
+        """Return one attempt's rows, those of each writer in their order, writers by the time of their rows."""
+        prefix = self.path(f"{_attempt_folder(attempt)}/{stream}/")
+        paths = [entry.path for entry in self.storage.list(prefix)]
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            segments = list(pool.map(self.storage.read, paths))
+        rows = [json.loads(line) for segment in segments for line in segment.splitlines()]
+        return sorted(rows, key=lambda row: float(row["time"]))  # stable: a writer's own order stays
+
+    def output_of(self, attempt: int) -> dict[str, bytes]:
+        """Return what the processes of an attempt printed, by writer (driver, rank-0 and so on)."""
+        prefix = self.path(f"{_attempt_folder(attempt)}/logs/")
+        found: dict[str, bytes] = {}
+        for entry in self.storage.list(prefix):
+            writer = entry.path.removeprefix(prefix).rpartition("-")[0]
+            found[writer] = found.get(writer, b"") + self.storage.read(entry.path)
+        return found
+
+
+class Attempt:
+    """The one writer of an attempt's folder."""
+
+    def __init__(self, run: Run, claim: Claim) -> None:
+        self.run = run
+        self.claim = claim
+        self.number = claim.attempt
+
+    @classmethod
+    def reopen(cls, run: Run, number: int) -> Attempt:
+        """Open an attempt that the driver claimed, in one of its workers."""
+        return cls(run, Claim.from_json(run.storage.read(run.path(f"{_attempt_folder(number)}/claim.json"))))
+
+    def adopt(self, base: Checkpoint | None) -> None:
+        """Copy the base into this attempt's folder, its manifest last."""
+        if base is None or base.attempt == self.number:
+            return
+        target = _checkpoint_folder(self.number, base.step)
+        path = self.run.path
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            list(
+                pool.map(
+                    lambda name: self.run.storage.copy(path(f"{base.folder}/{name}"), path(f"{target}/{name}")),
+                    base.files,
+                )
+            )
+        adopted = Checkpoint(attempt=self.number, step=base.step, files=base.files, info=base.info)
+        self.run.verify(adopted)
+        self._write_manifest(adopted)
+
+    def start_from(self) -> Checkpoint | None:
+        """Return the newest checkpoint of this attempt: the adopted base, or one of its own."""
+        found = list(self.run._checkpoints_of(self.number))
+        return max(found, key=lambda checkpoint: checkpoint.step, default=None)
+
+    def check_current(self) -> None:
+        """Raise SupersededError where a newer attempt has been claimed, or the run was removed."""
+        newest = max(self.run.attempts(), default=0)
+        if newest > self.number:
+            raise SupersededError(f"attempt {newest} has taken over {self.run.uri}; attempt {self.number} ends here")
+        try:
+            self.run.storage.read(self.run.path(f"{_attempt_folder(self.number)}/claim.json"))
+        except ObjectNotFoundError as error:
+            raise SupersededError(f"{self.run.uri} is gone: somebody removed it while it ran") from error
+
+    def commit(self, step: int, files: Sequence[Path], info: Mapping[str, Any]) -> Checkpoint:
+        """Upload a checkpoint's files in parallel, then make it exist by its manifest. Raises SupersededError."""
+        self.check_current()
+        folder = _checkpoint_folder(self.number, step)
+
+        def one(file: Path) -> tuple[str, Digest]:
+            return file.name, self.run.storage.upload(file, self.run.path(f"{folder}/{file.name}"))
+
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            digests = dict(pool.map(one, files))
+        self.check_current()
+        checkpoint = Checkpoint(attempt=self.number, step=step, files=digests, info=dict(info))
+        self._write_manifest(checkpoint)
+        return checkpoint
+
+    def retain(self, keep: int, best: int | None = None) -> list[int]:
+        """Delete this attempt's checkpoints but the newest `keep` and the step `best`; return the steps deleted.
+
+        The manifest goes first, so that a crash in between leaves no checkpoint that looks whole; what it leaves
+        of the files is swept by the next call. Raises SupersededError: what a newer attempt may want stays.
+        """
+        self.check_current()
+        committed = sorted(checkpoint.step for checkpoint in self.run._checkpoints_of(self.number))
+        kept = {*committed[-keep:], best}
+        prefix = f"{_attempt_folder(self.number)}/checkpoints/"
+        newest = committed[-1] if committed else -1
+        on_storage = [int(name) for name in self.run.storage.folders(self.run.path(prefix)) if name.isdigit()]
+        gone = [step for step in on_storage if step not in kept and step < newest]
+        for step in gone:
+            folder = _checkpoint_folder(self.number, step)
+            self.run.storage.delete(self.run.path(f"{folder}/manifest.json"))
+            for entry in list(self.run.storage.list(self.run.path(f"{folder}/"))):
+                self.run.storage.delete(entry.path)
+        return gone
+
+    def finish(self, result: Result) -> None:
+        """Write the attempt's result, once; a second one is ignored."""
+        path = self.run.path(f"{_attempt_folder(self.number)}/result.json")
+        try:
+            self.run.storage.write(path, _dump({**asdict(result), "nonce": secrets.token_hex(8)}), if_absent=True)
+        except ObjectExistsError:
+            return
+
+    def _write_manifest(self, checkpoint: Checkpoint) -> None:
+        manifest = {
+            "format": FORMAT,
+            "run": self.run.id,
+            "attempt": checkpoint.attempt,
+            "step": checkpoint.step,
+            "files": {name: asdict(digest) for name, digest in checkpoint.files.items()},
+            "info": checkpoint.info,
+        }
+        folder = _checkpoint_folder(checkpoint.attempt, checkpoint.step)
+        self.run.storage.write(self.run.path(f"{folder}/manifest.json"), _dump(manifest))
+
+
+def _history(claims: Sequence[Claim]) -> Iterator[tuple[Claim, float]]:
+    """Follow the bases back from the newest claim: yield each attempt that counts, and the last step of it that does.
+
+    An attempt that no base leads to has done nothing that the run stands on.
+    """
+    by_number = {claim.attempt: claim for claim in claims}
+    number, bound = max(by_number, default=0), math.inf
+    while claim := by_number.get(number):
+        yield claim, bound
+        number, bound = (claim.base.attempt, claim.base.step) if claim.base else (0, 0)
+
+
+def new_run_id(name: str) -> str:
+    """Return `<name>-<yymmddhhmmss UTC>-<4 hex>`, at most 40 characters."""
+    stamp = time.strftime("%y%m%d%H%M%S", time.gmtime())
+    return f"{name[:22]}-{stamp}-{secrets.token_hex(2)}"
+
+
+def list_runs(storage: Storage) -> list[Run]:
+    """Return the runs of a storage, newest first by the time in their ids; those with ids of their own come last."""
+
+    def stamp(name: str) -> str:
+        found = re.search(r"-(\d{12})-[0-9a-f]{4}$", name)
+        return found[1] if found else ""
+
+    names = [name for name in storage.folders("") if RUN_ID.fullmatch(name)]
+    return [Run(storage, name) for name in sorted(names, key=stamp, reverse=True)]

@@ -1,0 +1,100 @@
+"""Append-only rows in object storage, as numbered segments that never change once written."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.errors import ObjectNotFoundError, StorageError
+from cluster.runs import Run
+
+_FIRST_INTERVAL = 1.0  # seconds
+_LAST_INTERVAL = 10.0
+
+
+class SegmentWriter:
+    """Collects rows (or raw bytes) and writes a segment every second, later every ten: long runs stay listable.
+
+    `append` never blocks on storage and never fails: while storage is away, rows wait in memory. `flush` writes
+    what is there and raises StorageError where it cannot.
+    """
+
+    def __init__(self, run: Run, attempt: int, stream: str, writer: str) -> None:
+        self._run = run
+        self._prefix = segment_prefix(attempt, stream, writer)
+        self._pending: list[bytes] = []
+        self._sealed = b""  # a segment that may or may not have arrived: it is repeated as it was
+        self._next = 0
+        self._lock = threading.Lock()
+        self._io = threading.Lock()
+        self._closed = threading.Event()
+        self._started = time.monotonic()
+        self._thread = threading.Thread(target=self._flush_now_and_then, name=f"segments-{stream}", daemon=True)
+        self._thread.start()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        self.append_bytes(json.dumps({"time": round(time.time(), 3), **row}, separators=(",", ":")).encode() + b"\n")
+
+    def append_bytes(self, data: bytes) -> None:
+        with self._lock:
+            self._pending.append(data)
+
+    def flush(self) -> None:
+        with self._io:
+            self._write_sealed()
+            with self._lock:
+                self._sealed = b"".join(self._pending)
+                self._pending.clear()
+            self._write_sealed()
+
+    def close(self) -> None:
+        """Write what is left. Raises StorageError."""
+        self._closed.set()
+        self._thread.join()
+        self.flush()
+
+    def _write_sealed(self) -> None:
+        if self._sealed:
+            self._run.storage.write(self._run.path(f"{self._prefix}{self._next:08d}.jsonl"), self._sealed)
+            self._next += 1
+            self._sealed = b""
+
+    def _flush_now_and_then(self) -> None:
+        while not self._closed.wait(self._interval()):
+            try:
+                self.flush()
+            except StorageError:
+                continue  # the rows wait; close() or the next checkpoint says it aloud
+
+    def _interval(self) -> float:
+        age = time.monotonic() - self._started
+        return min(max(age / 60, _FIRST_INTERVAL), _LAST_INTERVAL)
+
+
+class SegmentReader:
+    """Follows one writer's segments, reading each once, in order."""
+
+    def __init__(self, run: Run, attempt: int, stream: str, writer: str) -> None:
+        self._run = run
+        self._prefix = segment_prefix(attempt, stream, writer)
+        self._next = 0
+
+    def read_new(self) -> bytes:
+        """Return what was written since the last call, which may be nothing."""
+        found = b""
+        while True:
+            try:
+                found += self._run.storage.read(self._run.path(f"{self._prefix}{self._next:08d}.jsonl"))
+            except ObjectNotFoundError:
+                return found
+            self._next += 1
+
+    def read_rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.read_new().splitlines()]
+
+
+def segment_prefix(attempt: int, stream: str, writer: str) -> str:
+    return f"attempts/{attempt:06d}/{stream}/{writer}-"

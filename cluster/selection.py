@@ -1,0 +1,74 @@
+"""Which checkpoint of a run a person means: the last, the best, or that of a step."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cluster.errors import CorruptObjectError, ObjectNotFoundError, TrainingError, UsageError
+from cluster.runs import Checkpoint, Run
+
+MODEL_PART = ("model.safetensors", "raylift.json")  # what a checkpoint holds beside the state of the training
+
+
+def best_of(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Return the one of the highest eval_accuracy, else of the lowest eval_loss; None where none was evaluated.
+
+    Of equal ones the lower loss wins, then the later step.
+    """
+
+    def rank(checkpoint: Checkpoint) -> tuple[float, float, int]:
+        metrics = checkpoint.info.get("metrics", {})
+        accuracy = metrics.get("eval_accuracy", float("-inf"))
+        return accuracy, -metrics.get("eval_loss", float("inf")), checkpoint.step
+
+    measured = [one for one in checkpoints if {"eval_accuracy", "eval_loss"} & set(one.info.get("metrics", {}))]
+    return max(measured, key=rank, default=None)
+
+
+def choose(run: Run, which: str) -> list[Checkpoint]:
+    """Return the checkpoints that `last`, `best` or a step's number means, the first choice first.
+
+    Only `last` has others to fall back to. Raises UsageError where there is none such.
+    """
+    kept = run.checkpoints()
+    if not kept:
+        raise UsageError(f"{run.uri} has no checkpoint yet. See where it stands: raylift status {shlex.quote(run.uri)}")
+    if which == "last":
+        return kept[::-1]
+    if which == "best":
+        best = best_of(kept)
+        if best is None:
+            raise UsageError(f"no checkpoint of {run.uri} was evaluated, so none is best: --checkpoint last")
+        return [best]
+    found = [one for one in kept if str(one.step) == which]
+    if not found:
+        steps = ", ".join(str(one.step) for one in kept)
+        raise UsageError(f"--checkpoint {which}: {run.uri} has no such checkpoint; write last, best, or one of {steps}")
+    return found
+
+
+def fetch_model(run: Run, which: str, target: Path, warn: Callable[[str], None]) -> Checkpoint:
+    """Download the chosen checkpoint's weights and what goes with them, verified; return it.
+
+    A damaged last checkpoint is passed over for the one before, which `warn` is told. Raises UsageError where there
+    is no such checkpoint, TrainingError where none that is meant is intact.
+    """
+    for checkpoint in choose(run, which):
+        try:
+            with ThreadPoolExecutor(len(MODEL_PART)) as pool:
+                list(pool.map(lambda name: _fetch(run, checkpoint, name, target), MODEL_PART))  # noqa: B023
+        except (CorruptObjectError, ObjectNotFoundError) as error:
+            warn(f"the checkpoint of step {checkpoint.step} is damaged and passed over: {error}")
+            continue
+        return checkpoint
+    raise TrainingError(
+        f"no checkpoint of {run.uri} that --checkpoint {which} means is intact. Choose: "
+        f"raylift status {shlex.quote(run.uri)}"
+    )
+
+
+def _fetch(run: Run, checkpoint: Checkpoint, name: str, target: Path) -> None:
+    run.storage.download(run.path(f"{checkpoint.folder}/{name}"), target / name, expect=checkpoint.files[name])

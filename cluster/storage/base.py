@@ -1,0 +1,86 @@
+"""The one seam to object storage: a run sees a Storage, never a cloud's SDK."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a file holds: its size in bytes and its SHA-256 in hex."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of_file(cls, path: Path) -> Digest:
+        with path.open("rb") as file:
+            return cls(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+    @classmethod
+    def of_bytes(cls, data: bytes) -> Digest:
+        return cls(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object in a listing; `path` is relative to the storage's root."""
+
+    path: str
+    size: int
+    modified: float  # seconds since the epoch, by the storage's clock
+
+
+class Storage(Protocol):
+    """Objects under one root (a folder, or a bucket and prefix).
+
+    Paths are relative to the root, with `/` between their parts and none at either end. Every call blocks,
+    retries what is worth retrying (throttling, 5xx, resets, with backoff and jitter), and raises a
+    `StorageError` of cluster.errors. All but `write(if_absent=True)` are idempotent.
+    """
+
+    uri: str
+
+    def read(self, path: str, *, start: int = 0, end: int | None = None) -> bytes:
+        """Return the bytes from `start` up to, not including, `end`. Raises ObjectNotFoundError."""
+        ...
+
+    def write(self, path: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Write all of `data` or nothing.
+
+        With `if_absent`, raises ObjectExistsError where another writer was first. A reply that was lost is
+        read back: an object that holds exactly `data` is ours, so `data` must hold a nonce of the writer.
+        """
+        ...
+
+    def upload(self, source: Path, path: str) -> Digest:
+        """Store a file, in parallel parts where it is large; return what was sent. All or nothing."""
+        ...
+
+    def download(self, path: str, target: Path, *, expect: Digest) -> None:
+        """Fetch an object into a file that appears only when complete. Raises CorruptObjectError."""
+        ...
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy an object within the storage, without its bytes passing through this machine where it can."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Yield the objects whose path starts with `prefix`, in the order of their paths."""
+        ...
+
+    def folders(self, prefix: str = "") -> Iterator[str]:
+        """Yield the names directly below the folder `prefix` (`""` or `a/b/`) that are folders themselves."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove an object; one that is not there is no error."""
+        ...
+
+    def sweep(self, prefix: str = "") -> Sequence[str]:
+        """Abort the partial uploads below `prefix` that nobody will complete; return their paths."""
+        ...

@@ -1,0 +1,84 @@
+"""Large files to and from S3, in parallel parts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+
+class Transfers:
+    """Moves files by boto3's threads, or by the AWS common runtime (CRT) where that is faster.
+
+    Measured against SeaweedFS on 2 cores (512 MB, parts of 8 and 16 MB): the CRT takes a third to half of the
+    processor time, and is up to 1.3 (up) and 1.8 times (down) as fast on an idle machine and no faster on a
+    busy one, but holds 0.3 to 0.9 GB of memory where boto3's threads hold 0.1. So it is used where awscrt
+    says that the network is fast enough for it to matter (`is_optimized_for_system`), by one process of a
+    machine; RAYLIFT_S3_TRANSFER=crt or =classic decides otherwise.
+    boto3's own switch (`preferred_transfer_client`) is of no use here: it does not speak http, nor take a
+    bundle of certificates.
+    """
+
+    def __init__(self, session: Any, client: Any, part_size: int) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        self._session = session
+        self._client = client
+        self._config = TransferConfig(
+            multipart_threshold=part_size, multipart_chunksize=part_size, preferred_transfer_client="classic"
+        )
+
+    def upload(self, source: Path, bucket: str, key: str) -> None:
+        """Send a file; a failed upload is aborted."""
+        self._transfer(lambda manager: manager.upload(str(source), bucket, key))
+
+    def download(self, bucket: str, key: str, target: Path) -> None:
+        self._transfer(lambda manager: manager.download(bucket, key, str(target)))
+
+    def _transfer(self, submit: Callable[[Any], Any]) -> None:
+        from s3transfer.manager import TransferManager
+
+        try:
+            if self._crt is not None:
+                with self._crt() as manager:
+                    submit(manager).result()
+                return
+        except Exception:  # its errors are its own; those of the next try are botocore's
+            _log.debug("the CRT gave up, boto3 takes over", exc_info=True)
+        with TransferManager(self._client, self._config) as manager:
+            submit(manager).result()
+
+    @cached_property
+    def _crt(self) -> Callable[[], Any] | None:
+        choice = os.environ.get("RAYLIFT_S3_TRANSFER", "auto")
+        try:
+            from awscrt import s3
+            from s3transfer import crt
+        except ImportError:
+            return None
+        if choice == "classic" or (choice == "auto" and not s3.is_optimized_for_system()):
+            return None
+        lock = crt.acquire_crt_s3_process_lock("raylift")
+        if lock is None:
+            return None
+        endpoint, region = self._client.meta.endpoint_url, self._client.meta.region_name
+        keys = crt.BotocoreCRTCredentialsWrapper(self._session.get_credentials())
+        client = crt.create_s3_crt_client(
+            region,
+            keys.to_crt_credentials_provider(),
+            use_ssl=endpoint.startswith("https:"),
+            verify=self._session._session.get_config_variable("ca_bundle"),
+        )
+        options = {"region_name": region, "endpoint_url": None if ".amazonaws.com" in endpoint else endpoint}
+        serializer = crt.BotocoreCRTRequestSerializer(self._session._session, options)
+
+        def manager() -> Any:
+            _ = lock  # held as long as this client lives
+            return crt.CRTTransferManager(client, serializer, config=self._config)
+
+        return manager

@@ -1,0 +1,220 @@
+"""Owns a local run's driver: starts it, restarts it after a crash, and ends all that it leaves behind.
+
+    python -P -m cluster.supervisor SCRATCH
+
+Imports neither torch nor ray, nor anything of a cloud before it is needed. Were it killed too, the run's processes
+would still be found by their working directory (see cluster.local).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any
+
+import psutil
+
+from cluster.local import LAUNCH, UNRECORDED, clear, end_processes, is_alive, ray_folder
+
+if TYPE_CHECKING:
+    from cluster.runs import Attempt, Result, Run
+
+FINAL = (0, 1, 2, 3, 4)  # exit codes of a driver that came to its end; of the others it is started again
+_SAID = (0, 4)  # it comes to these by way of a result alone
+_POLL = 0.2  # seconds
+_PR_SET_CHILD_SUBREAPER = 36
+_LOG_TAIL = 64 * 1024  # bytes
+
+
+class Supervisor:
+    """One run's driver, over its restarts."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self.launch: dict[str, Any] = json.loads((scratch / LAUNCH).read_text())
+        self.launch_id = secrets.token_hex(4)
+        self.driver: subprocess.Popen[bytes] | None = None
+        self.stopping = False
+        self.started = time.time()
+        self.recorded = 0  # the newest attempt whose crash is written down
+
+    def run(self) -> int:
+        failures = 0
+        while True:
+            code = self._run_driver()
+            end_processes(self.scratch)
+            shutil.rmtree(ray_folder(self.scratch), ignore_errors=True)
+            if code in _SAID or (code in FINAL and self._has_result()):
+                break
+            failures += 1
+            again = code not in FINAL and failures <= self.launch["max_failures"] and not self.stopping
+            self._record_crash(code, again=again)
+            if not again:
+                break
+        if not (self.scratch / UNRECORDED).exists():
+            clear(self.scratch)
+        return code
+
+    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.stopping = True
+        if self.driver is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.driver.send_signal(signal.SIGTERM)
+
+    def _run_driver(self) -> int:
+        ray_folder(self.scratch).mkdir(mode=0o700, exist_ok=True)
+        environment = {
+            **os.environ,
+            "RAYLIFT_LAUNCH": self.launch_id,
+            "RAYLIFT_CLUSTER": json.dumps(self.launch["cluster"]),
+            "RAYLIFT_RAY_FOLDER": str(ray_folder(self.scratch)),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        if self.launch["cluster"]["address"] is None:  # a Ray that runs already has a token of its own
+            environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.scratch / "token")}
+        with (self.scratch / "driver.log").open("ab") as log:
+            self.driver = self._start(environment, log)
+            node: list[psutil.Process] = []
+            while (code := self.driver.poll()) is None:
+                time.sleep(_POLL)
+                node = node or self._node_processes()
+                if node and not all(is_alive(process) for process in node):
+                    self._give_up_on(self.driver)  # without its raylet or GCS a driver only waits
+        self.driver = None
+        return code
+
+    def _start(self, environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "trainers.main", self.launch["run_uri"]],
+            cwd=self.scratch,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
+    def _node_processes(self) -> list[psutil.Process]:
+        """Return the raylet and the GCS of the driver's Ray, once both are there."""
+        assert self.driver is not None
+        try:
+            children = psutil.Process(self.driver.pid).children()
+            found = [child for child in children if child.name() in ("raylet", "gcs_server")]
+        except psutil.NoSuchProcess:
+            return []
+        return found if len(found) == 2 else []
+
+    def _give_up_on(self, driver: subprocess.Popen[bytes]) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(1.0)  # a driver that ends its own Ray is on its way out
+            return
+        driver.kill()
+        driver.wait()
+
+    def _has_result(self) -> bool:
+        """Whether the driver said how the run ended, in storage or, where that would not take it, here."""
+        from cluster.errors import RayliftError
+
+        if (self.scratch / UNRECORDED).exists():
+            return True
+        try:
+            run = self._open_run()
+            newest = run.claims()[-1:]
+            return bool(newest) and newest[0].launch == self.launch_id and run.result_of(newest[0].attempt) is not None
+        except RayliftError:
+            return False
+
+    def _record_crash(self, code: int, *, again: bool) -> None:
+        """Say in storage what happened; where no restart follows, that is the run's result."""
+        from cluster.errors import RayliftError
+        from cluster.segments import SegmentWriter
+
+        log = _tail(self.scratch / "driver.log")
+        reason = _reason(code, log)
+        try:
+            attempt = self._crashed_attempt(self._open_run())
+            if attempt is None:
+                return
+            output = SegmentWriter(attempt.run, attempt.number, "logs", "supervisor")
+            output.append_bytes(log)
+            output.close()
+            events = SegmentWriter(attempt.run, attempt.number, "events", "supervisor")
+            if again:
+                events.append({"event": "recovering", "reason": reason})
+            elif attempt.run.result_of(attempt.number) is None:
+                result = self._result(code, reason)
+                attempt.finish(result)
+                events.append({"event": "finished", "state": result.state, "message": result.message})
+            events.close()
+        except RayliftError as error:
+            print(f"could not record in {self.launch['run_uri']}: {error}", file=sys.stderr, flush=True)
+            if not again:
+                (self.scratch / UNRECORDED).write_text(f"{reason}; and that could not be saved: {error}")
+
+    def _crashed_attempt(self, run: Run) -> Attempt | None:
+        """Return the attempt that the driver lost, a new one where it claimed none; None where others took over."""
+        from cluster.runs import Attempt
+
+        claims = run.claims()
+        mine = [claim.attempt for claim in claims if claim.launch == self.launch_id]
+        if claims and claims[-1].launch != self.launch_id and (mine or claims[-1].at > self.started):
+            return None
+        lost = Attempt(run, claims[-1]) if mine and mine[-1] > self.recorded else run.claim(launch=self.launch_id)
+        self.recorded = lost.number
+        return lost
+
+    def _result(self, code: int, reason: str) -> Result:
+        from cluster.runs import Result
+
+        if self.stopping:
+            return Result(state="STOPPED", message=reason, exit_code=4)
+        if code in FINAL:
+            return Result(state="FAILED", message=reason, exit_code=code)
+        message = f"{reason}, and no restart is left (train.max_failures)"
+        return Result(state="FAILED", message=message, exit_code=3)
+
+    def _open_run(self) -> Run:
+        from cluster.runs import Run
+
+        return Run.at(self.launch["run_uri"])
+
+
+def _reason(code: int, log: bytes) -> str:
+    if code < 0:
+        return f"the driver died (signal {signal.Signals(-code).name})"
+    last = log.decode(errors="replace").strip().rpartition("\n")[2][:200]
+    return f"the driver died (exit code {code}{': ' + last if last else ''})"
+
+
+def _tail(log: Path) -> bytes:
+    with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LOG_TAIL))
+        return file.read()
+    return b""
+
+
+def _adopt_orphans() -> None:
+    """Have the processes that the driver leaves behind handed to us, where the system can (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def main() -> int:
+    supervisor = Supervisor(Path(sys.argv[1]))
+    signal.signal(signal.SIGTERM, supervisor.on_signal)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _adopt_orphans()
+    return supervisor.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

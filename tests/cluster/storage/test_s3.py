@@ -1,0 +1,273 @@
+"""S3: wrong credentials, bad networks, and large files, on a real server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from itertools import count
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import EndpointConnectionError
+
+from cluster.errors import ObjectExistsError, ObjectNotFoundError, StorageDeniedError, StorageError
+from cluster.storage.base import Digest
+from cluster.storage.open import check_storage, open_storage
+from cluster.storage.s3 import S3Storage
+from cluster.storage.s3_retries import ATTEMPTS, FIRST_ATTEMPTS, Retries, backoff
+from tests.real.proxy import Fault, Proxy, proxy
+from tests.real.seaweedfs import SeaweedFS
+
+MIB = 1 << 20
+PART = 5 * MIB
+CONNECTION_LOST: Exception = EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
+
+
+@pytest.fixture
+def storage(s3_storage_uri: str) -> S3Storage:
+    return open_small_parts(s3_storage_uri)
+
+
+def open_small_parts(uri: str) -> S3Storage:
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    return S3Storage(bucket, prefix, part_size=PART)
+
+
+@contextmanager
+def behind_proxy(
+    server: SeaweedFS,
+    monkeypatch: pytest.MonkeyPatch,
+    *faults: Fault,
+    reject: bytes | None = None,
+    uri: str | None = None,
+) -> Iterator[tuple[S3Storage, Proxy]]:
+    with proxy(server.port, *faults, reject=reject) as standing:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", standing.endpoint)
+        yield open_small_parts(uri or server.fresh_uri()), standing
+
+
+def key(server: SeaweedFS, storage: S3Storage, path: str) -> str:
+    return f"{storage.uri}/{path}".removeprefix(f"s3://{server.bucket}/")
+
+
+def put(server: SeaweedFS, storage: S3Storage, path: str, data: bytes) -> None:
+    """Store an object by another way than ours."""
+    server.client.put_object(Bucket=server.bucket, Key=key(server, storage, path), Body=data)
+
+
+def uploads_in_progress(server: SeaweedFS, storage: S3Storage) -> list[str]:
+    prefix = key(server, storage, "")
+    found = server.client.list_multipart_uploads(Bucket=server.bucket, Prefix=prefix).get("Uploads", [])
+    return [upload["Key"] for upload in found]
+
+
+def check_message(uri: str) -> str:
+    with pytest.raises(StorageError) as caught:
+        check_storage(open_storage(uri))
+    assert caught.value.exit_code == 3
+    return str(caught.value)
+
+
+def test_a_wrong_secret_is_one_clear_message(s3_storage_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret-value")
+    message = check_message(s3_storage_uri)
+    assert "AWS_SECRET_ACCESS_KEY" in message
+    assert os.environ["AWS_ACCESS_KEY_ID"] in message
+    assert "wrong-secret-value" not in message
+
+
+def test_an_unknown_key_is_named(s3_storage_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "NOBODYKNOWSME")
+    message = check_message(s3_storage_uri)
+    assert "NOBODYKNOWSME (InvalidAccessKeyId)" in message
+    assert "check AWS_ACCESS_KEY_ID" in message
+
+
+def test_a_reader_is_told_which_rights_to_ask_for(s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3_env.env_of(s3_env.reader).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StorageDeniedError, match=rf"s3:PutObject.* on {s3_env.bucket}"):
+        check_storage(open_storage(s3_env.fresh_uri()))
+
+
+def test_no_credentials_say_which_variables_to_set(s3_storage_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in check_message(s3_storage_uri)
+
+
+def test_an_unknown_profile_is_named(s3_storage_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    assert "(nobody)" in check_message(s3_storage_uri)
+
+
+def test_a_missing_bucket_is_named_and_not_made(s3_env: SeaweedFS) -> None:
+    message = check_message("s3://no-such-bucket/prefix")
+    assert f"aws s3 mb s3://no-such-bucket --endpoint-url {s3_env.endpoint}" in message
+    assert "no-such-bucket" not in [bucket["Name"] for bucket in s3_env.client.list_buckets()["Buckets"]]
+
+
+def test_an_endpoint_that_refuses_is_named_within_seconds(s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    started = time.monotonic()
+    message = check_message(s3_env.fresh_uri())
+    assert f"http://127.0.0.1:{port} does not answer (connection refused): check AWS_ENDPOINT_URL" in message
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_is_silent_is_named_within_twenty_seconds(
+    s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # with its queue full, the kernel drops what else would connect
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{full.getsockname()[1]}")
+        started = time.monotonic()
+        assert "does not answer" in check_message(s3_env.fresh_uri())
+        assert time.monotonic() - started < 20
+
+
+def test_an_endpoint_that_is_no_url_is_an_error_in_words(s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+    assert "localhost:9000" in check_message(s3_env.fresh_uri())
+
+
+def test_a_busy_server_is_asked_again(s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+    with behind_proxy(s3_env, monkeypatch, "busy", "busy", "busy") as (storage, standing):
+        storage.write("a", b"1")
+        assert (storage.read("a"), standing.connections) == (b"1", 4)
+
+
+def test_a_claim_whose_reply_was_lost_is_ours(s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+    with behind_proxy(s3_env, monkeypatch, "lose-reply") as (storage, standing):
+        storage.write("claim", b"my nonce", if_absent=True)
+        assert (storage.read("claim"), standing.connections) == (b"my nonce", 2)
+
+
+def test_a_claim_of_another_stays_lost_when_a_reply_is(s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+    with behind_proxy(s3_env, monkeypatch, "lose-reply") as (storage, _):
+        put(s3_env, storage, "claim", b"theirs")
+        with pytest.raises(ObjectExistsError, match="another writer was first"):
+            storage.write("claim", b"my nonce", if_absent=True)
+
+
+def test_a_body_that_breaks_off_is_read_again(s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = os.urandom(100_000)
+    with behind_proxy(s3_env, monkeypatch, "cut-reply") as (storage, standing):
+        put(s3_env, storage, "a", data)
+        assert (storage.read("a"), standing.connections) == (data, 2)
+
+
+def test_a_large_file_gets_through_bad_connections(
+    s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "source").write_bytes(os.urandom(24 * MIB))
+    faults: list[Fault] = ["busy", "lose-reply", "busy", "lose-reply"]
+    with behind_proxy(s3_env, monkeypatch, *faults) as (storage, _):
+        digest = storage.upload(tmp_path / "source", "a")
+    with behind_proxy(s3_env, monkeypatch, "busy", "cut-reply", "cut-reply", uri=storage.uri) as (other, _):
+        other.download("a", tmp_path / "target", expect=digest)
+    assert Digest.of_file(tmp_path / "target") == digest
+
+
+def test_a_large_file_travels_in_parts(storage: S3Storage, s3_env: SeaweedFS, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(os.urandom(24 * MIB))
+    storage.upload(tmp_path / "source", "a")
+    assert s3_env.client.head_object(Bucket=s3_env.bucket, Key=key(s3_env, storage, "a"))["ETag"].endswith('-5"')
+
+
+def test_a_large_upload_that_fails_is_aborted(
+    s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "source").write_bytes(os.urandom(24 * MIB))
+    with behind_proxy(s3_env, monkeypatch, reject=b"partNumber=3") as (storage, _):
+        with pytest.raises(StorageError, match="InvalidRequest"):
+            storage.upload(tmp_path / "source", "a")
+        assert (uploads_in_progress(s3_env, storage), list(storage.list())) == ([], [])
+
+
+def test_a_listing_of_more_than_a_page_is_whole_and_in_order(s3_env: SeaweedFS) -> None:
+    storage = open_small_parts(s3_env.fresh_uri())
+    names = sorted(f"{number % 7}{'/-.'[number % 3]}{number:04}" for number in range(1100))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: put(s3_env, storage, name, b""), names))
+    assert [entry.path for entry in storage.list()] == names
+
+
+@pytest.fixture
+def crt_storage(s3_storage_uri: str, monkeypatch: pytest.MonkeyPatch) -> S3Storage:
+    monkeypatch.setenv("RAYLIFT_S3_TRANSFER", "crt")
+    storage = open_small_parts(s3_storage_uri)
+    if storage._transfers._crt is None:
+        pytest.skip("awscrt is not installed, or another process of this machine holds its lock")
+    return storage
+
+
+def test_the_common_runtime_moves_the_same_bytes(
+    crt_storage: S3Storage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "cluster")
+    (tmp_path / "source").write_bytes(os.urandom(12 * MIB))
+    digest = crt_storage.upload(tmp_path / "source", "a")
+    crt_storage.download("a", tmp_path / "target", expect=digest)
+    assert Digest.of_file(tmp_path / "target") == digest
+    assert "gave up" not in caplog.text
+
+
+def test_what_the_common_runtime_cannot_do_ends_in_our_errors(crt_storage: S3Storage, tmp_path: Path) -> None:
+    with pytest.raises(ObjectNotFoundError, match="there is no "):
+        crt_storage.download("none", tmp_path / "target", expect=Digest(2 * PART, ""))
+
+
+def test_boto3_that_is_missing_is_named_with_its_extra() -> None:
+    code = "import sys; sys.modules['boto3'] = None\nfrom cluster.storage.open import open_storage\n"
+    code += "try: open_storage('s3://bucket')\nexcept Exception as error: print(type(error).__name__, error)"
+    root = Path(__file__).parents[3]
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    assert found == "MissingExtraError storage in s3:// needs boto3: pip install 'raylift[aws]'\n"
+
+
+def test_an_endpoint_that_answered_once_is_given_a_minute() -> None:
+    def gives_up_after(retries: Retries) -> int:
+        return next(n for n in count(1) if retries(response=None, attempts=n, caught_exception=CONNECTION_LOST) is None)
+
+    retries = Retries()
+    assert gives_up_after(retries) == FIRST_ATTEMPTS
+    retries(response=(None, {}), attempts=1, caught_exception=None)
+    assert gives_up_after(retries) == ATTEMPTS
+    assert 30 < sum(backoff(n) for n in range(1, ATTEMPTS)) < 90
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "again"),
+    [
+        (200, None, False),
+        (200, "InternalError", True),  # an error in the body, as CopyObject has them
+        (400, "RequestTimeout", True),
+        (400, "InvalidArgument", False),
+        (403, "AccessDenied", False),
+        (404, "NoSuchKey", False),
+        (409, "ConditionalRequestConflict", True),
+        (412, "PreconditionFailed", False),
+        (429, "TooManyRequests", True),
+        (501, "NotImplemented", False),
+        (503, "SlowDown", True),
+        (507, "InsufficientStorage", False),
+    ],
+)
+def test_only_what_may_pass_is_tried_again(status: int, code: str | None, again: bool) -> None:
+    reply = {"ResponseMetadata": {"HTTPStatusCode": status}} | ({"Error": {"Code": code}} if code else {})
+    assert (Retries()(response=(None, reply), attempts=1, caught_exception=None) is not None) == again

@@ -1,0 +1,244 @@
+"""A run's folder: its names, who claims it, and what is taken from it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import CorruptObjectError, RunExistsError, RunNotFoundError, StorageError
+from cluster.runs import Attempt, Base, Result, Run, list_runs, new_run_id
+from cluster.storage.base import Storage
+from cluster.storage.file import FileStorage
+from tests.cluster.saves import Commit, flip_a_byte, steps, stored
+
+# -- names
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "-digits", "Digits", "a/b", "a b", "a_b", "ö", "$(id)", "a;b", "a\n", "x" * 41],
+)
+def test_a_name_that_could_mean_something_else_is_no_run_id(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RunNotFoundError, match="lower-case letters, digits and dashes, at most 40"):
+        Run(FileStorage(tmp_path), name)
+
+
+@pytest.mark.parametrize("name", ["a", "digits", "a-name-of-22-characters"[:22]])
+def test_a_new_id_is_the_name_the_time_and_four_digits(tmp_path: Path, name: str) -> None:
+    run_id = Run(FileStorage(tmp_path), new_run_id(name)).id
+    assert re.fullmatch(rf"{name}-\d{{12}}-[0-9a-f]{{4}}", run_id)
+    assert abs(time.mktime(time.strptime(run_id[-17:-5], "%y%m%d%H%M%S")) - time.mktime(time.gmtime())) < 60
+
+
+def test_runs_are_listed_newest_first_and_those_with_names_of_their_own_last(tmp_path: Path) -> None:
+    storage = FileStorage(tmp_path)
+    for name in ("b-260101000000-0000", "own", "a-270101000000-ffff", "c-250101000000-ffff"):
+        Run(storage, name).create(b"")
+    storage.write("Notes of mine/readme", b"")
+    found = [run.id for run in list_runs(storage)]
+    assert found == ["a-270101000000-ffff", "b-260101000000-0000", "c-250101000000-ffff", "own"]
+
+
+# -- creating and stopping
+
+
+def test_the_job_file_is_frozen_as_it_was_given(run: Run) -> None:
+    assert run.job().split(b"\n", 1)[1] == b"task: image-classification\n"
+
+
+def test_a_second_creator_loses_and_is_told_who_holds_the_run(run: Run) -> None:
+    before = run.job()
+    with pytest.raises(RunExistsError, match=r"created by process \d+ on \S+\). .*raylift resume .*--id"):
+        Run(run.storage, run.id).create(b"another job")
+    assert run.job() == before
+
+
+def test_a_run_that_is_not_there_is_not_found(storage: Storage) -> None:
+    with pytest.raises(RunNotFoundError, match=r"there is no run .*raylift ps"):
+        Run(storage, "none").job()
+
+
+def test_a_wish_to_stop_is_read_until_it_is_withdrawn(run: Run) -> None:
+    reasons = [run.stop_reason()]
+    run.request_stop("enough")
+    reasons.append(run.stop_reason())
+    run.withdraw_stop()
+    assert [*reasons, run.stop_reason()] == [None, "enough", None]
+
+
+# -- claims
+
+
+def test_sixteen_racing_claimers_get_sixteen_numbers(run: Run, commit: Commit) -> None:
+    commit(run.claim(), 10)
+    with ThreadPoolExecutor(16) as pool:
+        attempts = list(pool.map(lambda _: Run(run.storage, run.id).claim(), range(16)))
+    assert sorted(attempt.number for attempt in attempts) == list(range(2, 18))
+    assert [claim.attempt for claim in run.claims()] == list(range(1, 18))
+
+
+def test_a_first_attempt_has_no_base(run: Run) -> None:
+    attempt = run.claim(launch="abc")
+    assert (attempt.number, attempt.claim.base, attempt.claim.launch) == (1, None, "abc")
+    assert attempt.start_from() is None
+
+
+def test_a_claim_adopts_the_newest_checkpoint_by_copy(run: Run, commit: Commit, tmp_path: Path) -> None:
+    first = run.claim()
+    for step in (10, 20):
+        commit(first, step)
+    second = run.claim()
+    assert second.claim.base == Base(attempt=1, step=20)
+    adopted = second.start_from()
+    assert adopted is not None
+    assert (adopted.attempt, adopted.step, adopted.info) == (2, 20, {"step": 20})
+    run.fetch(adopted, tmp_path / "restored")
+    assert (tmp_path / "restored" / "trainer.json").read_bytes() == b"trainer.json of step 20" * 50
+
+
+def test_a_worker_opens_the_attempt_that_its_driver_claimed(run: Run) -> None:
+    attempt = run.claim(launch="abc")
+    assert Attempt.reopen(run, attempt.number).claim == attempt.claim
+
+
+# -- damage
+
+
+def cut_off_the_end(run: Run, folder: str) -> None:
+    path = run.path(f"{folder}/trainer.json")
+    run.storage.write(path, run.storage.read(path)[:-1])
+
+
+def lose_a_file(run: Run, folder: str) -> None:
+    run.storage.delete(run.path(f"{folder}/model.safetensors"))
+
+
+def lose_the_manifest(run: Run, folder: str) -> None:
+    run.storage.delete(run.path(f"{folder}/manifest.json"))
+
+
+def empty_the_manifest(run: Run, folder: str) -> None:
+    run.storage.write(run.path(f"{folder}/manifest.json"), b"")
+
+
+Damage = Callable[[Run, str], None]
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_off_the_end, lose_a_file, lose_the_manifest, empty_the_manifest])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run: Run, commit: Commit, damage: Damage) -> None:
+    first = run.claim()
+    commit(first, 10)
+    damage(run, commit(first, 20).folder)
+    assert run.claim().claim.base == Base(attempt=1, step=10)
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_off_the_end, lose_a_file])
+def test_what_is_passed_over_is_said_once_with_the_file(run: Run, commit: Commit, damage: Damage) -> None:
+    first = run.claim()
+    commit(first, 10)
+    damage(run, commit(first, 20).folder)
+    said: list[tuple[int, str]] = []
+    run.claim(on_corrupt=lambda checkpoint, why: said.append((checkpoint.step, why)))
+    assert [step for step, _ in said] == [20]
+    assert re.search(r"000000020/(model\.safetensors|trainer\.json)", said[0][1])
+
+
+def test_where_every_checkpoint_is_damaged_an_attempt_starts_anew(run: Run, commit: Commit) -> None:
+    first = run.claim()
+    for step in (10, 20):
+        flip_a_byte(run, commit(first, step).folder)
+    assert run.claim().claim.base is None
+
+
+def test_an_adopted_copy_that_is_damaged_later_leaves_its_original(run: Run, commit: Commit) -> None:
+    commit(run.claim(), 10)
+    second = run.claim()
+    flip_a_byte(run, commit(second, 20).folder)
+    flip_a_byte(run, "attempts/000002/checkpoints/000000010")
+    assert run.claim().claim.base == Base(attempt=1, step=10)
+
+
+def test_a_manifest_of_a_newer_format_is_refused_with_what_to_do(run: Run, commit: Commit) -> None:
+    path = run.path(f"{commit(run.claim(), 10).folder}/manifest.json")
+    manifest = json.loads(run.storage.read(path))
+    run.storage.write(path, json.dumps({**manifest, "format": 2}).encode())
+    with pytest.raises(StorageError, match=r"newer raylift \(format 2, this one reads up to 1\)\. Update: pip install"):
+        run.claim()
+
+
+# -- retention, results, removal
+
+
+def test_retention_keeps_the_newest_and_the_best(run: Run, commit: Commit) -> None:
+    attempt = run.claim()
+    for step in (10, 20, 30, 40):
+        commit(attempt, step)
+    assert attempt.retain(2, best=10) == [20]
+    assert steps(run) == [10, 30, 40]
+
+
+def test_retention_sweeps_what_a_crash_left_of_older_saves(run: Run, commit: Commit) -> None:
+    attempt = run.claim()
+    run.storage.write(run.path("attempts/000001/checkpoints/000000005/model.safetensors"), b"half a save")
+    run.storage.write(run.path("attempts/000001/checkpoints/000000025/model.safetensors"), b"a save that goes on")
+    commit(attempt, 10)
+    commit(attempt, 20)
+    attempt.retain(2)
+    assert sorted({path.split("/")[3] for path in stored(run, "attempts/000001/checkpoints/")}) == [
+        "000000010",
+        "000000020",
+        "000000025",
+    ]
+
+
+def test_an_attempts_result_is_written_once(run: Run) -> None:
+    attempt = run.claim()
+    attempt.finish(Result(state="SUCCEEDED", step=20, metrics={"loss": 0.5}, at=1.0))
+    attempt.finish(Result(state="FAILED", message="too late", exit_code=1))
+    assert run.result() == Result(state="SUCCEEDED", step=20, metrics={"loss": 0.5}, at=1.0)
+
+
+def test_a_runs_result_is_that_of_its_newest_attempt(run: Run) -> None:
+    results = [run.result()]
+    run.claim().finish(Result(state="STOPPED", exit_code=4, at=1.0))
+    second = run.claim()
+    results.append(run.result())
+    second.finish(Result(state="SUCCEEDED", at=2.0))
+    assert [*results, run.result()] == [None, None, Result(state="SUCCEEDED", at=2.0)]
+
+
+def test_a_run_that_was_removed_is_gone_with_all_its_objects(run: Run, commit: Commit) -> None:
+    commit(run.claim(), 10)
+    other = Run(run.storage, "digits-2")
+    other.create(b"")
+    assert run.delete() == 5  # job, claim, two files and a manifest
+    assert [entry.path for entry in run.storage.list()] == ["digits-2/job.yaml"]
+
+
+def test_a_checkpoint_knows_its_size(run: Run, commit: Commit) -> None:
+    checkpoint = commit(run.claim(), 10)
+    assert checkpoint.size == 50 * len(b"model.safetensors of step 10trainer.json of step 10")
+    assert asdict(run.checkpoints()[0]) == asdict(checkpoint)
+
+
+def test_verification_reads_every_byte(run: Run, commit: Commit) -> None:
+    checkpoint = commit(run.claim(), 10)
+    run.verify(checkpoint)
+    flip_a_byte(run, checkpoint.folder)
+    with pytest.raises(CorruptObjectError, match=r"model\.safetensors"):
+        run.verify(checkpoint)
+
+
+def test_a_run_was_last_heard_of_when_its_newest_attempt_wrote(run: Run) -> None:
+    assert run.last_heard() is None
+    run.claim()
+    heard = run.last_heard()
+    assert heard is not None
+    assert abs(heard - time.time()) < 30

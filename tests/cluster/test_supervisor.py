@@ -1,0 +1,322 @@
+"""The supervisor of a local run: real processes, with a driver that does what each test wants of it."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import local
+from cluster.config import LocalCluster
+from cluster.errors import RunExistsError, RunNotFoundError
+from cluster.local import LocalProvider, processes_of, ray_folder, scratch_folder
+from cluster.provider import LaunchRequest, State
+from cluster.runs import Result, Run
+from cluster.storage.file import FileStorage
+from tests.harness import ROOT, wait_for
+
+DRIVER = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from cluster.runs import Result, Run
+from cluster.storage.open import open_storage, split_run_uri
+
+def claim():
+    root, run_id = split_run_uri(sys.argv[1])
+    return Run(open_storage(root), run_id).claim(launch=os.environ["RAYLIFT_LAUNCH"])
+
+def succeed():
+    claim().finish(Result(state="SUCCEEDED"))
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def claim_and_die():
+    claim()
+    die()
+
+def leave_processes_and_succeed():
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)", os.environ["TURNS"]]
+    subprocess.Popen(sleeper, start_new_session=True)
+    subprocess.Popen(sleeper, start_new_session=True, cwd="/")
+    succeed()
+
+def wait():
+    attempt = claim()
+    def stop(*_):
+        attempt.finish(Result(state="STOPPED", exit_code=4))
+        sys.exit(4)
+    signal.signal(signal.SIGTERM, stop)
+    print("waiting", flush=True)
+    time.sleep(600)
+
+def hang():
+    print("waiting", flush=True)
+    time.sleep(600)
+
+count = Path(os.environ["TURNS"])
+turn = len(count.read_text()) if count.exists() else 0
+with count.open("a") as file:
+    file.write("x")
+todo = os.environ["TODO"].split()
+action = todo[min(turn, len(todo) - 1)]
+print(f"turn {turn}: {action}", flush=True)
+globals()[action]() if not action.startswith("exit-") else sys.exit(int(action[5:]))
+"""
+
+
+class Driven:
+    """A run on this machine whose driver does a list of things, one a start."""
+
+    def __init__(self, folder: Path) -> None:
+        self.provider = LocalProvider()
+        self.turns = folder / "turns"
+        self.run = Run(FileStorage(folder / "runs"), f"super-{secrets.token_hex(4)}")
+        self.run.create(b"")
+        self.scratch = scratch_folder(self.run.id)
+
+    def launch(self, *todo: str, max_failures: int = 2) -> None:
+        self.provider.launch(
+            LaunchRequest(
+                run_id=self.run.id,
+                run_uri=self.run.uri,
+                cluster=LocalCluster(workers=2),
+                max_failures=max_failures,
+                env={"TODO": " ".join(todo), "TURNS": str(self.turns)},
+            )
+        )
+
+    def until_over(self) -> None:
+        wait_for(lambda: not processes_of(self.scratch), "the run's processes to end", timeout=60)
+
+    def until_waiting(self) -> None:
+        log = self.scratch / "driver.log"
+        wait_for(lambda: log.exists() and b"waiting" in log.read_bytes(), "the driver to wait", timeout=60)
+
+    def starts(self) -> int:
+        return len(self.turns.read_text())
+
+    def events(self, name: str) -> list[str]:
+        return [str(row.get("reason")) for row in self.run.rows("events") if row["event"] == name]
+
+
+@pytest.fixture
+def driven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driven]:
+    (tmp_path / "fake" / "trainers").mkdir(parents=True)
+    (tmp_path / "fake" / "trainers" / "__init__.py").touch()
+    (tmp_path / "fake" / "trainers" / "main.py").write_text(DRIVER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'fake'}:{ROOT}")
+    driven = Driven(tmp_path)
+    yield driven
+    driven.provider.teardown(driven.run.id)
+    for supervisor in local._STARTED:
+        supervisor.wait(timeout=10)
+
+
+def test_a_driver_that_comes_to_its_end_is_not_started_again(driven: Driven) -> None:
+    driven.launch("succeed", "die")
+    driven.until_over()
+    assert driven.starts() == 1
+    assert driven.events("recovering") == []
+    assert not driven.scratch.exists()
+    assert not ray_folder(driven.scratch).exists()
+
+
+def test_a_driver_that_dies_is_started_again(driven: Driven) -> None:
+    driven.launch("claim_and_die", "succeed")
+    driven.until_over()
+    result = driven.run.result()
+    assert result is not None
+    assert (driven.starts(), result.state) == (2, "SUCCEEDED")
+    assert driven.events("recovering") == ["the driver died (signal SIGKILL)"]
+
+
+@pytest.mark.parametrize("action", ["die", "claim_and_die"])
+def test_a_driver_is_started_again_so_often_and_no_more(driven: Driven, action: str) -> None:
+    driven.launch(action, max_failures=2)
+    driven.until_over()
+    result = driven.run.result()
+    assert result is not None
+    assert driven.starts() == 3
+    assert (result.state, result.exit_code) == ("FAILED", 3)
+    assert result.message == "the driver died (signal SIGKILL), and no restart is left (train.max_failures)"
+    assert driven.events("recovering") == ["the driver died (signal SIGKILL)"] * 2
+
+
+def test_what_a_dead_driver_printed_is_kept_with_the_run(driven: Driven) -> None:
+    driven.launch("claim_and_die", max_failures=0)
+    driven.until_over()
+    assert driven.run.output_of(1)["supervisor"] == b"turn 0: claim_and_die\n"
+
+
+@pytest.mark.parametrize("code", [1, 2, 3])
+def test_a_driver_that_ends_without_a_word_is_not_started_again_and_its_last_line_is_told(
+    driven: Driven, code: int
+) -> None:
+    driven.launch(f"exit-{code}")
+    driven.until_over()
+    result = driven.run.result()
+    assert result is not None
+    assert driven.starts() == 1
+    assert (result.state, result.exit_code) == ("FAILED", code)
+    assert result.message == f"the driver died (exit code {code}: turn 0: exit-{code})"
+
+
+def test_the_result_before_a_resume_does_not_hide_that_the_new_driver_died(driven: Driven) -> None:
+    driven.run.claim().finish(Result(state="STOPPED", exit_code=4))
+    driven.launch("die", max_failures=0)
+    driven.until_over()
+    result = driven.run.result()
+    assert result is not None
+    assert (result.state, driven.run.attempts()) == ("FAILED", [1, 2])
+
+
+def test_where_another_machine_has_taken_over_nothing_is_claimed(driven: Driven) -> None:
+    driven.launch("hang", max_failures=0)
+    driven.until_waiting()
+    other = driven.run.claim(launch="of another machine")
+    driver = next(process for process in processes_of(driven.scratch) if "trainers.main" in process.cmdline())
+    driver.kill()
+    driven.until_over()
+    assert driven.run.attempts() == [other.number]
+    assert driven.run.result() is None
+
+
+def test_an_end_that_storage_does_not_take_is_kept_on_this_machine(driven: Driven) -> None:
+    driven.launch("hang", max_failures=0)
+    driven.until_waiting()
+    runs = Path(driven.run.storage.uri)
+    runs.rename(runs.with_name("moved"))
+    runs.write_text("no folder any more")
+    for process in processes_of(driven.scratch):
+        if "trainers.main" in process.cmdline():
+            process.kill()
+    driven.until_over()
+    told = driven.provider.describe(driven.run.id)
+    assert told.state is State.FAILED
+    assert told.reason.startswith("the driver died (signal SIGKILL); and that could not be saved: ")
+
+
+def test_what_a_driver_leaves_behind_is_ended_wherever_it_works(driven: Driven) -> None:
+    driven.launch("leave_processes_and_succeed")
+    driven.until_over()
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    assert [command for command in commands if str(driven.turns) in command] == []
+
+
+# -- launching, asking and ending
+
+
+def test_a_launch_of_what_runs_already_starts_nothing(driven: Driven) -> None:
+    driven.launch("wait")
+    driven.until_waiting()
+    before = {process.pid for process in processes_of(driven.scratch)}
+    driven.launch("wait")
+    assert {process.pid for process in processes_of(driven.scratch)} == before
+    assert driven.starts() == 1
+
+
+def test_a_run_of_the_same_id_in_another_storage_is_refused_while_this_one_runs(driven: Driven, tmp_path: Path) -> None:
+    driven.launch("wait")
+    driven.until_waiting()
+    other = Driven(tmp_path / "other")
+    other.run = Run(other.run.storage, driven.run.id)
+    with pytest.raises(RunExistsError, match=f"is running on this machine: {driven.run.uri}"):
+        other.launch("wait")
+    assert driven.starts() == 1
+
+
+def test_a_run_under_way_is_described_with_its_processes(driven: Driven) -> None:
+    driven.launch("wait")
+    driven.until_waiting()
+    told = driven.provider.describe(driven.run.id)
+    assert told.state is State.RUNNING
+    commands = " ".join(resource.detail for resource in told.resources)
+    assert "cluster.supervisor" in commands
+    assert "trainers.main" in commands
+
+
+def test_an_audit_finds_a_run_by_its_processes(driven: Driven) -> None:
+    driven.launch("wait")
+    driven.until_waiting()
+    found = [resource for resource in driven.provider.audit() if resource.run_id == driven.run.id]
+    assert {int(resource.name) for resource in found} == {process.pid for process in processes_of(driven.scratch)}
+
+
+def test_stop_lets_the_driver_end_in_its_own_way(driven: Driven) -> None:
+    driven.launch("wait", "wait")
+    driven.until_waiting()
+    driven.provider.stop(driven.run.id)
+    driven.provider.stop(driven.run.id)
+    driven.until_over()
+    result = driven.run.result()
+    assert result is not None
+    assert (driven.starts(), result.state) == (1, "STOPPED")
+
+
+def test_a_driver_that_cannot_stop_in_its_own_way_is_stopped_and_not_started_again(driven: Driven) -> None:
+    driven.launch("hang")
+    driven.until_waiting()
+    driven.provider.stop(driven.run.id)
+    driven.until_over()
+    result = driven.run.result()
+    assert result is not None
+    assert (driven.starts(), result.state, result.exit_code) == (1, "STOPPED", 4)
+
+
+def test_teardown_ends_every_process_and_says_which(driven: Driven) -> None:
+    driven.launch("wait")
+    driven.until_waiting()
+    pids = {process.pid for process in processes_of(driven.scratch)}
+    receipt = driven.provider.teardown(driven.run.id)
+    assert {int(resource.name) for resource in receipt.removed} == pids
+    assert receipt.leftovers == []
+    assert len(pids) == 2
+    assert not driven.scratch.exists()
+    assert not driven.provider.teardown(driven.run.id).removed
+
+
+def test_a_driver_goes_on_without_its_supervisor_and_is_found(driven: Driven) -> None:
+    driven.launch("wait")
+    driven.until_waiting()
+    for process in processes_of(driven.scratch):
+        if "cluster.supervisor" in process.cmdline():
+            process.kill()
+            wait_for(lambda: process.status() == psutil.STATUS_ZOMBIE, "the supervisor to die")  # noqa: B023
+    assert driven.provider.is_running(driven.run.id)
+    assert len(driven.provider.teardown(driven.run.id).removed) == 1
+    assert not driven.provider.is_running(driven.run.id)
+
+
+def test_only_its_user_can_read_a_runs_token_and_folder(driven: Driven) -> None:
+    driven.launch("wait")
+    driven.until_waiting()
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (driven.scratch.parent, driven.scratch)]
+    assert modes == [0o700, 0o700]
+    token = driven.scratch / "token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert len(token.read_text()) == 64
+    assert token.read_text() not in json.dumps(psutil.Process().as_dict(["cmdline"])) + str(
+        [process.cmdline() for process in processes_of(driven.scratch)]
+    )
+
+
+def test_the_drivers_words_can_be_followed_from_any_byte(driven: Driven) -> None:
+    driven.launch("wait")
+    driven.until_waiting()
+    assert b"".join(driven.provider.logs(driven.run.id, follow=False)) == b"turn 0: wait\nwaiting\n"
+    assert b"".join(driven.provider.logs(driven.run.id, follow=False, offset=13)) == b"waiting\n"
+    followed = driven.provider.logs(driven.run.id, follow=True)
+    assert next(followed) == b"turn 0: wait\nwaiting\n"
+    driven.provider.teardown(driven.run.id)
+    assert list(followed) == []
+
+
+def test_a_run_that_this_machine_never_had_is_not_found() -> None:
+    with pytest.raises(RunNotFoundError, match="nothing of run never-here is on this machine"):
+        LocalProvider().describe("never-here")

@@ -1,0 +1,107 @@
+"""A TCP proxy that does to requests what networks and busy servers do."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Literal
+
+Fault = Literal["busy", "lose-reply", "cut-reply"]
+_CUT_AFTER = 20_000
+_CONTINUE = b"HTTP/1.1 100"
+
+
+class Proxy:
+    """Stands before a server of this machine; every new connection meets the next of `faults`, if any is left.
+
+    busy: the request is answered with 503 and never reaches the server. lose-reply: the server does what was
+    asked, and its reply is lost. cut-reply: the reply breaks off after 20 kB.
+    A request that holds `reject` is always answered with 400. Every 64 kB of a request take `delay` seconds.
+    """
+
+    def __init__(self, port: int, *faults: Fault, reject: bytes | None = None, delay: float = 0.0) -> None:
+        self._target = port
+        self._faults = list(faults)
+        self._reject = reject
+        self._delay = delay
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._listener]
+        self.connections = 0
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        for one in self._sockets:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                self.connections += 1
+                fault = self._faults.pop(0) if self._faults else None
+                upstream = socket.create_connection(("127.0.0.1", self._target))
+                self._sockets += [client, upstream]
+                if fault == "busy":
+                    threading.Thread(target=_refuse, args=(client, 503, "SlowDown"), daemon=True).start()
+                    continue
+                threading.Thread(target=self._send, args=(client, upstream), daemon=True).start()
+                threading.Thread(target=_reply, args=(client, upstream, fault), daemon=True).start()
+
+    def _send(self, client: socket.socket, upstream: socket.socket) -> None:
+        with suppress(OSError):
+            while data := client.recv(65536):
+                if self._reject is not None and self._reject in data:
+                    _refuse(client, 400, "InvalidRequest")
+                    return
+                time.sleep(self._delay)
+                upstream.sendall(data)
+        _end(upstream)
+
+
+def _reply(client: socket.socket, upstream: socket.socket, fault: Fault | None) -> None:
+    sent = 0
+    with suppress(OSError):
+        while data := upstream.recv(65536):
+            if fault == "lose-reply" and not data.startswith(_CONTINUE):
+                break
+            if fault == "cut-reply" and sent + len(data) > _CUT_AFTER:
+                client.sendall(data[: _CUT_AFTER - sent])
+                break
+            client.sendall(data)
+            sent += len(data)
+    _end(client)
+    _end(upstream)
+
+
+def _refuse(client: socket.socket, status: int, code: str) -> None:
+    body = f"<Error><Code>{code}</Code><Message>by the proxy</Message></Error>".encode()
+    head = f"HTTP/1.1 {status} No\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
+    with suppress(OSError):
+        client.sendall(head.encode() + b"Connection: close\r\n\r\n" + body)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(65536):  # a reset would take the answer away
+            pass
+
+
+def _end(one: socket.socket) -> None:
+    with suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def proxy(port: int, *faults: Fault, reject: bytes | None = None, delay: float = 0.0) -> Iterator[Proxy]:
+    """Start a proxy for the length of the block."""
+    standing = Proxy(port, *faults, reject=reject, delay=delay)
+    try:
+        yield standing
+    finally:
+        standing.close()
