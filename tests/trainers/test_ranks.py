@@ -1,0 +1,110 @@
+"""The same run on one, two and three ranks: real processes of torchrun, joined by gloo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.runs import Run
+from tests.trainers.pictures import digits, write_idx
+from tests.trainers.training import Change, cut_off, events, start, steps_of, train, train_ranks
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# all that does not differ with the number of ranks: no dropout
+SAME: Change = {
+    "data": {"augment": {"rotate": 10, "translate": 0.1, "noise": 0.05, "mixup": 0.3}},
+    "train": {"epochs": 2, "schedule": {"name": "cosine", "warmup": 0.2}, "micro_batch_size": 20},
+}
+Trained = Callable[[int], Run]
+
+
+def trained_on(folder: Path, *changes: Change) -> Trained:
+    """Return the run of a job on so many ranks, trained when it is first asked for."""
+    runs: dict[int, Run] = {}
+
+    def on(ranks: int) -> Run:
+        if ranks not in runs:
+            runs[ranks] = start(folder, *changes, run_id=f"on-{ranks}")
+            train(runs[ranks]) if ranks == 1 else train_ranks(runs[ranks], ranks)
+        return runs[ranks]
+
+    return on
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_on(tmp_path_factory.mktemp("ranks"), SAME)
+
+
+@pytest.fixture(scope="module")
+def starved(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Two samples a step, two to evaluate on: of three ranks, one has nothing to do."""
+    folder = tmp_path_factory.mktemp("starved")
+    held = write_idx(folder / "held", "t10k", *digits(2))
+    return trained_on(
+        folder, SAME, {"data": {"eval": str(held)}, "train": {"batch_size": 2, "micro_batch_size": 1, "max_steps": 4}}
+    )
+
+
+def rows(run: Run, kind: str) -> list[dict[str, Any]]:
+    keys = ("loss", "lr", "grad_norm", "train_loss", "eval_loss", "eval_accuracy", "eval_f1")
+    found = [row for row in run.rows("metrics") if row["kind"] == kind]
+    return [{key: row[key] for key in ("step", "epoch", *keys) if key in row} for row in found]
+
+
+def assert_alike(run: Run, other: Run, kind: str) -> None:
+    ours, theirs = rows(run, kind), rows(other, kind)
+    assert ours
+    assert len(ours) == len(theirs)
+    for one, two in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(two, rel=2e-4, abs=2e-5)
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_number_of_ranks_changes_no_loss(trained: Trained, ranks: int) -> None:
+    assert_alike(trained(ranks), trained(1), "step")
+    assert_alike(trained(ranks), trained(1), "epoch")
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_number_of_ranks_changes_no_evaluation(trained: Trained, ranks: int) -> None:
+    assert_alike(trained(ranks), trained(1), "eval")
+
+
+def test_every_step_is_taken_and_written_down_once(trained: Trained) -> None:
+    assert steps_of(trained(2)) == list(range(1, 9))
+    assert events(trained(2), "training")[0]["world_size"] == 2
+
+
+def test_the_memory_of_every_rank_is_told(trained: Trained) -> None:
+    told = {event["process"]: event["peak_bytes"] for event in events(trained(2), "memory")}
+    assert set(told) == {"rank 0", "rank 1"}
+    assert min(told.values()) > 50e6
+
+
+@pytest.mark.parametrize("kind", ["step", "eval"])
+def test_a_rank_without_samples_changes_nothing(starved: Trained, kind: str) -> None:
+    assert_alike(starved(3), starved(1), kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_number_of_ranks(trained: Trained, tmp_path: Path, first: int, then: int) -> None:
+    run = cut_off(trained(first), 5, tmp_path)
+    train(run) if then == 1 else train_ranks(run, then)
+    assert [event["world_size"] for event in events(run, "training")] == [first, then]
+    assert_alike(run, trained(1), "step")
+
+
+@pytest.mark.slow
+def test_with_dropout_two_ranks_resume_to_the_bit(tmp_path: Path) -> None:
+    run = start(tmp_path, SAME, {"model": {"dropout": 0.5}})
+    train_ranks(run, 2)
+    resumed = cut_off(run, 5, tmp_path / "resumed")
+    train_ranks(resumed, 2)
+    for kind in ("step", "epoch", "eval"):
+        assert rows(resumed, kind) == rows(run, kind)

@@ -1,0 +1,109 @@
+"""A run that is cut off and resumed ends bit for bit as one that was never touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.runs import Checkpoint, Run
+from tests.harness import losses
+from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, Change, cut_off, events, start, steps_of, train
+from trainers import control
+from trainers.config import OPTIMIZERS
+from trainers.context import StopReason
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LAST = 3 * STEPS_PER_EPOCH
+LATE: Change = {"train": {"early_stopping": {"metric": "eval_loss", "patience": 2, "min_delta": 100.0}, "epochs": 9}}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = start(tmp_path_factory.mktemp("whole"), EVERYTHING)
+    train(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def early(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = start(tmp_path_factory.mktemp("early"), LATE)
+    train(run)
+    return run
+
+
+def state(checkpoint: Checkpoint) -> dict[str, str]:
+    return {name: digest.sha256 for name, digest in checkpoint.files.items()}
+
+
+@pytest.mark.parametrize("step", [1, STEPS_PER_EPOCH - 1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1, LAST - 1])
+def test_a_run_resumed_from_any_step_has_the_same_losses_and_weights(whole: Run, tmp_path: Path, step: int) -> None:
+    run = cut_off(whole, step, tmp_path)
+    train(run)
+    assert events(run, "restored")[0]["step"] == step
+    assert losses(run) == losses(whole)
+    assert state(run.checkpoints()[-1]) == state(whole.checkpoints()[-1])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_resumes_exactly(tmp_path: Path, optimizer: str) -> None:
+    momentum = {"momentum": 0.9} if optimizer in ("sgd", "rmsprop", "muon") else {}
+    chosen = {"name": optimizer, "weight_decay": 0.01, **momentum}
+    run = start(tmp_path, EVERYTHING, {"train": {"optimizer": chosen, "max_steps": 6}})
+    train(run)
+    resumed = cut_off(run, 3, tmp_path / "resumed")
+    train(resumed)
+    assert losses(resumed) == losses(run)
+    assert state(resumed.checkpoints()[-1]) == state(run.checkpoints()[-1])
+
+
+def test_a_run_that_was_done_trains_no_step_more(whole: Run, tmp_path: Path) -> None:
+    run = cut_off(whole, LAST, tmp_path)
+    outcome = train(run)
+    assert losses(run) == losses(whole)
+    result = whole.result()
+    assert result is not None
+    assert {name: value for name, value in outcome.metrics.items() if name != "loss"} == {
+        name: value for name, value in result.metrics.items() if name != "loss"
+    }
+
+
+def test_early_stopping_ends_a_run_after_so_many_evaluations_without_gain(early: Run) -> None:
+    result = early.result()
+    assert result is not None
+    assert (result.state, result.step) == ("SUCCEEDED", LAST)
+    assert result.message == "stopped early at step 12: no more gain"
+
+
+@pytest.mark.parametrize("step", [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH + 1])
+def test_early_stopping_counts_on_after_a_resume(early: Run, tmp_path: Path, step: int) -> None:
+    run = cut_off(early, step, tmp_path)
+    train(run)
+    assert losses(run) == losses(early)
+
+
+def test_a_run_that_had_stopped_early_trains_no_step_more(early: Run, tmp_path: Path) -> None:
+    run = cut_off(early, LAST, tmp_path)
+    assert train(run).early
+    assert losses(run) == losses(early)
+
+
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later_as_if_it_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_POLL", 0.05)
+    long: Change = {"train": {"epochs": 30, "eval_every": "90 steps"}, "checkpoint": {"every": "1000 epochs"}}
+    whole, run = start(tmp_path, EVERYTHING, long, run_id="whole"), start(tmp_path, EVERYTHING, long)
+    train(whole)
+    run.request_stop("enough")
+    stopped = train(run)
+    result = run.result()
+    assert result is not None
+    assert stopped.stopped is StopReason.PERSON
+    assert (result.state, result.exit_code, result.step) == ("STOPPED", 4, stopped.step)
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [stopped.step]
+    assert stopped.step < 30 * STEPS_PER_EPOCH
+    run.withdraw_stop()
+    train(run)
+    assert losses(run) == losses(whole)
+    assert steps_of(run) == list(range(1, 30 * STEPS_PER_EPOCH + 1))

@@ -1,0 +1,106 @@
+"""What a rank knows of the others. Ray stands behind RayContext alone; LocalContext needs no Ray at all."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+class StopReason(IntEnum):
+    """Why a run ends before its last step."""
+
+    PERSON = 1
+
+
+class WorkerContext(Protocol):
+    """One rank among the ranks of a run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    def device(self) -> torch.device:
+        """Return the accelerator that is this rank's own, or the CPU."""
+        ...
+
+    def join(self) -> None:
+        """Join the process group; with one rank there is none. Blocks until all have come; idempotent."""
+        ...
+
+    def leave(self) -> None:
+        """Leave the process group. Idempotent."""
+        ...
+
+    def gather(self, value: int) -> list[int]:
+        """Return every rank's number, by rank. Collective."""
+        ...
+
+
+class LocalContext:
+    """Ranks started by torchrun, or a single process."""
+
+    def __init__(self) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+    def device(self) -> torch.device:
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        return torch.device("cpu")
+
+    def join(self) -> None:
+        import torch
+
+        device = self.device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        elif self.local_world_size > 1:
+            # ranks that share a machine's cores: more threads than cores slow each other down
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.local_world_size))
+        if self.world_size > 1 and not torch.distributed.is_initialized():
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            torch.distributed.init_process_group(
+                backend, timeout=COLLECTIVE_TIMEOUT, device_id=device if device.type == "cuda" else None
+            )
+
+    def leave(self) -> None:
+        import torch
+
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def gather(self, value: int) -> list[int]:
+        import torch
+
+        if self.world_size == 1:
+            return [value]
+        values = torch.zeros(self.world_size, dtype=torch.int64, device=self.device())
+        values[self.rank] = value
+        torch.distributed.all_reduce(values)
+        return [int(one) for one in values.tolist()]
+
+
+class RayContext(LocalContext):
+    """A worker of Ray Train; the environment is torchrun's, set by trainers.backend."""
+
+    def device(self) -> torch.device:
+        import ray
+        import torch
+
+        accelerators: Any = ray.get_gpu_ids()
+        if accelerators and torch.cuda.is_available():
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            own = str(accelerators[0])
+            return torch.device("cuda", visible.index(own) if own in visible else 0)
+        return torch.device("cpu")

@@ -1,0 +1,42 @@
+"""What a run is asked while it trains: to stop. That a newer attempt has taken over, it learns at its next save."""
+
+from __future__ import annotations
+
+import threading
+
+from cluster.errors import StorageError
+from cluster.runs import Attempt
+from trainers.context import StopReason
+
+_POLL = 1.0  # seconds
+
+
+class Control:
+    """Looks into storage once a second, on rank 0 alone; the loop spreads what it finds."""
+
+    def __init__(self, attempt: Attempt, rank: int) -> None:
+        self._attempt = attempt
+        self._stop: StopReason | None = None
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        if rank == 0:
+            self._thread = threading.Thread(target=self._watch, name="control", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> StopReason | None:
+        """Return this rank's wish to stop; never blocks."""
+        return self._stop
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_POLL):
+            try:
+                if self._attempt.run.stop_reason() is not None:
+                    self._stop = StopReason.PERSON
+                    return
+            except StorageError:
+                continue  # storage is away: training goes on

@@ -1,0 +1,105 @@
+"""A rank's micro-batches of each step, ready on its device."""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainers.data.order import SampleOrder, share
+from trainers.tasks.base import Draw
+
+if TYPE_CHECKING:
+    from trainers.tasks.base import Batch, Dataset
+
+_AHEAD = 2  # steps prepared while the accelerator computes
+
+
+class Loader:
+    """Yields the micro-batches of one rank, step after step, from any step on."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: SampleOrder,
+        *,
+        rank: int,
+        world_size: int,
+        micro_batch_size: int | None,
+        device: torch.device,
+    ) -> None:
+        self._dataset = dataset
+        self._order = order
+        self._rank = rank
+        self._world_size = world_size
+        self._micro = micro_batch_size
+        self._device = device
+
+    def steps(self, start: int, end: int) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of the steps from `start` up to, not including, `end`."""
+        if self._device.type == "cpu":  # a thread would only take the core that computes
+            for step in range(start, end):
+                yield self._load(step)
+            return
+        with closing(_Ahead(self, start, end)) as ahead:
+            for batches in ahead:
+                yield [{name: t.to(self._device, non_blocking=True) for name, t in batch.items()} for batch in batches]
+
+    def _load(self, step: int) -> list[Batch]:
+        batch = self._order.batch(step)
+        draw = Draw(seed=self._order.seed, epoch=step // self._order.steps_per_epoch, batch=batch)
+        own = share(batch, self._rank, self._world_size)
+        return [self._dataset.batch(part, draw) for part in split(own, self._micro)]
+
+
+class _Ahead:
+    """Loads steps in a thread, into pinned memory, a few ahead of their use."""
+
+    def __init__(self, loader: Loader, start: int, end: int) -> None:
+        self._queue: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(_AHEAD)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(loader, start, end), name="loader", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _run(self, loader: Loader, start: int, end: int) -> None:
+        try:
+            for step in range(start, end):
+                batches = loader._load(step)
+                self._put([{name: tensor.pin_memory() for name, tensor in batch.items()} for batch in batches])
+                if self._closed.is_set():
+                    return
+        except BaseException as error:
+            self._put(error)
+        self._put(None)
+
+    def _put(self, item: list[Batch] | BaseException | None) -> None:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+
+def split(samples: NDArray[np.int64], size: int | None) -> Sequence[NDArray[np.int64]]:
+    """Cut a rank's share into micro-batches of at most `size`; an empty share is one empty micro-batch."""
+    if size is None or len(samples) <= size:
+        return [samples]
+    return np.array_split(samples, math.ceil(len(samples) / size))

@@ -1,0 +1,306 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from cluster.errors import StorageError, TrainingError
+from trainers.context import StopReason, WorkerContext
+from trainers.data.loader import Loader, split
+from trainers.data.order import SampleOrder, share
+from trainers.optim import Schedule, build_optimizer, clip_and_scale
+from trainers.parallel import Reduction, distribute, without_sync
+from trainers.randomness import DROPOUT, MODEL, seed_for, seed_generator
+
+if TYPE_CHECKING:
+    from trainers.checkpoint import Checkpointer
+    from trainers.config import Every, TrainJob
+    from trainers.control import Control
+    from trainers.record import Recorder
+    from trainers.tasks.base import Batch, Dataset, Task
+
+
+@dataclass
+class Progress:
+    """Where training stands; all of it is saved, so that a resume repeats nothing and skips nothing."""
+
+    step: int = 0  # optimizer steps done
+    loss_sum: float = 0.0  # over the epoch so far
+    target_count: float = 0.0
+    best: float | None = None  # of the early-stopping metric
+    evaluations_without_gain: int = 0
+    evaluation: dict[str, float] = field(default_factory=dict)  # the newest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended."""
+
+    step: int
+    metrics: dict[str, float]
+    stopped: StopReason | None = None
+    early: bool = False
+
+
+class Trainer:
+    """Trains one task on one rank. All ranks run the same steps in the same order."""
+
+    def __init__(
+        self,
+        job: TrainJob,
+        task: Task,
+        context: WorkerContext,
+        *,
+        checkpointer: Checkpointer,
+        recorder: Recorder,
+        control: Control,
+    ) -> None:
+        self.config = job.train
+        self.every = job.checkpoint.every
+        self.context = context
+        self.checkpointer = checkpointer
+        self.recorder = recorder
+        self.control = control
+        self.task = task
+        self.device = context.device()
+        self.train_data, self.eval_data = task.datasets()
+        self.order = SampleOrder(len(self.train_data), self.config.batch_size, self.config.seed)
+        self.last_step = self._last_step()
+        torch.manual_seed(seed_for(self.config.seed, MODEL))
+        self.model = task.build_model().to(self.device)
+        self.optimizer = build_optimizer(self.model, self.config.optimizer)
+        self.schedule = Schedule(self.config.schedule, self.last_step)
+        self.autocast, self.scaler = mixed_precision(self.config.precision, self.device)
+        self.parallel = distribute(self.model, context.world_size, self.device)
+        self.reduction = Reduction(context.world_size, self.device)
+        self.progress = Progress()
+        self.saved_at = time.monotonic()
+        self.saved_step = -1
+
+    def run(self) -> Outcome:
+        """Train from the newest checkpoint to the last step, or until asked to stop."""
+        self.checkpointer.restore(self)
+        self.recorder.started(self)
+        start = self.progress.step
+        loader = Loader(
+            self.train_data,
+            self.order,
+            rank=self.context.rank,
+            world_size=self.context.world_size,
+            micro_batch_size=self.config.micro_batch_size,
+            device=self.device,
+        )
+        if self.should_end_early():
+            return self.finish(None, early=True)  # it had ended, and was lost before it could say so
+        self.model.train()
+        for batches in loader.steps(start, self.last_step):
+            self.train_step(batches)
+            stop, wants_save = self.settle() if self.has_news() else (None, False)
+            if self.is_due(self.config.eval_every) or self.progress.step == self.last_step:
+                self.evaluate()
+            if self.progress.step % self.order.steps_per_epoch == 0:
+                self.recorder.epoch(self.progress, self.order.steps_per_epoch)
+                self.progress.loss_sum = self.progress.target_count = 0.0
+            early = self.should_end_early()
+            done = stop is not None or early or self.progress.step == self.last_step
+            if done or wants_save or self.is_due(self.every):
+                self.save()
+            if done:
+                return self.finish(stop, early=early and self.progress.step < self.last_step)
+        return self.finish(None, early=False)  # there was nothing left to do
+
+    # -- one step
+
+    def train_step(self, batches: list[Batch]) -> None:
+        """Forward, backward and one optimizer step on this rank's micro-batches of a global batch."""
+        step = self.progress.step
+        self.schedule.apply(self.optimizer, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum = torch.zeros((), device=self.device)
+        count = torch.zeros((), device=self.device)
+        # Losses are summed over targets; DDP averages gradients over ranks. This factor turns its average into the
+        # sum over all ranks divided by the batch size; clip_and_scale corrects it to the true number of targets.
+        weight = self.context.world_size / self.config.batch_size
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            seed_generator(self.device, seed_for(self.config.seed, DROPOUT, step, self.context.rank, index))
+            with nullcontext() if last else without_sync(self.parallel):
+                with self.autocast:
+                    loss, targets, _ = self.task.loss(self.parallel, batch)
+                loss_sum += loss.detach()
+                count += targets
+                if last:
+                    self.reduction.start(loss_sum, count, stop=self.control.stop(), wants_save=self.wants_save())
+                self.scaler.scale(loss * weight).backward()
+        self.reduction.wait()
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_and_scale(
+            self.model.parameters(), self.config.batch_size / self.reduction.count, self.config.clip_norm
+        )
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.progress.step += 1
+        self.reduction.keep(step=self.progress.step, norm=norm, lr=self.optimizer.param_groups[0]["lr"])
+
+    def has_news(self) -> bool:
+        """Whether the step's sums are to be read now: on a GPU that waits for it, so only where they are needed."""
+        step = self.progress.step
+        return (
+            self.device.type == "cpu"
+            or step % self.config.log_every == 0
+            or step % self.order.steps_per_epoch == 0
+            or step in (self.last_step, self.saved_step + 1)
+            or self.is_due(self.every)
+            or self.is_due(self.config.eval_every)
+        )
+
+    def settle(self) -> tuple[StopReason | None, bool]:
+        """Read the sums of the steps since the last call: log them, and return the ranks' common wishes."""
+        stop, wants_save = None, False
+        for kept in self.reduction.read():
+            loss = kept.loss_sum / max(kept.count, 1.0)
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss is {loss}", kept.step)
+            if not math.isfinite(kept.norm) and not self.scaler.is_enabled():  # a scaler leaves such a step out
+                raise self._diverged(f"the gradient's norm is {kept.norm}", kept.step)
+            self.progress.loss_sum += kept.loss_sum
+            self.progress.target_count += kept.count
+            self.recorder.step(kept, loss, epoch=self.epoch_of(kept.step), samples=self.order.size(kept.step - 1))
+            stop = kept.stop or stop
+            wants_save = wants_save or kept.wants_save
+        self.checkpointer.confirm()
+        return stop, wants_save
+
+    # -- between steps
+
+    @torch.inference_mode()
+    def evaluate(self) -> None:
+        """Measure loss and metrics on the evaluation data, shared between the ranks."""
+        if self.eval_data is None:
+            return
+        started = time.monotonic()
+        self.model.eval()
+        metrics = self.task.metrics().to(self.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch in self._evaluation_batches(self.eval_data):
+            with self.autocast:
+                loss, targets, output = self.task.loss(self.model, batch)
+            sums += torch.stack([loss, targets]).double()
+            if len(batch["targets"]):
+                metrics.update(output.float(), batch["targets"])
+        if self.context.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        values = {f"eval_{name}": float(value) for name, value in metrics.compute().items()}
+        self.progress.evaluation = {"eval_loss": float(sums[0] / sums[1].clamp(min=1)), **values}
+        if not math.isfinite(self.progress.evaluation["eval_loss"]):
+            raise self._diverged(f"eval_loss is {self.progress.evaluation['eval_loss']}", self.progress.step)
+        self.model.train()
+        self._count_towards_early_stopping()
+        self.recorder.evaluation(self.progress, time.monotonic() - started, epoch=self.epoch_of(self.progress.step))
+
+    def should_end_early(self) -> bool:
+        stopping = self.config.early_stopping
+        return stopping is not None and self.progress.evaluations_without_gain >= stopping.patience
+
+    def save(self) -> None:
+        self.checkpointer.save(self)
+        self.saved_at = time.monotonic()
+        self.saved_step = self.progress.step
+
+    def finish(self, stop: StopReason | None, *, early: bool) -> Outcome:
+        self.checkpointer.close()
+        metrics = dict(self.progress.evaluation)
+        if self.recorder.last_loss is not None:
+            metrics["loss"] = self.recorder.last_loss
+        return Outcome(step=self.progress.step, metrics=metrics, stopped=stop, early=early)
+
+    def is_due(self, every: Every) -> bool:
+        """Whether an interval of epochs or steps ends at this step; minutes come as a wish of rank 0."""
+        if every.unit == "min":
+            return False
+        steps = Fraction(repr(every.count)) * (1 if every.unit == "step" else self.order.steps_per_epoch)
+        return self.progress.step // steps > (self.progress.step - 1) // steps
+
+    def wants_save(self) -> bool:
+        """Whether this rank's clock says that minutes have passed; rank 0's is the one that counts."""
+        every = self.every
+        return every.unit == "min" and self.context.rank == 0 and time.monotonic() - self.saved_at > every.count * 60
+
+    def epoch_of(self, step: int) -> int:
+        return (step - 1) // self.order.steps_per_epoch + 1
+
+    # -- state
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resume needs beside model and optimizer, as plain JSON."""
+        return {"progress": vars(self.progress).copy(), "scaler": self.scaler.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.progress = Progress(**state["progress"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+    def _last_step(self) -> int:
+        if self.config.max_steps is None:
+            return (self.config.epochs or 1) * self.order.steps_per_epoch
+        if self.config.epochs is None:
+            return self.config.max_steps
+        return min(self.config.max_steps, self.config.epochs * self.order.steps_per_epoch)
+
+    def _evaluation_batches(self, data: Dataset) -> Iterator[Batch]:
+        own = share(np.arange(len(data)), self.context.rank, self.context.world_size)
+        for part in split(own, max(self.config.batch_size, 256)):
+            yield {name: tensor.to(self.device) for name, tensor in data.batch(part, None).items()}
+
+    def _count_towards_early_stopping(self) -> None:
+        stopping = self.config.early_stopping
+        if stopping is None:
+            return
+        if stopping.metric not in self.progress.evaluation:
+            raise TrainingError(
+                f"train.early_stopping.metric: there is no {stopping.metric!r}; "
+                f"this task has {', '.join(self.progress.evaluation)}"
+            )
+        value = self.progress.evaluation[stopping.metric]
+        mode = stopping.mode or ("min" if "loss" in stopping.metric else "max")
+        gain = value if mode == "max" else -value
+        if self.progress.best is None or gain > self.progress.best + stopping.min_delta:
+            self.progress.best = gain
+            self.progress.evaluations_without_gain = 0
+        else:
+            self.progress.evaluations_without_gain += 1
+
+    def _diverged(self, what: str, step: int) -> TrainingError:
+        """Finish the save behind, then say what happened. Collective: every rank sees the same sums."""
+        with suppress(StorageError):
+            self.checkpointer.wait()
+        good = max(self.context.gather(self.checkpointer.newest_step))
+        kept = f"The last good checkpoint, of step {good}, is kept" if good else "There is no checkpoint before it"
+        clip = "" if self.config.clip_norm else " or train.clip_norm: 1"
+        return TrainingError(
+            f"training diverged: {what} at step {step} (epoch {self.epoch_of(step)}). {kept}. "
+            f"Try a smaller train.optimizer.lr (it is {self.optimizer.param_groups[0]['lr']:g}){clip}"
+        )
+
+
+def mixed_precision(
+    precision: str, device: torch.device
+) -> tuple[AbstractContextManager[Any], torch.amp.grad_scaler.GradScaler]:
+    """Return the autocast context and the gradient scaler of a precision; the scaler is idle but for fp16."""
+    if precision == "auto":
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if bf16 else "fp32"
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")
+    if precision == "fp32":
+        return nullcontext(), scaler
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype), scaler

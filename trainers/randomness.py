@@ -1,0 +1,27 @@
+"""Randomness by key: what a number is drawn for decides it, never what was drawn before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+MODEL, DROPOUT = 1, 2  # what a seed is for; data and augmentation have keys of their own
+
+
+def seed_for(*key: int) -> int:
+    """Return a 63-bit seed that is a function of the key's numbers."""
+    return int(np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_generator(device: torch.device, seed: int) -> None:
+    """Seed a device's own generator. torch.manual_seed seeds all there are, and keeps a trace of every call."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)

@@ -1,0 +1,92 @@
+"""What rank 0 writes down while the run trains: rows of metrics and events."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from cluster.runs import Attempt
+from cluster.segments import SegmentWriter
+
+if TYPE_CHECKING:
+    from trainers.loop import Progress, Trainer
+    from trainers.parallel import StepSums
+
+
+class Recorder:
+    """Writes rows on rank 0; on the other ranks it only counts."""
+
+    def __init__(self, attempt: Attempt, rank: int, *, log_every: int) -> None:
+        self._log_every = log_every
+        self._metrics = SegmentWriter(attempt.run, attempt.number, "metrics", "rank-0") if rank == 0 else None
+        self._events = SegmentWriter(attempt.run, attempt.number, "events", "rank-0") if rank == 0 else None
+        self._since = time.monotonic()
+        self._samples = 0
+        self.last_loss: float | None = None
+
+    def event(self, name: str, **values: Any) -> None:
+        if self._events is not None:
+            self._events.append({"event": name, **values})
+
+    def started(self, trainer: Trainer) -> None:
+        self.event(
+            "training",
+            step=trainer.progress.step,
+            last_step=trainer.last_step,
+            steps_per_epoch=trainer.order.steps_per_epoch,
+            world_size=trainer.context.world_size,
+            device=str(trainer.device),
+            parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+        )
+        self._since = time.monotonic()
+
+    def step(self, sums: StepSums, loss: float, *, epoch: int, samples: int) -> None:
+        self.last_loss = loss
+        self._samples += samples
+        if sums.step % self._log_every or self._metrics is None:
+            return
+        now = time.monotonic()
+        rate = self._samples / max(now - self._since, 1e-9)
+        self._since, self._samples = now, 0
+        self._metrics.append(
+            {
+                "kind": "step",
+                "step": sums.step,
+                "epoch": epoch,
+                "loss": loss,
+                "lr": sums.lr,
+                "grad_norm": sums.norm,
+                "samples_per_s": round(rate, 1),
+            }
+        )
+
+    def evaluation(self, progress: Progress, seconds: float, *, epoch: int) -> None:
+        if self._metrics is not None:
+            row = {"kind": "eval", "step": progress.step, "epoch": epoch, "seconds": round(seconds, 3)}
+            self._metrics.append({**row, **progress.evaluation})
+        self._since += seconds  # not training time
+
+    def epoch(self, progress: Progress, steps_per_epoch: int) -> None:
+        if self._metrics is not None:
+            loss = progress.loss_sum / max(progress.target_count, 1.0)
+            epoch = progress.step // steps_per_epoch
+            self._metrics.append({"kind": "epoch", "step": progress.step, "epoch": epoch, "train_loss": loss})
+
+    def flush(self) -> None:
+        """Write all rows so far to storage. Raises StorageError."""
+        if self._metrics is not None and self._events is not None:
+            self._metrics.flush()
+            self._events.flush()
+
+    def close(self) -> None:
+        if self._metrics is not None and self._events is not None:
+            self._metrics.close()
+            self._events.close()
+
+
+def peak_memory() -> int:
+    """Return the most memory that this process has held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,127 @@
+"""Optimizer state <-> one safetensors file, exact to the bit, with no pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cluster.errors import CorruptObjectError, TrainingError
+
+_KEY = "optimizer"  # of the file's metadata
+_ON_HOST = ("step", "mu_product")  # torch keeps these on the CPU, but for optimizers in one kernel
+_OF_THE_MACHINE = ("params", "param_names", "foreach", "fused")  # not restored: chosen anew where a run resumes
+
+
+def flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the state as tensors by name (`state.conv1.weight.exp_avg`) and the rest as plain JSON.
+
+    The tensors are the optimizer's own: clone them to write them later, while training goes on.
+    """
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for name, (parameter, _) in _by_name(optimizer).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"state.{name}.{key}"] = value.detach()
+            else:
+                scalars[f"state.{name}.{key}"] = value
+    groups = [
+        {key: value for key, value in group.items() if key not in _OF_THE_MACHINE} for group in optimizer.param_groups
+    ]
+    return tensors, {"layout": _layout(optimizer), "groups": groups, "scalars": scalars}
+
+
+def write(tensors: dict[str, Tensor], rest: dict[str, Any], path: Path) -> None:
+    """Write what `flatten` returned into a safetensors file. Blocks. Raises OSError, for example on a full disk."""
+    # safetensors knows no strides; `load_optimizer` gives them back
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, path, {_KEY: json.dumps(rest)})
+    except SafetensorError as error:  # which is no OSError
+        raise OSError(f"{path}: {error}") from error
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Write the state of an optimizer into a safetensors file. Blocks. Raises OSError."""
+    write(*flatten(optimizer), path)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Give an optimizer the state in a file; its next steps are those of the one that was saved.
+
+    It must have been built as the saved one was. Raises TrainingError where it was not, and CorruptObjectError where
+    the file is damaged; the optimizer is then as before.
+    """
+    tensors, rest = _read(path)
+    _check_layout(path, rest["layout"], _layout(optimizer))
+    state: dict[Tensor, dict[str, Any]] = {}
+    named = _by_name(optimizer)
+    for full_name, value in {**tensors, **rest["scalars"]}.items():
+        name, _, key = full_name.removeprefix("state.").rpartition(".")
+        parameter, group = named[name]
+        placed = _placed(key, value, parameter, group) if isinstance(value, Tensor) else value
+        state.setdefault(parameter, {})[key] = placed
+    optimizer.state.clear()
+    optimizer.state.update(state)
+    for group, saved in zip(optimizer.param_groups, rest["groups"], strict=True):
+        # JSON has no tuples
+        group.update({key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
+
+
+def _by_name(optimizer: torch.optim.Optimizer) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+    """Return the parameters and their groups by name, or by number where the optimizer knows no names."""
+    named = {}
+    for number, group in enumerate(optimizer.param_groups):
+        names = group.get("param_names") or [f"{number}-{index}" for index in range(len(group["params"]))]
+        named.update({name: (parameter, group) for name, parameter in zip(names, group["params"], strict=True)})
+    return named
+
+
+def _layout(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return what must be the same in the optimizer that is saved and the one that is loaded."""
+    shapes = {name: list(parameter.shape) for name, (parameter, _) in _by_name(optimizer).items()}
+    groups = [len(group["params"]) for group in optimizer.param_groups]
+    return {"optimizer": type(optimizer).__name__, "groups": groups, "shapes": shapes}
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            rest = json.loads((file.metadata() or {})[_KEY])
+            return {name: file.get_tensor(name) for name in file.keys()}, rest  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise CorruptObjectError(f"{path} holds no optimizer state that can be read: {error}") from error
+
+
+def _check_layout(path: Path, saved: dict[str, Any], own: dict[str, Any]) -> None:
+    if saved == own:
+        return
+    if saved["optimizer"] != own["optimizer"]:
+        reason = f"it is of {saved['optimizer']}, this job's optimizer is {own['optimizer']}"
+    else:
+        names = [*own["shapes"], *saved["shapes"]]
+        differing = [name for name in names if saved["shapes"].get(name) != own["shapes"].get(name)]
+        reason = "its parameters are grouped otherwise"
+        if differing:
+            name = differing[0]
+            sides = [shapes.get(name, "missing") for shapes in (saved["shapes"], own["shapes"])]
+            reason = f"{name} is {sides[0]} there and {sides[1]} in this model"
+    raise TrainingError(
+        f"{path.name} does not fit: {reason}. A run resumes with the model and the optimizer that it started with; "
+        "start a new run to change them"
+    )
+
+
+def _placed(key: str, value: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    """Return a copy where torch wants it, in the memory layout of its parameter: fused kernels rely on that."""
+    if key in _ON_HOST and not (group.get("fused") or group.get("capturable")):
+        return value.clone()
+    if value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+    return value.to(parameter.device, copy=True)

@@ -1,0 +1,153 @@
+"""What each rank runs, under Ray Train, under torchrun, or alone.
+
+torchrun --nproc-per-node 2 -m trainers.worker RUN_URI
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from cluster.errors import InfrastructureError, RayliftError, TrainingError
+from cluster.runs import Attempt, Result, Run
+from cluster.segments import SegmentWriter
+from trainers.context import LocalContext, RayContext, WorkerContext
+from trainers.tasks.base import Prepared
+
+if TYPE_CHECKING:
+    from trainers.config import TrainJob
+    from trainers.loop import Outcome
+
+
+def run_under_ray(config: dict[str, Any]) -> None:
+    """Run one rank of Ray Train; `config` is what trainers.main made ready."""
+    import ray
+
+    from trainers.output import shipped_output
+
+    run = Run.at(config["run_uri"])
+    attempt = Attempt.reopen(run, config["attempt"])
+    context = RayContext()
+    with shipped_output(attempt, f"rank-{context.rank}"):
+        arrays = dict(zip(config["arrays"], ray.get(list(config["arrays"].values())), strict=True))
+        prepared = Prepared(arrays=arrays, meta=config["meta"])
+        run_rank(context, attempt, config["job"], prepared)
+
+
+def run_rank(context: WorkerContext, attempt: Attempt, job: TrainJob, prepared: Prepared) -> Outcome:
+    """Train as one rank and, as rank 0, write down how it ended.
+
+    Raises TrainingError where a retry would fail again (that is written down too), InfrastructureError where one
+    may help.
+    """
+    from trainers.checkpoint import Checkpointer
+    from trainers.control import Control
+    from trainers.loop import Trainer
+    from trainers.memory import keep_freed_memory
+    from trainers.record import Recorder, peak_memory
+    from trainers.tasks.registry import build_task
+
+    started = time.monotonic()
+    keep_freed_memory()
+    context.join()
+    control = Control(attempt, context.rank)
+    recorder = Recorder(attempt, context.rank, log_every=job.train.log_every)
+    try:
+        task = build_task(job, prepared)
+        checkpointer = Checkpointer(
+            attempt, context.rank, keep=job.checkpoint.keep, recorder=recorder, meta=prepared.meta
+        )
+        trainer = Trainer(job, task, context, checkpointer=checkpointer, recorder=recorder, control=control)
+        outcome = trainer.run()
+        for rank, peak in enumerate(context.gather(peak_memory())):
+            recorder.event("memory", process=f"rank {rank}", peak_bytes=peak)
+        if context.rank == 0:
+            _write_down(attempt, recorder, _result_of(outcome), seconds=time.monotonic() - started)
+        return outcome
+    except Exception as error:
+        told = explain(error)
+        if isinstance(told, TrainingError):
+            traceback.print_exception(error)
+            with contextlib.suppress(InfrastructureError):
+                _write_down(attempt, recorder, Result(state="FAILED", message=str(told), exit_code=told.exit_code))
+        if told is error:
+            raise
+        raise told from error
+    finally:
+        control.close()
+        context.leave()
+
+
+def explain(error: Exception) -> RayliftError:
+    """Return what an exception of the training means for the run: the user's to mend, or worth a retry."""
+    import torch
+
+    if isinstance(error, RayliftError):
+        return error
+    text = str(error)
+    if isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in text):
+        return InfrastructureError("another rank is gone")
+    if isinstance(error, torch.OutOfMemoryError):
+        return TrainingError(
+            f"out of GPU memory: {text.splitlines()[0]} Try a smaller train.micro_batch_size or precision: bf16"
+        )
+    return TrainingError(f"{type(error).__name__}: {text}")
+
+
+def _result_of(outcome: Outcome) -> Result:
+    if outcome.stopped is not None:
+        message = f"stopped at step {outcome.step}, saved"
+        return Result(state="STOPPED", message=message, exit_code=4, step=outcome.step, metrics=outcome.metrics)
+    message = f"stopped early at step {outcome.step}: no more gain" if outcome.early else ""
+    return Result(state="SUCCEEDED", message=message, step=outcome.step, metrics=outcome.metrics)
+
+
+def _write_down(attempt: Attempt, recorder: Any, result: Result, seconds: float | None = None) -> None:
+    values = {} if seconds is None else {"seconds": round(seconds, 3)}
+    recorder.event("finished", state=result.state, message=result.message, **values)
+    recorder.close()
+    attempt.finish(result)
+
+
+def main() -> int:
+    """Run a rank that torchrun started, or a whole run in this one process."""
+    from trainers.jobs import load_job
+    from trainers.tasks.registry import prepare
+
+    run = Run.at(sys.argv[1])
+    job, _ = load_job(run)
+    context = LocalContext()
+    prepared = prepare(job)
+    attempt = run.claim() if context.rank == 0 else None
+    number = _agree(context, attempt.number if attempt else 0)
+    attempt = attempt or Attempt.reopen(run, number)
+    if context.rank == 0:
+        events = SegmentWriter(run, number, "events", "driver")
+        for note in prepared.notes:
+            events.append(note)
+        events.close()
+    outcome = run_rank(context, attempt, job, prepared)
+    return 4 if outcome.stopped is not None else 0
+
+
+def _agree(context: LocalContext, number: int) -> int:
+    """Return rank 0's number on every rank."""
+    if context.world_size == 1:
+        return number
+    import torch
+
+    context.join()
+    told = torch.tensor([number], device=context.device())
+    torch.distributed.broadcast(told, src=0)
+    return int(told.item())
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except RayliftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
