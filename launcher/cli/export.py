@@ -1,0 +1,45 @@
+"""raylift export: a run's model as a folder."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from launcher.cli.common import JsonOption, RunName, StorageOption
+
+CheckpointOption = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint",
+        metavar="last|best|STEP",
+        help="Which one; best by eval_accuracy, else eval_loss, of those kept.",
+    ),
+]
+
+
+def export_command(
+    name: RunName,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder that is new or empty.")],
+    storage: StorageOption = None,
+    checkpoint: CheckpointOption = "last",
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a run's model into a folder: weights, config, and a README that says how to load it."""
+    from pathlib import Path
+
+    from launcher.cli.common import open_run, print_json
+    from launcher.export import export_model
+
+    run = open_run(name, storage)
+    done = export_model(
+        run, Path(folder), checkpoint, force=force, warn=lambda text: typer.echo(f"warning: {text}", err=True)
+    )
+    metrics = dict(done.info.get("metrics", {}))
+    if json:
+        print_json({"folder": str(Path(folder).absolute()), "run": run.uri, "step": done.step, "metrics": metrics})
+        return
+    said = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+    typer.echo(f"exported the checkpoint of step {done.step} to {folder}" + (f"  ({said})" if said else ""))
+    typer.echo(f"load it: {folder}/README.md says how; try it: raylift predict {folder} IMAGE")

@@ -1,0 +1,28 @@
+"""raylift plan: what `run` would create."""
+
+from __future__ import annotations
+
+from launcher.cli.common import EnvOption, JobFile, JsonOption, NameOption, OnOption, SetOption, StorageOption
+
+
+def plan_command(
+    job_file: JobFile,
+    set_: SetOption = None,
+    on: OnOption = None,
+    name: NameOption = None,
+    storage: StorageOption = None,
+    env: EnvOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what `run` would create and do; create nothing. The same as run --dry-run."""
+    from launcher.cli.common import print_json
+    from launcher.planned import as_dict, print_plan
+    from launcher.spec import load
+    from launcher.submit import prepare
+
+    job = load(job_file, overrides=set_ or [], on=on, name=name, storage=storage, env=env or [])
+    submission = prepare(job)
+    if json:
+        print_json(as_dict(submission))
+    else:
+        print_plan(submission)

@@ -1,0 +1,34 @@
+"""raylift status: where one run stands."""
+
+from __future__ import annotations
+
+import typer
+
+from launcher.cli.common import JsonOption, RunName, StorageOption
+
+
+def status_command(name: RunName, storage: StorageOption = None, json: JsonOption = False) -> None:
+    """Show where a run stands: state, progress, metrics, checkpoints."""
+    from launcher.cli.common import open_run, print_json
+    from launcher.status import next_steps, summarize
+    from launcher.text import decimal
+
+    summary = summarize(open_run(name, storage))
+    if json:
+        print_json(summary.as_dict())
+        return
+    of = f" of {summary.last_step}" if summary.last_step else ""
+    rows = {
+        "run": summary.uri,
+        "state": f"{summary.state}{': ' + summary.reason if summary.reason else ''}",
+        "step": f"{summary.step}{of}{f', epoch {summary.epoch}' if summary.epoch else ''}",
+        "loss": decimal(summary.loss) if summary.loss is not None else "",
+        "metrics": "  ".join(f"{key} {decimal(value)}" for key, value in summary.metrics.items()),
+        "checkpoints": ", ".join(str(step) for step in summary.checkpoints),
+        "attempts": f"{summary.attempt}, on {summary.host}" if summary.attempt else "",
+    }
+    for key, value in rows.items():
+        if value:
+            typer.echo(f"{key:<12} {value}")
+    for line in next_steps(summary):
+        typer.echo(line)

@@ -1,0 +1,42 @@
+"""raylift stop: have a run save and stop."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from launcher.cli.common import JsonOption, RunName, StorageOption
+
+
+def stop_command(
+    name: RunName,
+    storage: StorageOption = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="End its processes on this machine at once, without saving.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Ask a run to save a checkpoint and stop; it hears within seconds, wherever it is."""
+    from cluster.provider import Receipt
+    from launcher.cli.common import open_run, print_json
+    from launcher.status import tear_down
+    from launcher.text import typed
+
+    run = open_run(name, storage)
+    result = run.result()
+    receipt = Receipt()
+    if result is None:
+        run.request_stop("stopped by raylift stop")
+        receipt = tear_down(run) if now else receipt
+    if json:
+        ended = {"ended": len(receipt.removed), "left": len(receipt.leftovers)}
+        print_json({"run_id": run.id, "run_uri": run.uri, "asked": result is None, **ended})
+    elif result is not None:
+        typer.echo(f"{run.uri} is over already: {result.state}")
+    elif now:
+        typer.echo(f"ended {len(receipt.removed)} processes; {len(receipt.leftovers)} left")
+    else:
+        typer.echo(f"{run.uri} is asked to save and stop. See it happen: raylift status {typed(run.uri)}")
+    if receipt.leftovers:
+        raise typer.Exit(6)

@@ -1,0 +1,153 @@
+"""How a followed run looks: a live line on a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from launcher.text import decimal, duration, number, size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from launcher.watch import Update
+
+_PLAIN_EVERY = 10.0  # seconds between progress lines in a pipe
+
+
+class PlainDisplay:
+    """Prints a line an event, and one of progress every ten seconds."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._last_step = 0
+        self._printed_at = time.monotonic()
+
+    def __enter__(self) -> PlainDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def show(self, update: Update) -> None:
+        row = update.row
+        if update.stream == "events":
+            self._last_step = row.get("last_step", self._last_step)
+            line = describe_event(row, update.attempt)
+        elif row["kind"] == "step":
+            line = self._progress_line(row)
+        else:
+            line = describe_metrics(row)
+        if line:
+            self.say(line)
+
+    def say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _progress_line(self, row: dict[str, Any]) -> str:
+        if time.monotonic() - self._printed_at < _PLAIN_EVERY:
+            return ""
+        self._printed_at = time.monotonic()
+        return (
+            f"step {row['step']}/{self._last_step}  epoch {row['epoch']}  loss {decimal(row['loss'])}  "
+            f"{number(row['samples_per_s'])} samples/s"
+        )
+
+
+class LiveDisplay(PlainDisplay):
+    """Adds a progress bar that stays at the bottom of the terminal."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._progress: Progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[facts]}"),
+            console=console,
+            transient=True,
+            expand=True,
+        )
+        self._task: TaskID = self._progress.add_task("starting", total=None, facts="")
+        self._checkpoint: int | None = None
+        self._first: tuple[float, int] | None = None  # time and step of this attempt's first row: for the ETA
+
+    def __enter__(self) -> LiveDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, update: Update) -> None:
+        row = update.row
+        if row.get("event") == "training":
+            self._progress.update(self._task, total=row["last_step"], completed=row["step"], description="training")
+            self._first = None
+        if row.get("event") == "recovering":
+            self._progress.update(self._task, description="recovering")
+        if row.get("event") == "checkpoint":
+            self._checkpoint = row["step"]
+        if row.get("kind") == "step":
+            self._advance(row)
+        else:
+            super().show(update)
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _advance(self, row: dict[str, Any]) -> None:
+        first_time, first_step = self._first = self._first or (row["time"], row["step"])
+        rate = (row["step"] - first_step) / (row["time"] - first_time) if row["time"] > first_time else 0.0
+        eta = duration((self._last_step - row["step"]) / rate) if rate else "…"
+        saved = f"  saved {self._checkpoint}" if self._checkpoint is not None else ""
+        facts = (
+            f"{row['step']}/{self._last_step}  loss {decimal(row['loss'])}  {number(row['samples_per_s'])}/s"
+            f"{saved}  ETA {eta}"
+        )
+        self._progress.update(self._task, completed=row["step"], description=f"epoch {row['epoch']}", facts=facts)
+
+
+def describe_event(row: dict[str, Any], attempt: int) -> str:
+    """Say an event in a line; an empty one where a person need not know."""
+    match row["event"]:
+        case "claimed" if row["base"] is not None:
+            return f"attempt {attempt}: goes on from the checkpoint of step {row['base']}"
+        case "claimed":
+            return f"attempt {attempt}: starting" if attempt > 1 else "starting Ray and reading the data"
+        case "data.cleaned":
+            shown = ", ".join(str(item) for item in row.get("items", [])[:3])
+            return f"data: dropped {row['count']} of {row['split']} ({row['reason']}): {shown}"
+        case "data.ready":
+            height, width, channels = row["image"]
+            return (
+                f"data: {row['train']} to train on, {row['eval']} to evaluate, {len(row['classes'])} classes, "
+                f"{height}x{width}x{channels}"
+            )
+        case "training":
+            return (
+                f"training: {row['last_step']} steps, {row['world_size']} "
+                f"{'rank' if row['world_size'] == 1 else 'ranks'} on {row['device']}, "
+                f"{number(row['parameters'])} parameters"
+            )
+        case "checkpoint":
+            return f"saved: checkpoint of step {row['step']}, {size(row['bytes'])}, in {duration(row['seconds'])}"
+        case "checkpoint.corrupt":
+            return f"warning: the checkpoint of step {row['step']} is damaged and passed over: {row['reason']}"
+        case "recovering":
+            return f"recovering: {row['reason']}"
+        case _:
+            return ""
+
+
+def describe_metrics(row: dict[str, Any]) -> str:
+    """Say an evaluation or the end of an epoch in a line."""
+    if row["kind"] == "epoch":
+        return f"epoch {row['epoch']}: train loss {decimal(row['train_loss'])}"
+    values = "  ".join(
+        f"{key.removeprefix('eval_')} {decimal(value)}" for key, value in row.items() if key.startswith("eval_")
+    )
+    return f"epoch {row['epoch']}: eval {values}"

@@ -1,0 +1,97 @@
+"""A checkpoint's model as a folder that stands for itself: plain files, no torch needed to make them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import UsageError
+from cluster.runs import Checkpoint, Run
+from cluster.selection import MODEL_PART, fetch_model
+from launcher.card import model_card, tensor_shapes
+from launcher.spec import load_frozen
+from trainers.config import TrainJob
+
+_FILES = frozenset({*MODEL_PART, "config.json", "README.md"})
+
+
+def export_model(run: Run, target: Path, which: str, *, force: bool, warn: Callable[[str], None]) -> Checkpoint:
+    """Write the chosen checkpoint's model into a folder, which appears only when complete.
+
+    `which` is last, best or a step; `warn` is told of damaged checkpoints that were passed over. Raises UsageError
+    where the folder holds something already, unless `force` and all that it holds is an earlier export.
+    """
+    target = target.expanduser().absolute()
+    _check_free(target, force=force)
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            checkpoint = fetch_model(run, which, partial, warn)
+            config = _config(run, checkpoint, json.loads((partial / "raylift.json").read_bytes()))
+            (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            card = model_card(config, tensor_shapes(partial / "model.safetensors"))
+            (partial / "README.md").write_text(card, encoding="utf-8")
+            _put_in_place(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise UsageError(f"{target}: {error.strerror}. Export to a folder that you may write") from error
+    return checkpoint
+
+
+def _check_free(target: Path, *, force: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UsageError(f"{target} is a file: name a folder that is new or empty")
+    if target.samefile(Path.cwd()):
+        raise UsageError(f"{target} is where you are: name a folder in it, such as model")
+    held = sorted(entry.name for entry in target.iterdir())
+    others = [name for name in held if name not in _FILES]
+    if others:
+        raise UsageError(f"{target} holds other things ({', '.join(others[:3])}): name a folder that is new or empty")
+    if held and not force:
+        raise UsageError(f"{target} holds an earlier export: replace it by --force, or name another folder")
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Rename the finished folder; an earlier export steps aside first, and is removed last."""
+    aside = target.with_name(f"{target.name}.replaced")
+    shutil.rmtree(aside, ignore_errors=True)
+    if target.exists():
+        os.rename(target, aside)
+    os.rename(partial, target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _config(run: Run, checkpoint: Checkpoint, meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what the model is and where it comes from, under Hugging Face's names where it has one.
+
+    The keys task, model, data, train and checkpoint are those of the job file.
+    """
+    spec = load_frozen(run.job())
+    job = spec.model_dump(mode="json", include=set(TrainJob.model_fields))
+    height, width, channels = meta["image"]
+    began = [row for row in run.rows("events") if row["event"] == "training" and row["step"] < checkpoint.step]
+    return {
+        "architectures": [spec.model.name.upper()],
+        "model_type": spec.model.name,
+        "id2label": {str(number): name for number, name in enumerate(meta["classes"])},
+        "label2id": {name: number for number, name in enumerate(meta["classes"])},
+        "image_size": [height, width],
+        "num_channels": channels,
+        "image_mean": meta["mean"],
+        "image_std": meta["std"],
+        "samples": {"train": meta["train"], "eval": meta["eval"]},
+        "run": run.uri,
+        "step": checkpoint.step,
+        "metrics": dict(checkpoint.info.get("metrics", {})),
+        "world_size": began[-1]["world_size"] if began else 1,
+        **job,
+    }

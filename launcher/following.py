@@ -1,0 +1,137 @@
+"""Following a run on the screen until it is over, with Ctrl-C meaning what people expect."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from cluster.errors import StorageError
+from launcher.interrupts import Interrupts
+from launcher.text import decimal, duration, typed
+
+if TYPE_CHECKING:
+    from cluster.provider import Provider
+    from cluster.runs import Run
+    from launcher.display import PlainDisplay
+    from launcher.watch import Update
+
+LOST = 5  # exit codes
+LEFT = 6
+KILLED = 130
+_FROM_THE_KEYBOARD = "stopped from the keyboard"
+_CLEANED = 20.0  # seconds that a finished run's processes have to be gone
+
+
+def follow_to_the_end(run: Run, provider: Provider, *, after: int = 0, json: bool = False) -> int:
+    """Show a run, from its first attempt after `after`, until it ends; return the command's exit code.
+
+    The first Ctrl-C asks the run to save and stop, the second ends its processes at once.
+    """
+    with Interrupts() as interrupts:  # before all else: no moment is left in which Ctrl-C would mean another thing
+        from launcher.watch import Follower
+
+        started = time.monotonic()
+        display = _display(json=json)
+        stopping = False
+        try:
+            with display:
+                display.say(f"run {run.uri}")
+                for update in Follower(run, after=after).follow():
+                    _show(update, display)
+                    if interrupts.count and not stopping:
+                        stopping = True
+                        _ask_to_stop(run, display)
+        except KeyboardInterrupt:
+            return _end_at_once(run, provider, display)
+        except StorageError as error:
+            return _lose_sight(run, error, display)
+        return _report_end(run, seconds=time.monotonic() - started, json=json, display=display)
+
+
+def watch_only(run: Run) -> int:
+    """Show a run until it ends; Ctrl-C leaves it running and says how to go on."""
+    from launcher.status import summarize
+    from launcher.watch import Follower
+
+    display = _display(json=False)
+    with display:
+        try:
+            for update in Follower(run, after=max(run.attempts(), default=1) - 1).follow():
+                _show(update, display)
+        except KeyboardInterrupt:
+            display.say(f"it goes on. Stop it: raylift stop {typed(run.uri)}")
+            return LOST
+        except StorageError as error:
+            return _lose_sight(run, error, display)
+    summary = summarize(run)
+    display.say(f"{summary.state}{': ' + summary.reason if summary.reason else ''}")
+    return 0
+
+
+def _show(update: Update | None, display: PlainDisplay) -> None:
+    if update is not None:
+        display.show(update)
+
+
+def _lose_sight(run: Run, error: StorageError, display: PlainDisplay) -> int:
+    display.say(f"lost sight of it, though it may go on: {error}")
+    display.say(f"follow it: raylift logs -f {typed(run.uri)}")
+    return LOST
+
+
+def _ask_to_stop(run: Run, display: PlainDisplay) -> None:
+    display.say("stopping: saving a checkpoint first (Ctrl-C again ends it at once)")
+    try:
+        run.request_stop(_FROM_THE_KEYBOARD)
+    except StorageError as error:
+        display.say(f"it cannot be told: {error}. Ctrl-C again ends it at once")
+
+
+def _end_at_once(run: Run, provider: Provider, display: PlainDisplay) -> int:
+    receipt = provider.teardown(run.id)
+    with suppress(StorageError):
+        run.request_stop(_FROM_THE_KEYBOARD)  # two in a row may have left no time for it before
+    for left in receipt.leftovers:
+        display.say(f"left over: {left.kind} {left.name} {left.detail}")
+    display.say(f"ended at once. Go on from the newest checkpoint: raylift resume {typed(run.uri)}")
+    return LEFT if receipt.leftovers else KILLED
+
+
+def _report_end(run: Run, *, seconds: float, json: bool, display: PlainDisplay) -> int:
+    from launcher.cli.common import print_json
+    from launcher.status import next_steps, summarize
+
+    _wait_until_gone(run)
+    summary = summarize(run)
+    if json:
+        print_json(summary.as_dict())
+    metrics = "  ".join(f"{name} {decimal(value)}" for name, value in summary.metrics.items())
+    display.say(f"{summary.state} in {duration(seconds)}  {metrics}".rstrip())
+    if summary.reason:
+        display.say(summary.reason)
+    for line in next_steps(summary):
+        display.say(line)
+    if summary.exit_code is not None:
+        return summary.exit_code
+    return 3
+
+
+def _wait_until_gone(run: Run) -> None:
+    from launcher.status import is_running
+
+    deadline = time.monotonic() + _CLEANED
+    while is_running(run) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _display(*, json: bool) -> PlainDisplay:
+    from rich.console import Console
+
+    from launcher.display import LiveDisplay, PlainDisplay
+
+    console = Console(stderr=json)  # with --json, standard output is the program's
+    if console.is_terminal and sys.stdin.isatty():
+        return LiveDisplay(console)
+    return PlainDisplay(console)

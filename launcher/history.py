@@ -1,0 +1,155 @@
+"""All of a run that can be told afterwards, read from storage once, and what follows from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cluster.errors import UsageError
+from cluster.runs import Checkpoint, Claim, Result, Run
+from launcher.spec import load_frozen
+from launcher.status import Summary, summarize
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """What a report shows; times are seconds since the epoch."""
+
+    summary: Summary
+    job: str  # the frozen job file
+    what: str = ""  # the same in a line
+    created: float
+    made: float
+    claims: Sequence[Claim]
+    results: Mapping[int, Result]  # of the attempts that ended with one
+    checkpoints: Sequence[Checkpoint]
+    metrics: Rows
+    events: Rows
+    version: str = ""  # of the raylift that makes the report
+
+    @cached_property
+    def training(self) -> Mapping[str, Any]:
+        """The newest event that training began; empty where it never did."""
+        return self.newest("training")
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        return self.training.get("steps_per_epoch")
+
+    @cached_property
+    def ended(self) -> float:
+        """When the run ended, was last heard of, or, where it goes on, when this was read."""
+        if not self.summary.state.is_final:
+            return self.made
+        newest = self.results.get(self.claims[-1].attempt) if self.claims else None
+        if newest is not None:
+            return newest.at
+        return max([self.created, *(float(row["time"]) for row in [*self.events, *self.metrics])])
+
+    def newest(self, event: str) -> Mapping[str, Any]:
+        return next((row for row in reversed(self.events) if row["event"] == event), {})
+
+    def of(self, attempt: int) -> list[Mapping[str, Any]]:
+        """Return the events and metrics of an attempt by their time."""
+        rows = [row for row in [*self.events, *self.metrics] if row["attempt"] == attempt]
+        return sorted(rows, key=lambda row: float(row["time"]))
+
+
+def gather(run: Run) -> ReportData:
+    """Read a run's folder. Raises RunNotFoundError, StorageError."""
+    summary = summarize(run, brief=True)
+    job = run.job()
+    claims = run.claims()
+    results = {claim.attempt: run.result_of(claim.attempt) for claim in claims}
+    return ReportData(
+        summary=summary,
+        job=job.decode(errors="replace"),
+        what=_what(job),
+        created=next(entry.modified for entry in run.storage.list(run.path("job.yaml"))),
+        made=time.time(),
+        claims=claims,
+        results={attempt: result for attempt, result in results.items() if result is not None},
+        checkpoints=run.checkpoints(),
+        metrics=run.rows("metrics"),
+        events=run.rows("events"),
+        version=_version(),
+    )
+
+
+def phases(data: ReportData) -> dict[str, float]:
+    """Return how many seconds of the run went where, over all attempts; together they are its duration."""
+    spent = {"launching": 0.0, "Ray and data": 0.0, "starting ranks": 0.0, "training": 0.0, "evaluation": 0.0}
+    spent |= {"saving": 0.0, "recovering": 0.0, "ending": 0.0}
+    if not data.claims:
+        return {"launching": data.ended - data.created}
+    spent["launching"] = max(data.claims[0].at - data.created, 0.0)
+    ends = [claim.at for claim in data.claims[1:]] + [data.ended]
+    for claim, end in zip(data.claims, ends, strict=True):
+        for name, seconds in _phases_of(data, claim, end).items():
+            spent[name] += seconds
+    return {name: seconds for name, seconds in spent.items() if seconds >= 0.05}
+
+
+def _phases_of(data: ReportData, claim: Claim, end: float) -> dict[str, float]:
+    rows = data.of(claim.attempt)
+    times = {row.get("event", row.get("kind")): float(row["time"]) for row in rows}
+    heard = max([claim.at, *(row["time"] for row in rows if row.get("event") not in ("finished", "memory"))])
+    goes_on = claim is data.claims[-1] and not data.summary.state.is_final
+    heard = end if goes_on else min(heard, end)
+    began = min(times.get("training", heard), heard)
+    ready = min(times.get("cluster", began), began)
+    evaluation = sum(row["seconds"] for row in rows if row.get("kind") == "eval")
+    saving = sum(row["blocked"] for row in rows if row.get("event") == "checkpoint")
+    return {
+        "Ray and data": max(ready - claim.at, 0.0),
+        "starting ranks": began - ready,
+        "training": max(heard - began - evaluation - saving, 0.0),
+        "evaluation": evaluation,
+        "saving": saving,
+        "ending" if claim.attempt in data.results else "recovering": end - heard,
+    }
+
+
+def ending_of(data: ReportData, claim: Claim) -> tuple[str, str]:
+    """Return in a word and a sentence how an attempt ended."""
+    result = data.results.get(claim.attempt)
+    if result is not None:
+        return result.state, result.message
+    told = [row["reason"] for row in data.events if row["attempt"] == claim.attempt and row["event"] == "recovering"]
+    if told:
+        return "LOST", str(told[-1])
+    if claim is data.claims[-1]:
+        return data.summary.state, data.summary.reason
+    return "LOST", "it ended without a word: killed, or its machine was lost"
+
+
+def _what(job: bytes) -> str:
+    try:
+        spec = load_frozen(job)
+    except UsageError:  # another version wrote it
+        return ""
+    optimizer = spec.train.optimizer
+    length = f"{spec.train.max_steps} steps" if spec.train.max_steps else f"{spec.train.epochs or 1} epochs"
+    return " · ".join(
+        [
+            f"{spec.task}: {spec.model.name} on {spec.data.train}",
+            optimizer.name + (f", lr {optimizer.lr:g}" if optimizer.lr else ""),
+            f"batch size {spec.train.batch_size}",
+            length,
+            f"seed {spec.train.seed}",
+        ]
+    )
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("raylift")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return ""

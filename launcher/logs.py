@@ -1,0 +1,45 @@
+"""A run's events and output, attempt after attempt."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from cluster.runs import Run
+from launcher.display import describe_event
+from launcher.status import summarize
+from launcher.text import finite
+
+
+def print_logs(run: Run) -> bool:
+    """Print what storage holds of a run's log; False where that is nothing."""
+    attempts = run.attempts()
+    for attempt in attempts:
+        for row in run.rows_of(attempt, "events"):
+            if line := _describe(row, attempt):
+                print(f"{time.strftime('%H:%M:%S', time.localtime(row['time']))}  {line}")
+        for writer, data in run.output_of(attempt).items():
+            for printed in data.decode(errors="replace").splitlines():
+                print(f"{writer}: {printed}")
+    if attempts and run.result() is None:
+        summary = summarize(run, brief=True)
+        if summary.state.is_final:  # storage took no word of it
+            print(f"{summary.state}: {summary.reason}")
+    return bool(attempts)
+
+
+def print_rows(run: Run) -> None:
+    """Print the same as JSON, an event or a printed line each."""
+    for attempt in run.attempts():
+        for row in run.rows_of(attempt, "events"):
+            print(json.dumps(finite({"attempt": attempt, **row})))
+        for writer, data in run.output_of(attempt).items():
+            for printed in data.decode(errors="replace").splitlines():
+                print(json.dumps({"attempt": attempt, "writer": writer, "line": printed}))
+
+
+def _describe(row: dict[str, Any], attempt: int) -> str:
+    if row["event"] == "finished":  # what follows a run says its end by itself
+        return f"{row['state']}{': ' if row['message'] else ''}{row['message']}"
+    return describe_event(row, attempt)

@@ -1,0 +1,54 @@
+"""A submission before it is made, for people and for programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from launcher.submit import Submission
+
+
+def as_dict(submission: Submission) -> dict[str, Any]:
+    return {
+        "run_id": submission.request.run_id,
+        "run_uri": submission.request.run_uri,
+        "provider": submission.plan.provider,
+        "resources": [asdict(resource) for resource in submission.plan.resources],
+        "job": submission.spec.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def print_plan(submission: Submission) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    spec = submission.spec
+    console = Console(highlight=False)
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_row("run", submission.request.run_uri)
+    table.add_row("task", f"{spec.task} with {spec.model.name}")
+    table.add_row("data", f"{spec.data.train}, evaluated on {_evaluation(submission)}")
+    table.add_row("training", _training(submission))
+    table.add_row("saves", f"every {spec.checkpoint.every}, the newest {spec.checkpoint.keep} are kept")
+    for resource in submission.plan.resources:
+        table.add_row(resource.kind, f"{resource.name}{'  ' + resource.detail if resource.detail else ''}")
+    price = submission.plan.usd_per_hour
+    table.add_row("price", f"${price:.2f} an hour" if price else "nothing: this machine")
+    console.print(table)
+
+
+def _evaluation(submission: Submission) -> str:
+    evaluation = submission.spec.data.eval
+    if evaluation is None:
+        return "nothing"
+    return evaluation if isinstance(evaluation, str) else f"a split of {evaluation.split:g}"
+
+
+def _training(submission: Submission) -> str:
+    train = submission.spec.train
+    length = f"{train.max_steps} steps" if train.max_steps else f"{train.epochs or 1} epochs"
+    if train.max_steps and train.epochs:
+        length += f" or {train.epochs} epochs, whichever is first"
+    rate = f" {train.optimizer.lr:g}" if train.optimizer.lr else ""
+    optimizer = f"{train.optimizer.name}{rate}, {train.schedule.name}"
+    return f"{length}, batches of {train.batch_size}, {optimizer}, {train.loss.name}"

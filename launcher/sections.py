@@ -1,0 +1,248 @@
+"""The parts of a run's page, top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from cluster.runs import Checkpoint
+from cluster.selection import best_of
+from launcher.curves import Chart
+from launcher.display import describe_event
+from launcher.history import ReportData, ending_of, phases
+from launcher.markup import Content, Html, table, tag
+from launcher.text import duration, number, size
+
+_CLASSES = 60  # shown by name
+
+
+def before_curves(data: ReportData) -> list[Html]:
+    return [_headline(data), _tiles(data), _phases(data)]
+
+
+def curves(data: ReportData, charts: Sequence[Chart]) -> Html:
+    """Return the places that the page's script draws into."""
+    if not charts:
+        over = data.summary.state.is_final
+        words = "The run ended before its first step." if over else "No step has been trained yet."
+        return _section("Learning curves", tag("p", words, class_="empty"))
+    cards = [_card(chart, index) for index, chart in enumerate(charts)]
+    hints = ["Drag over a part to enlarge it, double-click to go back."]
+    if any(claim.base for claim in data.claims[1:]):
+        hints.append("Dotted: where a later attempt went on from a checkpoint.")
+    return _section(
+        "Learning curves",
+        tag("div", cards, class_="charts"),
+        tag("p", " ".join(hints), class_="note"),
+        tag("noscript", tag("p", "The curves are drawn by this page's own script, which is switched off here.")),
+    )
+
+
+def after_curves(data: ReportData) -> list[Html]:
+    parts = [_checkpoints(data), _attempts(data), _samples(data), _machine(data), _job(data), _happenings(data)]
+    made = f"Read from {data.summary.uri} on {_moment(data.made)}"
+    by = f" by raylift {data.version}" if data.version else " by raylift"
+    return [*(part for part in parts if part), tag("footer", made, by, ".")]
+
+
+# -- before the curves
+
+
+def _headline(data: ReportData) -> Html:
+    state = data.summary.state
+    took = duration(max(data.ended - data.created, 0.0))
+    facts = [
+        f"Started {_moment(data.created)}",
+        f"took {took}" if state.is_final else f"for {took} so far",
+        f"{_count(data.training['world_size'], 'rank')} on {data.training['device']}" if data.training else "",
+        f"{number(data.training['parameters'])} parameters" if data.training else "",
+        _count(data.summary.restarts, "restart") if data.summary.restarts else "",
+    ]
+    said = data.summary.reason
+    return tag(
+        "header",
+        tag("h1", data.summary.id, " ", tag("span", state, class_=f"state {state.lower()}")),
+        tag("p", data.what, class_="facts"),
+        tag("p", " · ".join(fact for fact in facts if fact), class_="facts"),
+        tag("p", said, class_=f"said {state.lower()}") if said else None,
+    )
+
+
+def _tiles(data: ReportData) -> Html:
+    tiles = [_tile(value, name) for name, value in _figures(data)]
+    return tag("section", tiles, class_="tiles") if tiles else Html("")
+
+
+def _figures(data: ReportData) -> list[tuple[str, str]]:
+    steps = [row for row in data.metrics if row["kind"] == "step"]
+    evaluations = [row for row in data.metrics if row["kind"] == "eval"]
+    found = []
+    if evaluations:
+        measured = {key: value for key, value in evaluations[-1].items() if key.startswith("eval_")}
+        found += [(name.removeprefix("eval_") + ", evaluation", f"{value:.4f}") for name, value in measured.items()]
+        found.sort(key=lambda one: one[0].startswith("loss"))
+    if steps:
+        found.append(("loss, training", f"{steps[-1]['loss']:.4f}"))
+        found.append(("samples/s, median", number(median(row["samples_per_s"] for row in steps))))
+    if data.training:
+        step = steps[-1]["step"] if steps else data.training["step"]
+        found.append(("step", f"{step:,} of {data.training['last_step']:,}"))
+    return found
+
+
+def _tile(value: str, name: str) -> Html:
+    return tag("div", tag("b", value), tag("span", name), class_="tile")
+
+
+def _phases(data: ReportData) -> Html:
+    """Draw where the time went as one bar, and say it in numbers."""
+    spent = phases(data)
+    total = sum(spent.values()) or 1.0
+    shares = [
+        tag("i", class_=_slug(name), style=f"flex-grow:{seconds / total:.5f}", title=f"{name}: {duration(seconds)}")
+        for name, seconds in spent.items()
+    ]
+    words = [
+        tag("li", tag("i", class_=_slug(name)), name, " ", tag("b", duration(seconds)))
+        for name, seconds in spent.items()
+    ]
+    return _section("Where the time went", tag("div", shares, class_="bar"), tag("ul", words, class_="legend"))
+
+
+def _card(chart: Chart, index: int) -> Html:
+    scale = tag("label", Html(f'<input type="checkbox" data-chart="{index}"> logarithmic')) if chart.loss else None
+    head = tag("div", tag("h3", chart.title), scale, class_="card-head")
+    return tag("div", head, tag("div", id=f"curve-{index}", class_="plot"), class_="card")
+
+
+# -- after the curves
+
+
+def _checkpoints(data: ReportData) -> Html:
+    saved = {row["step"]: row for row in data.events if row["event"] == "checkpoint"}
+    if not data.checkpoints:
+        return _section("Checkpoints", tag("p", "There is none.", class_="empty"))
+    best = best_of(data.checkpoints)
+    names = list(dict.fromkeys(name for one in data.checkpoints for name in one.info.get("metrics", {})))
+    rows = [_checkpoint(one, saved.get(one.step, {}), names, best) for one in reversed(data.checkpoints)]
+    head = ["step", *(name.removeprefix("eval_") for name in names), "size", "saved", "took", "folder"]
+    gone = len(set(saved) - {one.step for one in data.checkpoints})
+    note = f"{_count(gone, 'older checkpoint')} gave way to newer ones, as checkpoint.keep says." if gone else ""
+    return _section("Checkpoints", table(head, rows), tag("p", note, class_="note") if note else None)
+
+
+def _checkpoint(
+    one: Checkpoint, saved: Mapping[str, Any], names: Sequence[str], best: Checkpoint | None
+) -> list[Content]:
+    measured = one.info.get("metrics", {})
+    mark = tag("span", "best", class_="mark") if best is not None and one.step == best.step else None
+    return [
+        [f"{one.step:,}", mark],
+        *(f"{measured[name]:.4f}" if name in measured else "" for name in names),
+        size(one.size),
+        _moment(saved["time"]) if saved else "",
+        duration(saved["seconds"]) if saved else "",
+        tag("code", one.folder),
+    ]
+
+
+def _attempts(data: ReportData) -> Html:
+    if not data.claims:
+        return Html("")
+    rows: list[list[Content]] = []
+    for claim in data.claims:
+        state, why = ending_of(data, claim)
+        steps = [row["step"] for row in data.metrics if row["attempt"] == claim.attempt and row["kind"] == "step"]
+        began = claim.base.step if claim.base else 0
+        reached = f"{began:,} to {max(steps):,}" if steps else f"{began:,}"
+        chip = tag("span", state, class_=f"state {_slug(state)}")
+        rows.append([str(claim.attempt), _moment(claim.at), claim.host, reached, chip, why])
+    return _section("Attempts", table(["attempt", "started", "host", "steps", "ended", "why"], rows))
+
+
+def _samples(data: ReportData) -> Html:
+    ready = data.newest("data.ready")
+    if not ready:
+        return Html("")
+    height, width, channels = ready["image"]
+    classes = ready["classes"]
+    more = f" and {len(classes) - _CLASSES} more" if len(classes) > _CLASSES else ""
+    facts: list[tuple[str, Content]] = [
+        ("to train on", f"{ready['train']:,}"),
+        ("to evaluate on", f"{ready['eval']:,}"),
+        ("image", f"{height}×{width}, {_count(channels, 'channel')}"),
+        (
+            _count(len(classes), "class", "classes"),
+            [[tag("span", name, class_="label") for name in classes[:_CLASSES]], more],
+        ),
+        ("made ready in", duration(ready["seconds"])),
+    ]
+    return _section("Data", _facts(facts), _cleaned(data, ready["attempt"]))
+
+
+def _cleaned(data: ReportData, attempt: int) -> Html:
+    """List what cleaning dropped when the data was last made ready."""
+    rows: list[list[Content]] = []
+    for row in data.events:
+        if row["event"] == "data.cleaned" and row["attempt"] == attempt:
+            listed = tag("ul", [tag("li", item) for item in row["items"]])
+            unlisted = row["count"] - len(row["items"])
+            more = tag("p", f"and {unlisted:,} more", class_="note") if unlisted > 0 else None
+            which = tag("details", tag("summary", "which"), listed, more)
+            rows.append([row["split"], row["reason"], f"{row['count']:,}", which])
+    if not rows:
+        return tag("p", "Cleaning dropped nothing.", class_="note")
+    return table(["dropped from", "because", "samples", ""], rows)
+
+
+def _machine(data: ReportData) -> Html:
+    peaks = {row["process"]: row["peak_bytes"] for row in data.events if row["event"] == "memory"}
+    versions: dict[str, str] = {}
+    for checkpoint in data.checkpoints:
+        versions |= {key: value for key, value in checkpoint.info.items() if isinstance(value, str)}
+    facts: list[tuple[str, Content]] = [(f"peak memory, {name}", size(peak)) for name, peak in peaks.items()]
+    facts += versions.items()
+    return _section("Memory and versions", _facts(facts)) if facts else Html("")
+
+
+def _job(data: ReportData) -> Html:
+    lines = data.job.splitlines()
+    shown = lines[1:] if lines and lines[0].startswith("# run ") else lines
+    return _section("Job file", tag("pre", tag("code", "\n".join(shown))))
+
+
+def _happenings(data: ReportData) -> Html:
+    rows = [
+        [_moment(row["time"]), str(row["attempt"]), said]
+        for row in data.events
+        if (said := describe_event(dict(row), row["attempt"]))
+    ]
+    if not rows:
+        return Html("")
+    listed = table(["when", "attempt", "what"], rows)
+    return _section("What happened", tag("details", tag("summary", _count(len(rows), "event")), listed))
+
+
+# -- pieces
+
+
+def _section(title: str, *content: Content) -> Html:
+    return tag("section", tag("h2", title), *content)
+
+
+def _facts(facts: Sequence[tuple[str, Content]]) -> Html:
+    return tag("dl", [[tag("dt", name), tag("dd", value)] for name, value in facts])
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def _count(count: int, word: str, plural: str = "") -> str:
+    return f"{count:,} {word if count == 1 else plural or word + 's'}"
+
+
+def _slug(name: str) -> str:
+    return name.lower().replace(" ", "-")

@@ -1,0 +1,157 @@
+"""The job file: YAML to a validated and frozen JobSpec, or every mistake at once, with its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, field_validator
+
+from cluster.config import ClusterConfig, LocalCluster
+from cluster.errors import UsageError
+from launcher import overrides as cli
+from launcher import settings
+from launcher.mistakes import JobFileError, Mistake
+from launcher.sources import settle_sources
+from launcher.validation import nearest, validate
+from launcher.yaml_source import Document, parse, read_file
+from trainers.config import TrainJob
+
+NAME_LENGTH = 22  # <name>-<12 digits>-<4 hex> is then at most 40 characters
+_VARIABLE = "[A-Za-z_][A-Za-z0-9_]*"
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(_VARIABLE, name):
+        raise ValueError(f"{name!r} is no name for a variable: letters, digits and _, no digit first")
+    return name
+
+
+def _no_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("the value holds a NUL byte, which no environment can carry")
+    return value
+
+
+class JobSpec(TrainJob):
+    """A job file: what to train, on what, and where its run is kept."""
+
+    name: str = Field(
+        default="job",
+        description=f"lower-case letters, digits and dashes, at most {NAME_LENGTH}; default: the job file's name",
+        json_schema_extra={"pattern": "^[a-z][a-z0-9-]*$", "maxLength": NAME_LENGTH},
+    )
+    cluster: ClusterConfig = LocalCluster()
+    storage: str | None = Field(
+        default=None,
+        description="s3://bucket/prefix, gs://bucket/prefix or a folder, which starts where the command is typed; "
+        "default: RAYLIFT_STORAGE, the config file, ./runs",
+    )
+    env: dict[Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_no_nul)]] = Field(
+        default={},
+        description="environment variables of the run; their values are text",
+        json_schema_extra={"propertyNames": {"pattern": f"^{_VARIABLE}$"}},
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _fits_in_a_run_id(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name) or len(name) > NAME_LENGTH:
+            raise ValueError(
+                f"{name!r} is no name: lower-case letters, digits and dashes, a letter first, "
+                f"at most {NAME_LENGTH} characters; for example {clean_name(name)}"
+            )
+        return name
+
+
+@dataclass(frozen=True)
+class LoadedJob:
+    """A job that is ready to run."""
+
+    spec: JobSpec
+    document: dict[str, Any]  # what to freeze: every default written out, local paths absolute
+
+
+def load(
+    path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    on: str | None = None,
+    name: str | None = None,
+    storage: str | None = None,
+    env: Sequence[str] = (),
+) -> LoadedJob:
+    """Read a job file and what the command line changes in it.
+
+    `overrides` are `key=value` of --set, `env` is `NAME=value` of --env, `on` is a file with a cluster block or the
+    name of one in the user's config file. Later ones win: file, on, overrides, then name, storage and env.
+    Raises JobFileError with every mistake, or UsageError where there is no such file.
+    """
+    path = Path(path)
+    document = _read(path)
+    if isinstance(document.value, dict):
+        _change(document, overrides, on, name, storage, env)
+        document.value.setdefault("name", clean_name(path.stem))
+        settle_sources(document, path.absolute().parent)
+        _settle_storage(document)
+    spec, mistakes = validate(JobSpec, document)
+    if spec is None:
+        raise JobFileError(mistakes, str(path))
+    return LoadedJob(spec, spec.model_dump(mode="json"))
+
+
+def load_frozen(job: bytes) -> JobSpec:
+    """Return the job of a run from its frozen job.yaml. Raises JobFileError where this version cannot read it."""
+    spec, mistakes = validate(JobSpec, parse(job.decode(), "job.yaml"))
+    if spec is None:
+        raise JobFileError(mistakes, "the run's job.yaml, which another version of raylift may have written")
+    return spec
+
+
+def clean_name(text: str) -> str:
+    """Return the nearest name that a job may have."""
+    words = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if not words[:1].isalpha():
+        words = f"job-{words}"
+    return words[:NAME_LENGTH].strip("-")
+
+
+def _read(path: Path) -> Document:
+    if path.is_file():
+        return read_file(path, str(path))
+    folder = path if path.is_dir() else path.parent
+    what = "is a folder" if path.is_dir() else "does not exist"
+    names = sorted(each.name for each in folder.glob("*.y*ml")) if folder.is_dir() else []
+    if not names:
+        raise UsageError(f"{path} {what}, and there is no job file in {folder}. Write one: raylift init")
+    raise UsageError(f"{path} {what}; job files in {folder}: {', '.join(names)}{nearest(path.name, names)}")
+
+
+def _change(
+    document: Document,
+    overrides: Sequence[str],
+    on: str | None,
+    name: str | None,
+    storage: str | None,
+    env: Sequence[str],
+) -> None:
+    if on is not None:
+        cli.put_cluster(document, on)
+    cli.put_settings(document, overrides, JobSpec)
+    cli.put_text(document, ("name",), name, "--name")
+    cli.put_text(document, ("storage",), storage, "--storage")
+    cli.put_env(document, env)
+
+
+def _settle_storage(document: Document) -> None:
+    given = document.value.get("storage")
+    try:
+        if given is None:
+            document.value["storage"] = settings.default_storage(None)
+        elif isinstance(given, str):
+            document.value["storage"] = settings.absolute(given)
+    except UsageError as error:
+        document.mistakes.append(Mistake(document.place(("storage",)), ("storage",), str(error)))

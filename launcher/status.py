@@ -1,0 +1,136 @@
+"""Where a run stands, worked out from its folder and, on the machine it runs on, from its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cluster.errors import RunNotFoundError
+from cluster.local import LocalProvider
+from cluster.provider import Receipt, State
+from cluster.runs import Claim, Run
+from launcher.text import typed
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in a few words; what is not known yet is None."""
+
+    id: str
+    uri: str
+    state: State
+    reason: str = ""
+    attempt: int = 0
+    step: int = 0
+    last_step: int | None = None
+    epoch: int | None = None
+    loss: float | None = None
+    samples_per_s: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    checkpoints: tuple[int, ...] = ()
+    restarts: int = 0
+    host: str = ""
+    exit_code: int | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def summarize(run: Run, *, brief: bool = False) -> Summary:
+    """Read a run's folder; `brief` leaves out what needs its metrics. Raises RunNotFoundError."""
+    run.job()
+    claims = run.claims()
+    if not claims:
+        return Summary(run.id, run.uri, *_before_claim(run))
+    newest = claims[-1]
+    result = run.result_of(newest.attempt)
+    common: dict[str, Any] = {"attempt": newest.attempt, "restarts": len(claims) - 1, "host": newest.host}
+    if result is not None:
+        common |= {"exit_code": result.exit_code}
+        if result.step:  # what failed has none
+            common |= {"step": result.step, "metrics": dict(result.metrics)}
+        state, reason = State(result.state), result.message
+    else:
+        state, reason = _while_it_runs(run, newest)
+    if brief:
+        return Summary(run.id, run.uri, state, reason, **common)
+    return Summary(run.id, run.uri, state, reason, **{**_progress(run), **common, **_checkpoints(run)})
+
+
+def next_steps(summary: Summary) -> list[str]:
+    """Say what a person may type once a run is over."""
+    uri = typed(summary.uri)
+    go_on, log = f"go on:     raylift resume {uri}", f"its log:   raylift logs {uri}"
+    match summary.state:
+        case State.SUCCEEDED:
+            return [f"export it: raylift export {uri} DIR", f"see it:    raylift report {uri}"]
+        case State.STOPPED | State.PENDING:
+            return [go_on]
+        case State.FAILED:
+            return [log] if summary.exit_code == 1 else [go_on, log]
+        case _:
+            return []
+
+
+def is_running(run: Run) -> bool:
+    """Whether processes of a run are alive on this machine."""
+    provider = LocalProvider()
+    return provider.is_here(run.id, run.uri) and provider.is_running(run.id)
+
+
+def tear_down(run: Run) -> Receipt:
+    """End what there is of a run on this machine."""
+    provider = LocalProvider()
+    return provider.teardown(run.id) if provider.is_here(run.id, run.uri) else Receipt()
+
+
+def _before_claim(run: Run) -> tuple[State, str]:
+    if is_running(run):
+        return State.PROVISIONING, "its driver is starting"
+    if last := _last_words(run):
+        return State.FAILED, last
+    return State.PENDING, "it never started, or its machine is gone"
+
+
+def _while_it_runs(run: Run, claim: Claim) -> tuple[State, str]:
+    if claim.host != socket.gethostname():
+        return State.RUNNING, f"as far as storage tells: it runs on {claim.host}"
+    if is_running(run):
+        starting = not any(row["event"] == "training" for row in run.rows_of(claim.attempt, "events"))
+        if starting and claim.attempt > 1:
+            return State.RECOVERING, "starting again from its newest checkpoint"
+        return (State.PROVISIONING, "Ray and the data are getting ready") if starting else (State.RUNNING, "")
+    if (stop := run.stop_reason()) is not None:
+        return State.STOPPED, stop
+    return State.FAILED, _last_words(run) or "its processes are gone"
+
+
+def _last_words(run: Run) -> str:
+    """Return what this machine knows of the end of a run that could not write it down."""
+    provider = LocalProvider()
+    with contextlib.suppress(RunNotFoundError):
+        if provider.is_here(run.id, run.uri):
+            return provider.describe(run.id).reason
+    return ""
+
+
+def _progress(run: Run) -> dict[str, Any]:
+    found: dict[str, Any] = {"data": {}}
+    for row in run.rows("events"):
+        if row["event"] == "training":
+            found["last_step"] = row["last_step"]
+        if row["event"] == "data.ready":
+            found["data"] = {key: value for key, value in row.items() if key not in ("time", "event")}
+    for row in run.rows("metrics"):
+        if row["kind"] == "step":
+            found |= {key: row[key] for key in ("step", "epoch", "loss", "samples_per_s")}
+        elif row["kind"] == "eval":
+            found["metrics"] = {key: value for key, value in row.items() if key.startswith("eval_")}
+    return found
+
+
+def _checkpoints(run: Run) -> dict[str, Any]:
+    return {"checkpoints": tuple(checkpoint.step for checkpoint in run.checkpoints())}

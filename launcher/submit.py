@@ -1,0 +1,118 @@
+"""spec -> plan -> run record -> provider. A dry run is the first half of the same way."""
+
+from __future__ import annotations
+
+import io
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cluster.errors import UsageError
+from cluster.provider import LaunchRequest, Plan, Provider, State
+from cluster.registry import open_provider
+from cluster.runs import RUN_ID, Run, new_run_id
+from cluster.storage.open import check_storage, open_storage
+from launcher.status import Summary, is_running, summarize, tear_down
+from launcher.text import typed
+
+if TYPE_CHECKING:
+    from launcher.spec import JobSpec, LoadedJob
+
+_SILENCE = 60.0  # seconds; a run on another machine writes at least every ten
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that is about to become a run."""
+
+    spec: JobSpec
+    document: bytes  # the frozen job file
+    request: LaunchRequest
+    plan: Plan
+    provider: Provider
+
+
+def prepare(job: LoadedJob, run_id: str | None = None) -> Submission:
+    """Work out what a launch would create; nothing is created."""
+    run_id = check_run_id(run_id or new_run_id(job.spec.name))
+    storage = str(job.spec.storage)
+    request = LaunchRequest(
+        run_id=run_id,
+        run_uri=f"{storage.rstrip('/')}/{run_id}",
+        cluster=job.spec.cluster,
+        max_failures=job.spec.train.max_failures,
+        env=job.spec.env,
+    )
+    provider = open_provider(job.spec.cluster)
+    return Submission(job.spec, _freeze(job), request, provider.render(request), provider)
+
+
+def submit(submission: Submission) -> Run:
+    """Create the run and launch it. Raises RunExistsError, StorageError, InfrastructureError."""
+    storage = open_storage(str(submission.spec.storage))
+    check_storage(storage)
+    run = Run(storage, submission.request.run_id)
+    run.create(submission.document)
+    with ExitStack() as undo:
+        undo.callback(run.delete)
+        submission.provider.launch(submission.request)
+        undo.pop_all()
+    return run
+
+
+def check_run_id(run_id: str) -> str:
+    """Return an id that a run may have. Raises UsageError."""
+    if not RUN_ID.fullmatch(run_id):
+        raise UsageError(f"--id {run_id!r}: a run's id is of lower-case letters, digits and dashes, at most 40")
+    return run_id
+
+
+def _freeze(job: LoadedJob) -> bytes:
+    from ruamel.yaml import YAML
+
+    stream = io.BytesIO()
+    YAML(typ="safe", pure=True).dump(job.document, stream)
+    return stream.getvalue()
+
+
+def relaunch(run: Run) -> Provider:
+    """Go on with a run as it was submitted. Raises UsageError where it runs still, or has nothing left to do."""
+    from launcher.spec import load_frozen
+
+    provider = open_provider((spec := load_frozen(run.job())).cluster)
+    _refuse_while_held(run)
+    check_storage(run.storage)
+    tear_down(run)  # what a killed supervisor left behind
+    run.withdraw_stop()
+    provider.launch(
+        LaunchRequest(
+            run_id=run.id,
+            run_uri=run.uri,
+            cluster=spec.cluster,
+            max_failures=spec.train.max_failures,
+            env=spec.env,
+        )
+    )
+    return provider
+
+
+def _refuse_while_held(run: Run) -> None:
+    summary = summarize(run, brief=True)
+    if summary.state is State.SUCCEEDED:
+        raise UsageError(
+            f"{run.uri} has succeeded: there is nothing to resume. Export it: raylift export {typed(run.uri)} DIR"
+        )
+    if is_running(run):
+        raise UsageError(f"{run.uri} is running already, on this machine. Follow it: raylift logs -f {typed(run.uri)}")
+    refuse_while_heard_of(run, summary)
+
+
+def refuse_while_heard_of(run: Run, summary: Summary) -> None:
+    """Raise UsageError where another machine runs it: that writes every few seconds."""
+    heard = run.last_heard()
+    if summary.state is State.RUNNING and heard is not None and time.time() - heard < _SILENCE:
+        raise UsageError(
+            f"{run.uri} is running already, on {summary.host}: heard from it {time.time() - heard:.0f} s ago. "
+            f"Stop it first: raylift stop {typed(run.uri)}"
+        )

@@ -1,0 +1,26 @@
+"""Commands that compute with a trained model: they need torch, so they run as a process of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from cluster.errors import MissingExtraError
+from launcher.settings import resolve_run
+
+
+def find_model(text: str, storage: str | None) -> str:
+    """Return where a model is: the path of an export, or a run's URI. Raises UsageError, RunNotFoundError."""
+    folder = Path(text).expanduser()
+    return str(folder.absolute()) if (folder / "model.safetensors").is_file() else resolve_run(text, storage)
+
+
+def run_with_torch(module: str, arguments: list[str]) -> int:
+    """Run `python -m module` on this terminal; return its exit code. Raises MissingExtraError."""
+    if find_spec("torch") is None:
+        raise MissingExtraError("this needs torch, which is not installed here: pip install 'raylift[train]'")
+    # -P: a package called `cluster` or `trainers` in the user's working folder must not shadow ours
+    code = subprocess.run([sys.executable, "-P", "-m", module, *arguments], check=False).returncode
+    return code if code >= 0 else 128 - code  # ended by a signal: as shells say it

@@ -1,0 +1,86 @@
+"""A run's events and rows, as they come, from storage alone: any laptop can follow."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.runs import Result, Run
+from cluster.segments import SegmentReader
+from launcher.status import is_running
+
+WRITERS = {"events": ("supervisor", "driver", "rank-0"), "metrics": ("rank-0",)}
+_POLL = 0.3  # seconds, of a local folder; a bucket is asked less often
+_POLL_REMOTE = 1.0
+_GONE = 3.0  # seconds without processes and without a result until a run counts as lost
+
+
+@dataclass(frozen=True)
+class Update:
+    """One row of a run's events or metrics."""
+
+    stream: str
+    attempt: int
+    row: dict[str, Any]
+
+
+class Follower:
+    """Reads what is new in a run, over its attempts; those up to `after` are history."""
+
+    def __init__(self, run: Run, *, after: int = 0) -> None:
+        self.run = run
+        self._after = after
+        self._attempt = 0
+        self._readers: list[tuple[str, SegmentReader]] = []
+        self._gone_since: float | None = None
+
+    def follow(self) -> Iterator[Update | None]:
+        """Yield updates until the run has a result or its processes are gone; None where nothing was new."""
+        poll = _POLL if "://" not in self.run.uri or self.run.uri.startswith("file://") else _POLL_REMOTE
+        while True:
+            result = self.result()
+            updates = self.read()
+            yield from updates
+            if result is not None or self._is_lost():
+                yield from self.read()
+                return
+            if not updates:
+                yield None
+                time.sleep(poll)
+
+    def read(self) -> list[Update]:
+        """Return the rows since the last call, in the order of their times."""
+        attempts = self.run.attempts()
+        found = self._drain()
+        for attempt in attempts:
+            if attempt > max(self._attempt, self._after):
+                self._attempt = attempt
+                self._readers = [
+                    (stream, SegmentReader(self.run, attempt, stream, writer))
+                    for stream, writers in WRITERS.items()
+                    for writer in writers
+                ]
+                found += self._drain()
+        return found
+
+    def result(self) -> Result | None:
+        """Return how the newest attempt ended, once there is one after those that are history."""
+        attempts = self.run.attempts()
+        return self.run.result_of(attempts[-1]) if attempts and attempts[-1] > self._after else None
+
+    def _drain(self) -> list[Update]:
+        found = [Update(stream, self._attempt, row) for stream, reader in self._readers for row in reader.read_rows()]
+        return sorted(found, key=lambda update: float(update.row["time"]))
+
+    def _is_lost(self) -> bool:
+        claims = self.run.claims()
+        elsewhere = bool(claims) and claims[-1].attempt > self._after and claims[-1].host != socket.gethostname()
+        if elsewhere or is_running(self.run):
+            self._gone_since = None
+            return False
+        now = time.monotonic()
+        self._gone_since = self._gone_since or now
+        return now - self._gone_since > _GONE

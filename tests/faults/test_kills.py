@@ -1,0 +1,139 @@
+"""Runs that are killed at random moments end as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.runs import Run
+from tests.harness import (
+    assert_nothing_left,
+    find_process,
+    fresh_id,
+    kill,
+    losses,
+    open_run,
+    raylift,
+    start_raylift,
+    wait_for,
+)
+from tests.real.proxy import proxy
+from tests.real.seaweedfs import SeaweedFS
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+
+EPOCHS, STEPS_PER_EPOCH = 6, 23
+JOB = f"""
+task: image-classification
+model: {{name: cnn, dropout: 0.3}}
+data:
+  train: builtin:digits
+  eval: {{split: 0.2}}
+  image_size: 28
+  augment: {{rotate: 15, translate: 0.1, noise: 0.05, mixup: 0.2}}
+train:
+  epochs: {EPOCHS}
+  batch_size: 64
+  optimizer: {{name: adamw, lr: 2e-3, weight_decay: 0.01}}
+  schedule: {{name: cosine, warmup: 0.1}}
+  seed: 11
+  max_failures: 3
+checkpoint: {{every: 7 steps, keep: 2}}
+cluster: {{provider: local, workers: 2}}
+"""
+SEED = 20261123
+CHANCE = random.Random(SEED)
+KILLS = [(what, CHANCE.random()) for what in ("worker", "driver", "raylet") for _ in range(5)]
+KILLS += [("worker and driver", CHANCE.random()), ("supervisor and driver", CHANCE.random())]
+KILLS_IN_A_SAVE = [(what, CHANCE.random()) for what in ("worker", "driver", "raylet")]
+_SLOW = 0.1  # seconds for every 64 kB that go to storage: a save then takes more than a second
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kills") / "kill.yaml"
+    path.write_text(JOB)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: Path) -> Run:
+    run = open_run(job.parent / "runs", fresh_id("undisturbed"))
+    done = raylift("run", job, "--id", run.id, "--storage", job.parent / "runs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(losses(run)) == EPOCHS * (STEPS_PER_EPOCH + 2)
+    return run
+
+
+@pytest.mark.parametrize(("what", "when"), KILLS)
+def test_a_killed_run_ends_with_the_losses_of_an_undisturbed_one(
+    job: Path, undisturbed: Run, what: str, when: float
+) -> None:
+    run = open_run(job.parent / "runs", fresh_id(f"kill-{KILLS.index((what, when))}"))
+    process = start_raylift("run", job, "--id", run.id, "--storage", job.parent / "runs")
+    try:
+        _wait_for_share_of_training(run, when)
+        for name in what.split(" and "):
+            victim = find_process(run.id, name)
+            assert victim is not None, f"there is no {name} to kill"
+            kill(victim)
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    _check_the_end(run, undisturbed, process.returncode, output)
+
+
+@pytest.mark.parametrize(("what", "when"), KILLS_IN_A_SAVE)
+def test_a_run_killed_inside_a_save_ends_with_the_losses_of_an_undisturbed_one(
+    job: Path, undisturbed: Run, s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch, what: str, when: float
+) -> None:
+    uri = s3_env.fresh_uri()
+    run = open_run(uri, fresh_id(f"kill-in-save-{what}"))
+    with proxy(s3_env.port, delay=_SLOW) as slow:
+        with monkeypatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", slow.endpoint)
+            process = start_raylift("run", job, "--id", run.id, "--storage", uri)
+        try:
+            _wait_for_share_of_training(run, when)
+            victim = find_process(run.id, what)
+            assert victim is not None, f"there is no {what} to kill"
+            wait_for(lambda: _unfinished_saves(run), "a save")
+            kill(victim)
+            assert _unfinished_saves(run), "the save was over before the kill"
+            output, _ = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    _check_the_end(run, undisturbed, process.returncode, output)
+
+
+def _check_the_end(run: Run, undisturbed: Run, code: int, output: str) -> None:
+    if code != 0:  # nobody was left to restart it
+        resumed = raylift("resume", run.uri)
+        output += resumed.stdout + resumed.stderr
+        assert resumed.returncode == 0, output
+    assert len(run.attempts()) >= 2, f"the kill came too late\n{output}"
+    assert losses(run) == losses(undisturbed), output
+    assert_nothing_left(run.id)
+
+
+def _wait_for_share_of_training(run: Run, share: float) -> None:
+    """Wait until a share of the first attempt's steps is done, and a moment more."""
+    step = int(share * (EPOCHS * STEPS_PER_EPOCH - 40))
+    wait_for(run.attempts, "the first attempt")
+    wait_for(lambda: _newest_step(run) > step, f"step {step}")
+    time.sleep(random.Random(share).random() * 0.3)
+
+
+def _newest_step(run: Run) -> int:
+    return max((row["step"] for row in run.rows_of(1, "metrics") if row["kind"] == "step"), default=0)
+
+
+def _unfinished_saves(run: Run) -> set[str]:
+    """Return the first attempt's checkpoints whose files have begun to arrive and whose manifest is not there."""
+    paths = {entry.path for entry in run.storage.list(run.path("attempts/000001/checkpoints/"))}
+    folders = {path.rpartition("/")[0] for path in paths}
+    newest = max(folders, default="")
+    return {newest} if newest and f"{newest}/manifest.json" not in paths else set()

@@ -1,0 +1,106 @@
+"""Runs of the real command line, for tests."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.local import processes_of, ray_folder, scratch_folder
+from cluster.runs import Run
+from cluster.storage.open import open_storage
+
+ROOT = Path(__file__).parents[1]
+
+
+def raylift(*arguments: str | Path, timeout: float = 240, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command of the CLI to its end."""
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False, env=environment()
+    )
+
+
+def start_raylift(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Start a command of the CLI, in a session of its own."""
+    return subprocess.Popen(
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=cwd,
+        start_new_session=True,
+        env=environment(),
+    )
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-P", "-m", "launcher.cli.main", *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    """The test's environment, in which subprocesses find this checkout, and compiled bytecode is kept."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+
+
+def fresh_id(name: str) -> str:
+    """Return a run id that no other test session on this machine uses."""
+    return f"{name}-{secrets.token_hex(3)}"
+
+
+def open_run(storage: str | Path, run_id: str) -> Run:
+    return Run(open_storage(str(storage)), run_id)
+
+
+def losses(run: Run) -> list[tuple[Any, ...]]:
+    """Return everything of a run's rows that training computed: what an undisturbed run must equal, bit for bit."""
+    computed = ("kind", "step", "epoch", "loss", "lr", "grad_norm", "train_loss")
+    return [
+        tuple((key, value) for key, value in row.items() if key in computed or key.startswith("eval_"))
+        for row in sorted(run.rows("metrics"), key=lambda row: (row["step"], row["kind"]))
+    ]
+
+
+def find_process(run_id: str, what: str) -> psutil.Process | None:
+    """Return a process of a local run: "worker", "driver", "raylet", "gcs_server" or "supervisor"."""
+    for process in processes_of(scratch_folder(run_id)):
+        try:
+            name, arguments = process.name(), process.cmdline()
+        except psutil.Error:
+            continue
+        modules = {"driver": "trainers.main", "supervisor": "cluster.supervisor"}
+        if what == "worker" and "RayTrainWorker" in " ".join([name, *arguments[:1]]):
+            return process
+        if name == what or modules.get(what) in arguments:
+            return process
+    return None
+
+
+def kill(process: psutil.Process) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 120) -> Any:
+    """Wait until a condition holds; return its value."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"waited {timeout:.0f} s in vain for {what}")
+
+
+def assert_nothing_left(run_id: str) -> None:
+    """Fail where a process or a scratch file of a finished local run is still there."""
+    left = processes_of(scratch_folder(run_id))
+    assert not left, f"left over: {[process.name() for process in left]}"
+    assert not scratch_folder(run_id).exists()
+    assert not ray_folder(scratch_folder(run_id)).exists()

@@ -1,0 +1,97 @@
+"""The page in a real browser: it draws its curves, complains of nothing, asks nobody."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.history import gather
+from launcher.report import render
+from tests.finished import write_story
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed: apt-get install chromium"),
+]
+
+QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+QUIET += ["--disable-background-networking", "--disable-component-update", "--virtual-time-budget=5000"]
+QUIET += ["--host-resolver-rules=MAP * ~NOTFOUND"]  # whatever it asks, on its own account too, leaves no machine
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What a browser made of a page."""
+
+    document: str
+    console: list[str]
+    requests: list[str]
+
+
+def visit(page: Path, tmp_path: Path) -> Visit:
+    assert BROWSER is not None
+    log = tmp_path / "net.json"
+    command = [BROWSER, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", f"--log-net-log={log}"]
+    command += ["--enable-logging=stderr", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return Visit(
+        document=done.stdout,
+        console=re.findall(r"CONSOLE[:(]\d+\)?\]\s*(.*)", done.stderr),
+        requests=requests_of_the_page(json.loads(log.read_text())),
+    )
+
+
+def requests_of_the_page(log: dict[str, Any]) -> list[str]:
+    """Return the addresses that the page asked for; the browser's own requests have no origin as initiator."""
+    starts = log["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
+    asked = [event["params"] for event in log["events"] if event["type"] == starts and "url" in event.get("params", {})]
+    own = [one["url"] for one in asked if one["initiator"] != "not an origin"]
+    return [url for url in own if not url.startswith(("data:", "blob:", "file:"))]
+
+
+@pytest.fixture(scope="module")
+def visited(tmp_path_factory: pytest.TempPathFactory) -> Visit:
+    folder = tmp_path_factory.mktemp("page")
+    page = folder / "page.html"
+    page.write_text(render(gather(write_story(folder / "runs"))), encoding="utf-8")
+    return visit(page, folder)
+
+
+def test_every_curve_is_drawn(visited: Visit) -> None:
+    plots = re.split(r'<div id="curve-\d"', visited.document)[1:]
+    assert len(plots) == 6
+    assert all('class="js-line"' in plot for plot in plots)
+
+
+def test_the_console_stays_empty(visited: Visit) -> None:
+    assert visited.console == []
+
+
+def test_nothing_is_asked_of_the_network(visited: Visit) -> None:
+    assert visited.requests == []
+
+
+def test_a_script_that_got_onto_the_page_would_neither_run_nor_ask(tmp_path: Path) -> None:
+    html = render(gather(write_story(tmp_path / "runs")))
+    evil = '<script>document.title = "taken over"</script><img src="http://127.0.0.1:9/x">'
+    page = tmp_path / "page.html"
+    page.write_text(html.replace("<main>", f"<main>{evil}", 1), encoding="utf-8")
+    found = visit(page, tmp_path)
+    assert "<title>taken over" not in found.document
+    assert found.requests == []
+    assert len([line for line in found.console if "Content Security Policy" in line]) == 2
+
+
+def test_these_checks_would_notice_a_page_that_asks_the_network(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text('<img src="http://127.0.0.1:9/x">')
+    assert visit(page, tmp_path).requests == ["http://127.0.0.1:9/x"]

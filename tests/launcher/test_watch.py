@@ -1,0 +1,149 @@
+"""Following a run from its storage alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import secrets
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.runs import Attempt, Result, Run
+from cluster.segments import SegmentWriter
+from launcher import watch
+from launcher.watch import Follower, Update
+from tests.finished import new_run, started, training, write_rows, write_story
+from tests.living import living
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return new_run(tmp_path, f"watch-{secrets.token_hex(4)}")
+
+
+def told(updates: list[Update]) -> list[tuple[int, str, int]]:
+    """Return of each update its attempt, its stream and its step."""
+    return [(update.attempt, update.stream, update.row["step"]) for update in updates]
+
+
+def steps(updates: list[Update]) -> list[int]:
+    return [update.row["step"] for update in updates if update.row.get("kind") == "step"]
+
+
+def event(writer: str, attempt: Attempt, step: int) -> None:
+    write_rows(attempt, "events", [{"event": "checkpoint", "step": step}], by=writer)
+
+
+def test_a_run_that_has_not_begun_has_nothing_to_tell(run: Run) -> None:
+    assert Follower(run).read() == []
+
+
+def test_events_and_metrics_come_in_the_order_of_their_times(run: Run) -> None:
+    attempt = run.claim()
+    write_rows(attempt, "metrics", training(0, 2, begin=10.0))  # at 10.1 and 10.2
+    write_rows(attempt, "events", [started(0, at=10.0), started(9, at=10.15)])
+    assert told(Follower(run).read()) == [(1, "events", 0), (1, "metrics", 1), (1, "events", 9), (1, "metrics", 2)]
+
+
+def test_a_row_is_told_once(run: Run) -> None:
+    writer = SegmentWriter(run, run.claim().number, "metrics", "rank-0")
+    follower = Follower(run)
+    found = []
+    for row in training(0, 3, begin=1.0):
+        writer.append(row)
+        writer.flush()
+        found.append(steps(follower.read()))
+    writer.close()
+    assert [*found, steps(follower.read())] == [[1], [2], [3], []]
+
+
+def test_every_writer_of_events_is_heard(run: Run) -> None:
+    attempt = run.claim()
+    for step, writer in enumerate(("supervisor", "driver", "rank-0"), start=1):
+        event(writer, attempt, step)
+    assert sorted(step for _, _, step in told(Follower(run).read())) == [1, 2, 3]
+
+
+def test_a_new_attempt_is_followed_after_the_last_rows_of_the_old_one(run: Run) -> None:
+    first = run.claim()
+    follower = Follower(run)
+    follower.read()
+    event("driver", first, 1)
+    event("driver", run.claim(), 2)
+    assert told(follower.read()) == [(1, "events", 1), (2, "events", 2)]
+
+
+def test_attempts_that_come_and_go_between_two_looks_are_told_too(run: Run) -> None:
+    follower = Follower(run)
+    for step in (1, 2, 3):
+        event("driver", run.claim(), step)
+    assert told(follower.read()) == [(1, "events", 1), (2, "events", 2), (3, "events", 3)]
+
+
+def test_what_was_before_a_resume_is_not_told_again(run: Run) -> None:
+    event("driver", run.claim(), 1)
+    follower = Follower(run, after=1)
+    found = [told(follower.read())]
+    event("driver", run.claim(), 2)
+    assert [*found, told(follower.read())] == [[], [(2, "events", 2)]]
+
+
+def test_the_result_of_what_was_before_a_resume_is_not_the_result(run: Run) -> None:
+    run.claim().finish(Result(state="STOPPED", exit_code=4))
+    follower = Follower(run, after=1)
+    found = [follower.result()]
+    second = run.claim()
+    found.append(follower.result())
+    second.finish(Result(state="SUCCEEDED", at=1.0))
+    assert [*found, follower.result()] == [None, None, Result(state="SUCCEEDED", at=1.0)]
+
+
+def test_following_a_finished_run_ends_at_once_with_all_its_rows(tmp_path: Path) -> None:
+    run = write_story(tmp_path)
+    updates = [update for update in Follower(run, after=1).follow() if update is not None]
+    assert steps(updates) == [9, 10, 11, 12]
+
+
+def test_following_waits_while_nothing_is_new_and_ends_with_the_result(run: Run) -> None:
+    attempt = run.claim()
+
+    def trains() -> None:
+        time.sleep(0.5)
+        write_rows(attempt, "metrics", training(0, 2, begin=1.0))
+        attempt.finish(Result(state="SUCCEEDED"))
+
+    with living(run.id):
+        thread = threading.Thread(target=trains)
+        thread.start()
+        updates = list(Follower(run).follow())
+        thread.join()
+    assert updates[0] is None
+    assert steps([update for update in updates if update is not None]) == [1, 2]
+
+
+def test_following_ends_when_the_processes_are_gone_without_a_word(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_GONE", 0.5)
+    event("driver", run.claim(), 1)
+    updates = list(Follower(run).follow())
+    assert told([update for update in updates if update is not None]) == [(1, "events", 1)]
+
+
+@pytest.mark.parametrize(("after", "lost"), [(0, False), (1, True)], ids=["its own attempt", "one before a resume"])
+def test_an_attempt_of_another_machine_is_never_thought_lost_unless_it_is_history(
+    run: Run, monkeypatch: pytest.MonkeyPatch, after: int, *, lost: bool
+) -> None:
+    monkeypatch.setattr(watch, "_GONE", 0.0)
+    claim = {**dataclasses.asdict(run.claim().claim), "host": "another-machine"}
+    run.storage.write(run.path("attempts/000001/claim.json"), json.dumps(claim).encode())
+    updates = Follower(run, after=after).follow()
+    ended = False
+    for _ in range(3):
+        try:
+            next(updates)
+        except StopIteration:
+            ended = True
+            break
+    assert ended is lost
