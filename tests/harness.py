@@ -62,7 +62,7 @@ def open_run(storage: str | Path, run_id: str) -> Run:
 
 def losses(run: Run) -> list[tuple[Any, ...]]:
     """Return everything of a run's rows that training computed: what an undisturbed run must equal, bit for bit."""
-    computed = ("kind", "step", "epoch", "loss", "lr", "grad_norm", "train_loss")
+    computed = ("kind", "step", "epoch", "seen", "loss", "lr", "grad_norm", "train_loss")
     return [
         tuple((key, value) for key, value in row.items() if key in computed or key.startswith("eval_"))
         for row in sorted(run.rows("metrics"), key=lambda row: (row["step"], row["kind"]))

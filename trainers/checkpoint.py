@@ -40,6 +40,7 @@ class Snapshot:
     model: dict[str, torch.Tensor]
     optimizer: tuple[dict[str, torch.Tensor], dict[str, Any]]
     trainer: dict[str, Any]
+    meta: dict[str, Any]
     evaluation: dict[str, float]
 
 
@@ -84,6 +85,7 @@ class Checkpointer:
             model={name: _copy(tensor) for name, tensor in trainer.model.state_dict().items()},
             optimizer=({name: _copy(tensor) for name, tensor in optimizer.items()}, deepcopy(rest)),
             trainer=trainer.state(),
+            meta={**self._meta, "precision": trainer.precision},
             evaluation=dict(trainer.progress.evaluation),
         )
         blocked = time.monotonic() - started
@@ -118,7 +120,7 @@ class Checkpointer:
                 save_file(snapshot.model, files / MODEL_FILE, metadata={"format": "pt"})
                 state.write(*snapshot.optimizer, files / OPTIMIZER_FILE)
                 (files / TRAINER_FILE).write_text(json.dumps(snapshot.trainer))
-                (files / META_FILE).write_text(json.dumps(dict(self._meta), indent=1))
+                (files / META_FILE).write_text(json.dumps(snapshot.meta, indent=1))
             except (OSError, SafetensorError) as error:
                 raise StorageFullError(
                     f"could not write the checkpoint of step {snapshot.step}: {error}. Free some space there, or set "

@@ -219,7 +219,8 @@ class Train(Block):
     loss: Annotated[Loss, BeforeValidator(_name_alone)] = Loss()
     clip_norm: Positive | None = Field(default=None, description="largest norm of all gradients together")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="auto: bf16 where the accelerator computes in it, else fp32"
+        default="auto",
+        description="auto: bf16 where the accelerator, or a processor with AMX, computes in it",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="of weights, sample order and augmentation"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from enum import IntEnum
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 
-class StopReason(IntEnum):
-    """Why a run ends before its last step."""
+class StopReason(Enum):
+    """Why training ends before its last step; of several wishes the first counts."""
 
-    PERSON = 1
+    PERSON = "a person asked for it"
+    PREEMPTED = "the machine will be taken away"
 
 
 class WorkerContext(Protocol):
@@ -25,6 +26,8 @@ class WorkerContext(Protocol):
     rank: int
     world_size: int
     local_rank: int
+    local_world_size: int  # ranks on this machine
+    is_supervised: bool  # whether a rank that dies is started again
 
     def device(self) -> torch.device:
         """Return the accelerator that is this rank's own, or the CPU."""
@@ -45,6 +48,8 @@ class WorkerContext(Protocol):
 
 class LocalContext:
     """Ranks started by torchrun, or a single process."""
+
+    is_supervised = False
 
     def __init__(self) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
@@ -93,6 +98,8 @@ class LocalContext:
 
 class RayContext(LocalContext):
     """A worker of Ray Train; the environment is torchrun's, set by trainers.backend."""
+
+    is_supervised = True
 
     def device(self) -> torch.device:
         import ray

@@ -66,7 +66,7 @@ def evaluate(saved: Saved, source: str | None = None) -> Evaluation:
     metrics = saved.task.metrics().to(saved.device)
     classes = list(saved.meta["classes"])
     confusion = torch.zeros(len(classes) ** 2, dtype=torch.int64, device=saved.device)
-    autocast, _ = mixed_precision(saved.job.train.precision, saved.device)
+    autocast, _ = mixed_precision(saved.meta.get("precision", saved.job.train.precision), saved.device)
     sums = torch.zeros(2, dtype=torch.float64, device=saved.device)
     with torch.inference_mode():
         for batches in _batches_by_rank(saved, data):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,10 +15,10 @@ import torch
 
 from cluster.errors import StorageError, TrainingError
 from trainers.context import StopReason, WorkerContext
-from trainers.data.loader import Loader, split
+from trainers.data.loader import Loaded, Loader, split
 from trainers.data.order import SampleOrder, share
 from trainers.optim import Schedule, build_optimizer, clip_and_scale
-from trainers.parallel import Reduction, distribute, without_sync
+from trainers.parallel import Reduction, distribute, share_memory, without_sync
 from trainers.randomness import DROPOUT, MODEL, seed_for, seed_generator
 
 if TYPE_CHECKING:
@@ -79,9 +79,11 @@ class Trainer:
         self.model = task.build_model().to(self.device)
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.schedule = Schedule(self.config.schedule, self.last_step)
-        self.autocast, self.scaler = mixed_precision(self.config.precision, self.device)
-        self.parallel = distribute(self.model, context.world_size, self.device)
-        self.reduction = Reduction(context.world_size, self.device)
+        self.precision = settle_precision(self.config.precision, self.device)
+        self.autocast, self.scaler = mixed_precision(self.precision, self.device)
+        shared = share_memory(context, self.device)
+        self.parallel = distribute(self.model, context.world_size, self.device, shared)
+        self.reduction = Reduction(context.world_size, self.device, shared)
         self.progress = Progress()
         self.saved_at = time.monotonic()
         self.saved_step = -1
@@ -102,8 +104,8 @@ class Trainer:
         if self.should_end_early():
             return self.finish(None, early=True)  # it had ended, and was lost before it could say so
         self.model.train()
-        for batches in loader.steps(start, self.last_step):
-            self.train_step(batches)
+        for loaded in loader.steps(start, self.last_step):
+            self.train_step(loaded)
             stop, wants_save = self.settle() if self.has_news() else (None, False)
             if self.is_due(self.config.eval_every) or self.progress.step == self.last_step:
                 self.evaluate()
@@ -120,7 +122,7 @@ class Trainer:
 
     # -- one step
 
-    def train_step(self, batches: list[Batch]) -> None:
+    def train_step(self, loaded: Loaded) -> None:
         """Forward, backward and one optimizer step on this rank's micro-batches of a global batch."""
         step = self.progress.step
         self.schedule.apply(self.optimizer, step)
@@ -130,8 +132,8 @@ class Trainer:
         # Losses are summed over targets; DDP averages gradients over ranks. This factor turns its average into the
         # sum over all ranks divided by the batch size; clip_and_scale corrects it to the true number of targets.
         weight = self.context.world_size / self.config.batch_size
-        for index, batch in enumerate(batches):
-            last = index == len(batches) - 1
+        for index, batch in enumerate(loaded.batches):
+            last = index == len(loaded.batches) - 1
             seed_generator(self.device, seed_for(self.config.seed, DROPOUT, step, self.context.rank, index))
             with nullcontext() if last else without_sync(self.parallel):
                 with self.autocast:
@@ -139,7 +141,8 @@ class Trainer:
                 loss_sum += loss.detach()
                 count += targets
                 if last:
-                    self.reduction.start(loss_sum, count, stop=self.control.stop(), wants_save=self.wants_save())
+                    stop, wants_save = self.control.stop(), self.wants_save()
+                    self.reduction.start(loss_sum, count, seen=loaded.seen, stop=stop, wants_save=wants_save)
                 self.scaler.scale(loss * weight).backward()
         self.reduction.wait()
         self.scaler.unscale_(self.optimizer)
@@ -242,10 +245,13 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return all that a resume needs beside model and optimizer, as plain JSON."""
-        return {"progress": vars(self.progress).copy(), "scaler": self.scaler.state_dict()}
+        progress = vars(self.progress).copy()
+        return {"progress": progress, "scaler": self.scaler.state_dict(), "precision": self.precision}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.progress = Progress(**state["progress"])
+        self.precision = state.get("precision", self.precision)  # `auto` may mean another one on this machine
+        self.autocast, self.scaler = mixed_precision(self.precision, self.device)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 
@@ -292,13 +298,26 @@ class Trainer:
         )
 
 
+def settle_precision(precision: str, device: torch.device) -> str:
+    """Return what `auto` means on a device: bf16 where it computes in it and gains by it, else fp32.
+
+    Of processors these are the ones with AMX, which multiplies matrices of bf16.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities: Mapping[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # older versions of torch do not tell
+    return "bf16" if device.type == "cpu" and capabilities.get("amx_bf16") else "fp32"
+
+
 def mixed_precision(
     precision: str, device: torch.device
 ) -> tuple[AbstractContextManager[Any], torch.amp.grad_scaler.GradScaler]:
     """Return the autocast context and the gradient scaler of a precision; the scaler is idle but for fp16."""
-    if precision == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if bf16 else "fp32"
+    precision = settle_precision(precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")
     if precision == "fp32":
         return nullcontext(), scaler

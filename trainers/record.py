@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +13,9 @@ if TYPE_CHECKING:
     from trainers.parallel import StepSums
 
 
+_FINGERPRINTS = 2**53  # numbers that JSON readers keep exactly
+
+
 class Recorder:
     """Writes rows on rank 0; on the other ranks it only counts."""
 
@@ -24,6 +25,7 @@ class Recorder:
         self._events = SegmentWriter(attempt.run, attempt.number, "events", "rank-0") if rank == 0 else None
         self._since = time.monotonic()
         self._samples = 0
+        self._seen = 0
         self.last_loss: float | None = None
 
     def event(self, name: str, **values: Any) -> None:
@@ -45,16 +47,18 @@ class Recorder:
     def step(self, sums: StepSums, loss: float, *, epoch: int, samples: int) -> None:
         self.last_loss = loss
         self._samples += samples
+        self._seen = (self._seen + sums.seen) % _FINGERPRINTS
         if sums.step % self._log_every or self._metrics is None:
             return
         now = time.monotonic()
         rate = self._samples / max(now - self._since, 1e-9)
-        self._since, self._samples = now, 0
+        seen, self._since, self._samples, self._seen = self._seen, now, 0, 0
         self._metrics.append(
             {
                 "kind": "step",
                 "step": sums.step,
                 "epoch": epoch,
+                "seen": seen,
                 "loss": loss,
                 "lr": sums.lr,
                 "grad_norm": sums.norm,
@@ -84,9 +88,3 @@ class Recorder:
         if self._metrics is not None and self._events is not None:
             self._metrics.close()
             self._events.close()
-
-
-def peak_memory() -> int:
-    """Return the most memory that this process has held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -41,7 +41,7 @@ def load(
     order = SampleOrder(SAMPLES, BATCH, SEED)
     device = torch.device("cpu")
     loader = Loader(data or Numbers(), order, rank=rank, world_size=world_size, micro_batch_size=micro, device=device)
-    return [[batch["inputs"].tolist() for batch in batches] for batches in loader.steps(start, end)]
+    return [[batch["inputs"].tolist() for batch in loaded.batches] for loaded in loader.steps(start, end)]
 
 
 def test_a_single_rank_gets_the_batches_of_the_order() -> None:

@@ -28,7 +28,13 @@ Change = dict[str, dict[str, Any]]  # keys of a job file's blocks
 BLOCKS: Change = {
     "model": {"name": "cnn"},
     "data": {"eval": {"split": 0.2}},
-    "train": {"epochs": 3, "batch_size": 49, "optimizer": {"name": "adamw", "lr": 2e-3}, "seed": 5},
+    "train": {
+        "epochs": 3,
+        "batch_size": 49,
+        "optimizer": {"name": "adamw", "lr": 2e-3},
+        "precision": "fp32",  # what auto means depends on the machine; and sums of another order are nearly the same
+        "seed": 5,
+    },
     "checkpoint": {"every": "1 step", "keep": 100},
 }
 STEPS_PER_EPOCH = 4

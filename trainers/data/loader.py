@@ -7,12 +7,14 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trainers.data.keyed import fingerprint
 from trainers.data.order import SampleOrder, share
 from trainers.tasks.base import Draw
 
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
     from trainers.tasks.base import Batch, Dataset
 
 _AHEAD = 2  # steps prepared while the accelerator computes
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What one rank trains a step on."""
+
+    batches: list[Batch]  # its micro-batches
+    seen: int  # the fingerprint of the samples that were read for them
 
 
 class Loader:
@@ -42,33 +52,36 @@ class Loader:
         self._micro = micro_batch_size
         self._device = device
 
-    def steps(self, start: int, end: int) -> Iterator[list[Batch]]:
+    def steps(self, start: int, end: int) -> Iterator[Loaded]:
         """Yield the micro-batches of the steps from `start` up to, not including, `end`."""
         if self._device.type == "cpu":  # a thread would only take the core that computes
             for step in range(start, end):
                 yield self._load(step)
             return
         with closing(_Ahead(self, start, end)) as ahead:
-            for batches in ahead:
-                yield [{name: t.to(self._device, non_blocking=True) for name, t in batch.items()} for batch in batches]
+            for loaded in ahead:
+                yield Loaded([self._moved(batch) for batch in loaded.batches], loaded.seen)
 
-    def _load(self, step: int) -> list[Batch]:
+    def _moved(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self._device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _load(self, step: int) -> Loaded:
         batch = self._order.batch(step)
         draw = Draw(seed=self._order.seed, epoch=step // self._order.steps_per_epoch, batch=batch)
         own = share(batch, self._rank, self._world_size)
-        return [self._dataset.batch(part, draw) for part in split(own, self._micro)]
+        return Loaded([self._dataset.batch(part, draw) for part in split(own, self._micro)], fingerprint(own))
 
 
 class _Ahead:
     """Loads steps in a thread, into pinned memory, a few ahead of their use."""
 
     def __init__(self, loader: Loader, start: int, end: int) -> None:
-        self._queue: queue.Queue[list[Batch] | BaseException | None] = queue.Queue(_AHEAD)
+        self._queue: queue.Queue[Loaded | BaseException | None] = queue.Queue(_AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(loader, start, end), name="loader", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[Loaded]:
         while (item := self._queue.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
@@ -81,21 +94,25 @@ class _Ahead:
     def _run(self, loader: Loader, start: int, end: int) -> None:
         try:
             for step in range(start, end):
-                batches = loader._load(step)
-                self._put([{name: tensor.pin_memory() for name, tensor in batch.items()} for batch in batches])
+                loaded = loader._load(step)
+                self._put(Loaded([_pinned(batch) for batch in loaded.batches], loaded.seen))
                 if self._closed.is_set():
                     return
         except BaseException as error:
             self._put(error)
         self._put(None)
 
-    def _put(self, item: list[Batch] | BaseException | None) -> None:
+    def _put(self, item: Loaded | BaseException | None) -> None:
         while not self._closed.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
                 return
             except queue.Full:
                 continue
+
+
+def _pinned(batch: Batch) -> Batch:
+    return {name: tensor.pin_memory() for name, tensor in batch.items()}
 
 
 def split(samples: NDArray[np.int64], size: int | None) -> Sequence[NDArray[np.int64]]:
