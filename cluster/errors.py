@@ -12,6 +12,7 @@ RayliftError
 │   │   ├── CorruptObjectError      the bytes read are not the bytes written
 │   │   ├── StorageDeniedError      wrong or missing credentials
 │   │   └── StorageFullError        no space left
+│   ├── PreemptedError              a machine was taken away, with a notice; what was done is saved
 │   └── MissingExtraError           an optional package is not installed
 └── StoppedError                4   a person or the budget ended the run
 """
@@ -71,6 +72,10 @@ class StorageDeniedError(StorageError):
 
 class StorageFullError(StorageError):
     """No space is left where the bytes should go."""
+
+
+class PreemptedError(InfrastructureError):
+    """A machine is taken away; what was done is saved, and goes on elsewhere or later."""
 
 
 class MissingExtraError(InfrastructureError):

@@ -391,6 +391,19 @@ class Attempt:
         except ObjectNotFoundError as error:
             raise SupersededError(f"{self.run.uri} is gone: somebody removed it while it ran") from error
 
+    def give_notice(self, reason: str) -> None:
+        """Tell this attempt to save and end: its machine will be taken away."""
+        path = self.run.path(f"{_attempt_folder(self.number)}/notice.json")
+        self.run.storage.write(path, _dump({"reason": reason, "at": time.time()}))
+
+    def notice(self) -> str | None:
+        """Return why this attempt was told to save and end, if it was."""
+        try:
+            data = self.run.storage.read(self.run.path(f"{_attempt_folder(self.number)}/notice.json"))
+        except ObjectNotFoundError:
+            return None
+        return str(json.loads(data)["reason"])
+
     def commit(self, step: int, files: Sequence[Path], info: Mapping[str, Any]) -> Checkpoint:
         """Upload a checkpoint's files in parallel, then make it exist by its manifest. Raises SupersededError."""
         self.check_current()

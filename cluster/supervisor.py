@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
-from cluster.local import LAUNCH, UNRECORDED, clear, end_processes, is_alive, ray_folder
+from cluster.local import LAUNCH, PREEMPTED, UNRECORDED, clear, end_processes, is_alive, ray_folder
 
 if TYPE_CHECKING:
     from cluster.runs import Attempt, Result, Run
@@ -56,6 +56,10 @@ class Supervisor:
             shutil.rmtree(ray_folder(self.scratch), ignore_errors=True)
             if code in _SAID or (code in FINAL and self._has_result()):
                 break
+            if code == PREEMPTED:
+                if self.stopping:
+                    break  # so are we
+                continue
             failures += 1
             again = code not in FINAL and failures <= self.launch["max_failures"] and not self.stopping
             self._record_crash(code, again=again)

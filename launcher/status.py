@@ -69,6 +69,8 @@ def next_steps(summary: Summary) -> list[str]:
             return [f"export it: raylift export {uri} DIR", f"see it:    raylift report {uri}"]
         case State.STOPPED | State.PENDING:
             return [go_on]
+        case State.RECOVERING if summary.reason.startswith("preempted"):
+            return [go_on]
         case State.FAILED:
             return [log] if summary.exit_code == 1 else [go_on, log]
         case _:
@@ -105,6 +107,9 @@ def _while_it_runs(run: Run, claim: Claim) -> tuple[State, str]:
         return (State.PROVISIONING, "Ray and the data are getting ready") if starting else (State.RUNNING, "")
     if (stop := run.stop_reason()) is not None:
         return State.STOPPED, stop
+    saved = [row["step"] for row in run.rows_of(claim.attempt, "events") if row["event"] == "preempted"]
+    if saved:
+        return State.RECOVERING, f"preempted: its machine was taken away, all up to step {saved[-1]} is saved"
     return State.FAILED, _last_words(run) or "its processes are gone"
 
 

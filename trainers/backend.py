@@ -22,6 +22,8 @@ from ray.train import BackendConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from trainers import notice
+
 _ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",  # Prometheus metrics of the controller
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a run's processes are known by their working directory
@@ -167,3 +169,4 @@ def _free_address() -> tuple[str, int]:
 
 def _set_environment(values: dict[str, str]) -> None:
     os.environ.update(values)
+    notice.listen()  # here, as the ranks train in a thread

@@ -6,26 +6,31 @@ import threading
 
 from cluster.errors import StorageError
 from cluster.runs import Attempt
+from trainers import notice
 from trainers.context import StopReason
 
 _POLL = 1.0  # seconds
 
 
 class Control:
-    """Looks into storage once a second, on rank 0 alone; the loop spreads what it finds."""
+    """Looks into storage once a second, on rank 0 alone; the loop spreads what it finds.
+
+    Whether its machine will be taken away, every rank looks for itself.
+    """
 
     def __init__(self, attempt: Attempt, rank: int) -> None:
         self._attempt = attempt
         self._stop: StopReason | None = None
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        notice.ask_the_cloud(self._closed)
         if rank == 0:
             self._thread = threading.Thread(target=self._watch, name="control", daemon=True)
             self._thread.start()
 
     def stop(self) -> StopReason | None:
         """Return this rank's wish to stop; never blocks."""
-        return self._stop
+        return self._stop or (StopReason.PREEMPTED if notice.is_given() else None)
 
     def close(self) -> None:
         self._closed.set()
@@ -33,10 +38,11 @@ class Control:
             self._thread.join()
 
     def _watch(self) -> None:
-        while not self._closed.wait(_POLL):
+        while self._stop is None and not self._closed.wait(_POLL):
             try:
                 if self._attempt.run.stop_reason() is not None:
                     self._stop = StopReason.PERSON
-                    return
+                elif self._attempt.notice() is not None:
+                    self._stop = StopReason.PREEMPTED
             except StorageError:
                 continue  # storage is away: training goes on

@@ -19,6 +19,7 @@ from trainers.data.loader import Loaded, Loader, split
 from trainers.data.order import SampleOrder, share
 from trainers.optim import Schedule, build_optimizer, clip_and_scale
 from trainers.parallel import Reduction, distribute, share_memory, without_sync
+from trainers.pulse import Phase, Pulse
 from trainers.randomness import DROPOUT, MODEL, seed_for, seed_generator
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Trainer:
         checkpointer: Checkpointer,
         recorder: Recorder,
         control: Control,
+        pulse: Pulse,
     ) -> None:
         self.config = job.train
         self.every = job.checkpoint.every
@@ -70,6 +72,7 @@ class Trainer:
         self.checkpointer = checkpointer
         self.recorder = recorder
         self.control = control
+        self.pulse = pulse
         self.task = task
         self.device = context.device()
         self.train_data, self.eval_data = task.datasets()
@@ -104,6 +107,7 @@ class Trainer:
         if self.should_end_early():
             return self.finish(None, early=True)  # it had ended, and was lost before it could say so
         self.model.train()
+        self.pulse.enter(Phase.COMPUTING)
         for loaded in loader.steps(start, self.last_step):
             self.train_step(loaded)
             stop, wants_save = self.settle() if self.has_news() else (None, False)
@@ -118,6 +122,7 @@ class Trainer:
                 self.save()
             if done:
                 return self.finish(stop, early=early and self.progress.step < self.last_step)
+            self.pulse.enter(Phase.COMPUTING)
         return self.finish(None, early=False)  # there was nothing left to do
 
     # -- one step
@@ -143,6 +148,7 @@ class Trainer:
                 if last:
                     stop, wants_save = self.control.stop(), self.wants_save()
                     self.reduction.start(loss_sum, count, seen=loaded.seen, stop=stop, wants_save=wants_save)
+                    self.pulse.enter(Phase.WAITING)  # from here on, what the others do holds up this rank too
                 self.scaler.scale(loss * weight).backward()
         self.reduction.wait()
         self.scaler.unscale_(self.optimizer)
@@ -191,6 +197,7 @@ class Trainer:
         if self.eval_data is None:
             return
         started = time.monotonic()
+        self.pulse.enter(Phase.EVALUATING)
         self.model.eval()
         metrics = self.task.metrics().to(self.device)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -215,12 +222,15 @@ class Trainer:
         return stopping is not None and self.progress.evaluations_without_gain >= stopping.patience
 
     def save(self) -> None:
+        self.pulse.enter(Phase.SAVING)
         self.checkpointer.save(self)
         self.saved_at = time.monotonic()
         self.saved_step = self.progress.step
 
     def finish(self, stop: StopReason | None, *, early: bool) -> Outcome:
+        self.pulse.enter(Phase.SAVING)
         self.checkpointer.close()
+        self.pulse.enter(Phase.ENDING)
         metrics = dict(self.progress.evaluation)
         if self.recorder.last_loss is not None:
             metrics["loss"] = self.recorder.last_loss

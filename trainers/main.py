@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -23,18 +24,22 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import LocalCluster
 from cluster.errors import InfrastructureError, RayliftError, StorageDeniedError, StorageError, StorageFullError
-from cluster.local import UNRECORDED
+from cluster.local import PREEMPTED, UNRECORDED
 from cluster.runs import Attempt, Checkpoint, Result, Run, SupersededError
 from cluster.segments import SegmentWriter
 from trainers.jobs import load_job
+from trainers.memory import peak_memory
 from trainers.output import shipped_output
-from trainers.record import peak_memory
+from trainers.pulse import pulse_folder, verdicts
+from trainers.pulse import read as read_pulse
 from trainers.worker import run_under_ray
 
 if TYPE_CHECKING:
     from trainers.tasks.base import Prepared
 
 _WATCH = 0.25  # seconds
+_SAME_STEP = 3  # attempts that are lost after the same step: the next would be too
+_SHORT_OF_MEMORY = "; the system killed a process for lack of memory: try fewer cluster.workers, or smaller batches"
 _SUPERVISED = "RAYLIFT_RAY_FOLDER" in os.environ  # then whoever started this process ends Ray, faster than Ray does
 
 
@@ -53,6 +58,7 @@ class Driver:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.leaving = False  # this machine will be taken away
         self.launch = os.environ.get("RAYLIFT_LAUNCH", "")
         self.job, whole = load_job(run)
         self.cluster = (
@@ -67,21 +73,20 @@ class Driver:
         with shipped_output(attempt, "driver"):
             try:
                 ready = self._start(attempt, events)
-                # after Ray's start, which sets a handler of its own
-                signal.signal(signal.SIGTERM, lambda *_: self.run.request_stop("the machine asked the driver to end"))
                 while True:
+                    self._save_when_asked_to_end(attempt)  # after Ray's start, which sets a handler of its own
                     if (reason := self.run.stop_reason()) is not None:
                         return self._finish(attempt, events, Result(state="STOPPED", message=reason, exit_code=4))
                     lost = self._fit(attempt, events, ready)
                     if (result := self.run.result_of(attempt.number)) is not None:
                         _close(events)
                         return result.exit_code
-                    if not self._may_retry():
-                        limit = self.job.train.max_failures
-                        message = f"{lost}, and no restart is left (train.max_failures is {limit})"
-                        return self._finish(attempt, events, Result(state="FAILED", message=message, exit_code=3))
+                    if (final := self._why_not_again(attempt, lost)) is not None:
+                        return self._finish(attempt, events, final)
                     events.append({"event": "recovering", "reason": lost})
                     events.close()
+                    if self.leaving:
+                        return PREEMPTED
                     attempt, events = self._claim()
             except SupersededError:
                 raise
@@ -155,6 +160,7 @@ class Driver:
             scratch=os.getcwd(),
             own_ray=self.cluster.address is None,
         )
+        kills = _kills_for_memory()
         try:
             with _leaving_at_once(self.run, attempt, events):
                 trainer.fit()
@@ -162,12 +168,43 @@ class Driver:
             for cause in _causes(error).values():
                 if isinstance(cause, StorageFullError | StorageDeniedError | SupersededError):
                     raise cause from error  # another attempt would meet it too, or take the run back
-            return _reason_of(error)
+            reason = _reason_of(error, pulse_folder(self.run.uri, attempt.number))
+            return reason + _SHORT_OF_MEMORY * (_kills_for_memory() > kills)
+        finally:
+            shutil.rmtree(pulse_folder(self.run.uri, attempt.number), ignore_errors=True)
         return "the ranks ended without a result"
 
-    def _may_retry(self) -> bool:
-        mine = [claim for claim in self.run.claims() if claim.launch == self.launch]
-        return len(mine) <= self.job.train.max_failures
+    def _save_when_asked_to_end(self, attempt: Attempt) -> None:
+        def leave(*_: object) -> None:
+            self.leaving = True
+            attempt.give_notice("the machine asked the driver to end")
+
+        signal.signal(signal.SIGTERM, leave)
+
+    def _why_not_again(self, attempt: Attempt, lost: str) -> Result | None:
+        """Return how the run ends where no further attempt makes sense; a preemption is no failure."""
+        if self._was_preempted(attempt.number):
+            return None
+        failed = [
+            claim.attempt
+            for claim in self.run.claims()
+            if claim.launch == self.launch and not self._was_preempted(claim.attempt)
+        ]
+        reached = [self._last_step(attempt) for attempt in failed[-_SAME_STEP:]]
+        if len(reached) == _SAME_STEP and len(set(reached)) == 1:
+            message = f"{lost}; for the third time in a row after step {reached[0]}, so no restart would help"
+            return Result(state="FAILED", message=message, exit_code=1)
+        limit = self.job.train.max_failures
+        if len(failed) > limit:
+            message = f"{lost}, and no restart is left (train.max_failures is {limit})"
+            return Result(state="FAILED", message=message, exit_code=3)
+        return None
+
+    def _was_preempted(self, attempt: int) -> bool:
+        return any(row["event"] == "preempted" for row in self.run.rows_of(attempt, "events"))
+
+    def _last_step(self, attempt: int) -> int:
+        return max((int(row["step"]) for row in self.run.rows_of(attempt, "metrics")), default=0)
 
     def _finish(self, attempt: Attempt, events: SegmentWriter, result: Result) -> int:
         events.append({"event": "finished", "state": result.state, "message": result.message})
@@ -261,17 +298,37 @@ def _root(failure: Exception) -> Exception:
     return failure
 
 
-def _reason_of(error: Exception) -> str:
+def _reason_of(error: Exception, folder: Path) -> str:
     """Say in a line which rank was lost and how; a rank that only missed another is named last."""
-    from ray.exceptions import RayError
+    from ray.exceptions import OutOfMemoryError, RayError
 
     causes = _causes(error)
+    for rank, why in verdicts(folder).items():
+        return f"rank {rank} was ended: {why}"
     for rank, cause in causes.items():
+        if isinstance(cause, OutOfMemoryError):
+            return f"rank {rank} ran out of memory, and Ray ended it{_held(folder, rank)}"
         if isinstance(cause, RayError):
-            return f"rank {rank} died"
+            return f"rank {rank} died{_held(folder, rank)}"
+    for cause in causes.values():
+        if isinstance(cause, InfrastructureError) and "another rank is gone" not in str(cause):
+            return str(cause)
     for rank, cause in causes.items():
         return f"rank {rank}: {str(cause).strip().splitlines()[-1][:200]}"
     return str(error).strip().splitlines()[0][:200]
+
+
+def _held(folder: Path, rank: int) -> str:
+    reading = read_pulse(folder / f"rank-{rank}")
+    return f" (it held {reading.peak_bytes / 1e9:.1f} GB at most)" if reading is not None else ""
+
+
+def _kills_for_memory() -> int:
+    """Return how many processes the system has killed for lack of memory in this container; 0 where it counts none."""
+    with contextlib.suppress(OSError, ValueError):
+        counts = dict(line.split() for line in Path("/sys/fs/cgroup/memory.events").read_text().splitlines())
+        return int(counts.get("oom_kill", 0))
+    return 0
 
 
 def main() -> int:

@@ -11,11 +11,13 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import InfrastructureError, RayliftError, TrainingError
+from cluster.errors import InfrastructureError, PreemptedError, RayliftError, TrainingError
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
-from trainers.context import LocalContext, RayContext, WorkerContext
+from trainers.context import LocalContext, RayContext, StopReason, WorkerContext
+from trainers.pulse import Pulse, pulse_folder, show_stacks_when_asked
 from trainers.tasks.base import Prepared
+from trainers.watchdog import start_watchdog
 
 if TYPE_CHECKING:
     from trainers.config import TrainJob
@@ -41,34 +43,42 @@ def run_rank(context: WorkerContext, attempt: Attempt, job: TrainJob, prepared: 
     """Train as one rank and, as rank 0, write down how it ended.
 
     Raises TrainingError where a retry would fail again (that is written down too), InfrastructureError where one
-    may help.
+    may help, PreemptedError where the machine is taken away and all is saved.
     """
     from trainers.checkpoint import Checkpointer
     from trainers.control import Control
     from trainers.loop import Trainer
-    from trainers.memory import keep_freed_memory
-    from trainers.record import Recorder, peak_memory
+    from trainers.memory import keep_freed_memory, peak_memory
+    from trainers.record import Recorder
     from trainers.tasks.registry import build_task
 
     started = time.monotonic()
     keep_freed_memory()
+    pulse = _show_life(context, attempt)
     context.join()
     control = Control(attempt, context.rank)
     recorder = Recorder(attempt, context.rank, log_every=job.train.log_every)
+    trainer = None
     try:
         task = build_task(job, prepared)
         checkpointer = Checkpointer(
             attempt, context.rank, keep=job.checkpoint.keep, recorder=recorder, meta=prepared.meta
         )
-        trainer = Trainer(job, task, context, checkpointer=checkpointer, recorder=recorder, control=control)
+        trainer = Trainer(
+            job, task, context, checkpointer=checkpointer, recorder=recorder, control=control, pulse=pulse
+        )
         outcome = trainer.run()
+        if outcome.stopped is StopReason.PREEMPTED:
+            recorder.event("preempted", step=outcome.step)
+            recorder.close()
+            raise PreemptedError(f"preempted: {outcome.stopped.value}; saved at step {outcome.step}")
         for rank, peak in enumerate(context.gather(peak_memory())):
             recorder.event("memory", process=f"rank {rank}", peak_bytes=peak)
         if context.rank == 0:
             _write_down(attempt, recorder, _result_of(outcome), seconds=time.monotonic() - started)
         return outcome
     except Exception as error:
-        told = explain(error)
+        told = explain(error, context.rank, trainer.progress.step if trainer is not None else None)
         if isinstance(told, TrainingError):
             traceback.print_exception(error)
             with contextlib.suppress(InfrastructureError):
@@ -79,22 +89,47 @@ def run_rank(context: WorkerContext, attempt: Attempt, job: TrainJob, prepared: 
     finally:
         control.close()
         context.leave()
+        pulse.close()
 
 
-def explain(error: Exception) -> RayliftError:
-    """Return what an exception of the training means for the run: the user's to mend, or worth a retry."""
+def _show_life(context: WorkerContext, attempt: Attempt) -> Pulse:
+    """Beat, and where somebody would start the ranks again, have a watchdog listen: one a machine."""
+    if not context.is_supervised:
+        return Pulse(context.rank)
+    folder = pulse_folder(attempt.run.uri, attempt.number)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if context.local_rank == 0:
+        start_watchdog(folder, context.world_size)
+    show_stacks_when_asked()
+    return Pulse(context.rank, folder)
+
+
+def explain(error: Exception, rank: int, step: int | None) -> RayliftError:
+    """Return what an exception of a rank means for the run: the user's to mend, or worth a retry.
+
+    `step` is the last one that was done; None before training.
+    """
     import torch
+
+    from trainers.memory import peak_memory
 
     if isinstance(error, RayliftError):
         return error
     text = str(error)
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        held = f"{peak_memory() / 1e9:.1f} GB"
+        return InfrastructureError(
+            f"rank {rank} ran out of memory, at step {(step or 0) + 1}: it held {held} at most. Try a smaller "
+            "train.micro_batch_size, or fewer cluster.workers on a machine"
+        )
     if isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in text):
         return InfrastructureError("another rank is gone")
     if isinstance(error, torch.OutOfMemoryError):
         return TrainingError(
             f"out of GPU memory: {text.splitlines()[0]} Try a smaller train.micro_batch_size or precision: bf16"
         )
-    return TrainingError(f"{type(error).__name__}: {text}")
+    where = "" if step is None else f" (rank {rank}, step {step + 1})"
+    return TrainingError(f"{type(error).__name__}: {text}{where}")
 
 
 def _result_of(outcome: Outcome) -> Result:

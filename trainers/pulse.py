@@ -1,0 +1,148 @@
+"""A sign of life of each rank, in a small file that the watchdog of its machine reads."""
+
+from __future__ import annotations
+
+import faulthandler
+import hashlib
+import json
+import mmap
+import os
+import signal
+import struct
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from trainers.memory import peak_memory
+
+_LAYOUT = struct.Struct("<6q2d")
+_BEAT = 0.5  # seconds
+_WARM_UP = 2  # steps that compile, connect and allocate, and so tell nothing of the others
+_FADES = 0.999  # a step: what was slow long ago stops counting
+
+
+class Phase(IntEnum):
+    """What a rank is at."""
+
+    STARTING = 0  # until its first steps are done
+    COMPUTING = 1  # reads a batch and computes on it, alone
+    WAITING = 2  # for the other ranks, at the end of a step
+    EVALUATING = 3
+    SAVING = 4
+    ENDING = 5
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A rank as its file shows it; durations in seconds, memory in bytes."""
+
+    rank: int
+    pid: int
+    beats: int  # it has a thread that counts them
+    phase: Phase
+    entries: int  # how often it has entered a phase
+    peak_bytes: int
+    longest_step: float
+    longest_evaluation: float
+
+
+class Pulse:
+    """Beats in a thread, and says what the main thread is at."""
+
+    def __init__(self, rank: int, folder: Path | None = None) -> None:
+        """Write into `folder`, or where nobody looks."""
+        self._path = folder / f"rank-{rank}" if folder is not None else None
+        self._memory = self._map()
+        self._rank = rank
+        self._pid = os.getpid()
+        self._peak = peak_memory()
+        self._beats = self._entries = self._steps = 0
+        self._phase = Phase.STARTING
+        self._since = time.monotonic()
+        self._spent = dict.fromkeys(Phase, 0.0)  # in each phase, during this step
+        self._longest_step = self._longest_evaluation = 0.0
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._write()
+        self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
+        self._thread.start()
+
+    def enter(self, phase: Phase) -> None:
+        """Say what comes now; a step is over where the next one begins to compute."""
+        now = time.monotonic()
+        self._spent[self._phase] += now - self._since
+        if self._phase is Phase.EVALUATING:
+            self._longest_evaluation = max(self._longest_evaluation, now - self._since)
+        if phase is Phase.COMPUTING:
+            self._end_step()
+        self._phase, self._since = phase, now
+        self._entries += 1
+        self._write()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _end_step(self) -> None:
+        self._steps += 1
+        if self._steps > _WARM_UP + 1:  # the first call comes before the first step
+            took = self._spent[Phase.COMPUTING] + self._spent[Phase.WAITING]
+            self._longest_step = max(took, self._longest_step * _FADES)
+        self._spent = dict.fromkeys(Phase, 0.0)
+
+    def _beat(self) -> None:
+        while not self._closed.wait(_BEAT):
+            self._beats += 1
+            self._peak = peak_memory()
+            self._write()
+
+    def _write(self) -> None:
+        warm = self._steps > _WARM_UP + 1
+        phase = self._phase if warm else Phase.STARTING
+        counted = (self._rank, self._pid, self._beats, phase, self._entries, self._peak)
+        with self._lock:
+            self._memory[:] = _LAYOUT.pack(*counted, self._longest_step, self._longest_evaluation)
+
+    def _map(self) -> mmap.mmap:
+        if self._path is None:
+            return mmap.mmap(-1, _LAYOUT.size)
+        with self._path.open("w+b") as file:
+            file.truncate(_LAYOUT.size)
+            return mmap.mmap(file.fileno(), _LAYOUT.size)
+
+
+def read(path: Path) -> Reading | None:
+    """Return what a rank's file shows; None where it is gone or not written yet."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if len(data) < _LAYOUT.size:
+        return None
+    rank, pid, beats, phase, entries, peak, step, evaluation = _LAYOUT.unpack(data)
+    return Reading(rank, pid, beats, Phase(phase), entries, peak, step, evaluation) if pid else None
+
+
+def pulse_folder(run_uri: str, attempt: int) -> Path:
+    """Return where the ranks of an attempt have their files on this machine."""
+    name = hashlib.sha256(run_uri.encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"raylift-pulse-{os.getuid()}-{name}-{attempt}"
+
+
+def verdicts(folder: Path) -> dict[int, str]:
+    """Return why the watchdog ended which rank."""
+    try:
+        lines = (folder / "verdicts.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    return {row["rank"]: row["reason"] for row in map(json.loads, lines)}
+
+
+def show_stacks_when_asked() -> None:
+    """Have this process print where each thread is on SIGUSR1, which the watchdog sends to one that hangs."""
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)

@@ -1,0 +1,146 @@
+"""Ends ranks that hang, so that the run goes on without them: one process a machine.
+
+    python -P -m trainers.watchdog FOLDER RANKS_OF_THE_RUN
+
+Ray and torch notice a rank that hangs after minutes; this does so within seconds. It learns from the run's own steps
+how long one may take: a rank is ended that takes five times as long as its longest, and no less than eight seconds.
+Compilation and the first collective, evaluation and saves have limits of their own. It counts only the time in which
+it runs itself, so that a machine that sleeps, or has no time for anybody, ends nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainers.pulse import Phase, Reading, read
+
+POLL = 0.25  # seconds
+SILENT = 8.0  # seconds without a beat: stopped, or held by code that never lets go of the interpreter
+_SILENT_AT_START = 60.0  # imports may hold it long
+_LEAST = 8.0  # seconds that a step may take in any case
+_TIMES = 5.0  # the longest so far
+_LEAST_EVALUATION = 30.0
+_FIRST = 30 * 60.0  # seconds for what has not been seen yet: start and first evaluation
+_SAVE = 60 * 60.0  # a storage that is away holds up the next save; see trainers.checkpoint for how long
+_LAST_WORDS = 0.3  # seconds for a rank to print where it hangs
+
+
+@dataclass
+class Watched:
+    """A rank, and for how many seconds nothing of it has changed."""
+
+    now: Reading
+    silent: float = 0.0  # without a beat
+    still: float = 0.0  # in the same phase
+
+    def update(self, reading: Reading, awake: float) -> None:
+        self.silent = 0.0 if reading.beats != self.now.beats else self.silent + awake
+        self.still = 0.0 if reading.entries != self.now.entries else self.still + awake
+        self.now = reading
+
+
+class Watchdog:
+    """Looks at the files of a machine's ranks and says which to end, and why."""
+
+    def __init__(self, folder: Path, world_size: int) -> None:
+        self._folder = folder
+        self._world_size = world_size
+        self._ranks: dict[int, Watched] = {}
+
+    def look(self, awake: float) -> dict[int, tuple[Reading, str]]:
+        """Read the files, `awake` seconds after the last time; return the ranks to end, and why."""
+        there = [reading for path in self._folder.glob("rank-*") if (reading := read(path)) is not None]
+        for reading in there:
+            known = self._ranks.get(reading.rank)
+            if known is None or known.now.pid != reading.pid:
+                self._ranks[reading.rank] = Watched(reading)
+            else:
+                known.update(reading, awake)
+        self._ranks = {reading.rank: self._ranks[reading.rank] for reading in there}
+        frozen = {rank: self._silence(watched) for rank, watched in self._ranks.items()}
+        found = {rank: reason for rank, reason in frozen.items() if reason} or self._hanging()
+        return {rank: (self._ranks[rank].now, reason) for rank, reason in found.items()}
+
+    def _silence(self, watched: Watched) -> str:
+        limit = _SILENT_AT_START if watched.now.phase is Phase.STARTING else SILENT
+        return f"it froze: no sign of life for {watched.silent:.0f} s" if watched.silent > limit else ""
+
+    def _hanging(self) -> dict[int, str]:
+        """Return the ranks that hang by themselves; where all wait for each other in vain, the first."""
+        late = {
+            rank: watched
+            for rank, watched in self._ranks.items()
+            if watched.still > _limit(watched.now)  # waiting is not its own fault, unless all do
+        }
+        alone = {rank: watched for rank, watched in late.items() if watched.now.phase is not Phase.WAITING}
+        if alone:
+            return {rank: _describe(watched) for rank, watched in alone.items()}
+        if len(late) == self._world_size:  # with ranks elsewhere, one of those may be the reason: torch's limit holds
+            first = min(late)
+            return {first: f"the ranks wait for each other in vain: no step for {late[first].still:.0f} s"}
+        return {}
+
+
+def _limit(reading: Reading) -> float:
+    """Return the seconds that a rank may stay in its phase."""
+    match reading.phase:
+        case Phase.STARTING | Phase.ENDING:
+            return _FIRST
+        case Phase.EVALUATING if not reading.longest_evaluation:
+            return _FIRST
+        case Phase.EVALUATING:
+            return max(_LEAST_EVALUATION, _TIMES * reading.longest_evaluation)
+        case Phase.SAVING:
+            return _SAVE
+        case _:
+            return max(_LEAST, _TIMES * reading.longest_step)
+
+
+def _describe(watched: Watched) -> str:
+    usual = watched.now.longest_evaluation if watched.now.phase is Phase.EVALUATING else watched.now.longest_step
+    doing = watched.now.phase.name.lower()
+    return f"it hung: {doing} for {watched.still:.0f} s (the longest before took {usual:.1f} s)"
+
+
+def end_rank(folder: Path, reading: Reading, reason: str) -> None:
+    """Write down why, let the rank print where it hangs, and kill it."""
+    with (folder / "verdicts.jsonl").open("a") as file:
+        file.write(json.dumps({"rank": reading.rank, "reason": reason}) + "\n")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(reading.pid, signal.SIGUSR1)
+        time.sleep(_LAST_WORDS)
+        os.kill(reading.pid, signal.SIGKILL)
+
+
+def start_watchdog(folder: Path, world_size: int) -> subprocess.Popen[bytes]:
+    """Start the watchdog of this machine; it ends with this process."""
+    command = [sys.executable, "-P", "-m", "trainers.watchdog", str(folder), str(world_size)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def main(arguments: Sequence[str]) -> None:
+    folder, world_size = Path(arguments[0]), int(arguments[1])
+    watchdog, parent, ended = Watchdog(folder, world_size), os.getppid(), set[int]()
+    last = time.monotonic()
+    while os.getppid() == parent:
+        time.sleep(POLL)
+        now = time.monotonic()
+        for reading, reason in watchdog.look(min(now - last, 2 * POLL)).values():
+            if reading.pid not in ended:
+                ended.add(reading.pid)
+                print(f"rank {reading.rank} is ended: {reason}", file=sys.stderr, flush=True)
+                end_rank(folder, reading, reason)
+        last = now
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
