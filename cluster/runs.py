@@ -238,6 +238,11 @@ class Run:
             return None
         return Result(**{key: value for key, value in json.loads(data).items() if key != "nonce"})
 
+    def results(self) -> dict[int, Result]:
+        """Return how each attempt ended that did so with a result."""
+        found = {attempt: self.result_of(attempt) for attempt in self.attempts()}
+        return {attempt: result for attempt, result in found.items() if result is not None}
+
     # -- checkpoints
 
     def checkpoints(self) -> list[Checkpoint]:
@@ -303,6 +308,12 @@ class Run:
             yield Checkpoint(attempt=attempt, step=manifest["step"], files=files, info=manifest["info"])
 
     # -- rows
+
+    def all_rows(self, stream: str) -> list[dict[str, Any]]:
+        """Return the rows of a stream of every attempt, oldest attempt first, also those that were repeated."""
+        return [
+            {**row, "attempt": claim.attempt} for claim in self.claims() for row in self.rows_of(claim.attempt, stream)
+        ]
 
     def rows(self, stream: str) -> list[dict[str, Any]]:
         """Return the rows of a stream ("metrics" or "events") along the run's history, oldest first.
@@ -470,6 +481,17 @@ def _history(claims: Sequence[Claim]) -> Iterator[tuple[Claim, float]]:
     while claim := by_number.get(number):
         yield claim, bound
         number, bound = (claim.base.attempt, claim.base.step) if claim.base else (0, 0)
+
+
+def last_steps(claims: Sequence[Claim]) -> dict[int, float]:
+    """Return the last step that counts of each attempt that does: the base of a newer one, or infinity."""
+    return {claim.attempt: bound for claim, bound in _history(claims)}
+
+
+def counted(metrics: Sequence[dict[str, Any]], claims: Sequence[Claim]) -> list[dict[str, Any]]:
+    """Return of the metrics of all attempts those that a newer attempt did not repeat."""
+    bounds = last_steps(claims)
+    return [row for row in metrics if row["step"] <= bounds.get(row["attempt"], -1)]
 
 
 def new_run_id(name: str) -> str:

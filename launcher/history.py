@@ -9,11 +9,10 @@ from functools import cached_property
 from typing import Any
 
 from cluster.errors import UsageError
-from cluster.runs import Checkpoint, Claim, Result, Run
+from cluster.runs import Checkpoint, Claim, Result, Run, counted
+from launcher.goodput import Goodput, Rows, measure
 from launcher.spec import load_frozen
 from launcher.status import Summary, summarize
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +29,7 @@ class ReportData:
     checkpoints: Sequence[Checkpoint]
     metrics: Rows
     events: Rows
+    goodput: Goodput | None = None  # None before the first claim
     version: str = ""  # of the raylift that makes the report
 
     @cached_property
@@ -54,18 +54,14 @@ class ReportData:
     def newest(self, event: str) -> Mapping[str, Any]:
         return next((row for row in reversed(self.events) if row["event"] == event), {})
 
-    def of(self, attempt: int) -> list[Mapping[str, Any]]:
-        """Return the events and metrics of an attempt by their time."""
-        rows = [row for row in [*self.events, *self.metrics] if row["attempt"] == attempt]
-        return sorted(rows, key=lambda row: float(row["time"]))
-
 
 def gather(run: Run) -> ReportData:
     """Read a run's folder. Raises RunNotFoundError, StorageError."""
     summary = summarize(run, brief=True)
     job = run.job()
     claims = run.claims()
-    results = {claim.attempt: run.result_of(claim.attempt) for claim in claims}
+    results = run.results()
+    events, metrics = run.all_rows("events"), run.all_rows("metrics")
     return ReportData(
         summary=summary,
         job=job.decode(errors="replace"),
@@ -73,46 +69,13 @@ def gather(run: Run) -> ReportData:
         created=next(entry.modified for entry in run.storage.list(run.path("job.yaml"))),
         made=time.time(),
         claims=claims,
-        results={attempt: result for attempt, result in results.items() if result is not None},
+        results=results,
         checkpoints=run.checkpoints(),
-        metrics=run.rows("metrics"),
-        events=run.rows("events"),
+        metrics=counted(metrics, claims),
+        events=events,
+        goodput=measure(claims, results, events, metrics),
         version=_version(),
     )
-
-
-def phases(data: ReportData) -> dict[str, float]:
-    """Return how many seconds of the run went where, over all attempts; together they are its duration."""
-    spent = {"launching": 0.0, "Ray and data": 0.0, "starting ranks": 0.0, "training": 0.0, "evaluation": 0.0}
-    spent |= {"saving": 0.0, "recovering": 0.0, "ending": 0.0}
-    if not data.claims:
-        return {"launching": data.ended - data.created}
-    spent["launching"] = max(data.claims[0].at - data.created, 0.0)
-    ends = [claim.at for claim in data.claims[1:]] + [data.ended]
-    for claim, end in zip(data.claims, ends, strict=True):
-        for name, seconds in _phases_of(data, claim, end).items():
-            spent[name] += seconds
-    return {name: seconds for name, seconds in spent.items() if seconds >= 0.05}
-
-
-def _phases_of(data: ReportData, claim: Claim, end: float) -> dict[str, float]:
-    rows = data.of(claim.attempt)
-    times = {row.get("event", row.get("kind")): float(row["time"]) for row in rows}
-    heard = max([claim.at, *(row["time"] for row in rows if row.get("event") not in ("finished", "memory"))])
-    goes_on = claim is data.claims[-1] and not data.summary.state.is_final
-    heard = end if goes_on else min(heard, end)
-    began = min(times.get("training", heard), heard)
-    ready = min(times.get("cluster", began), began)
-    evaluation = sum(row["seconds"] for row in rows if row.get("kind") == "eval")
-    saving = sum(row["blocked"] for row in rows if row.get("event") == "checkpoint")
-    return {
-        "Ray and data": max(ready - claim.at, 0.0),
-        "starting ranks": began - ready,
-        "training": max(heard - began - evaluation - saving, 0.0),
-        "evaluation": evaluation,
-        "saving": saving,
-        "ending" if claim.attempt in data.results else "recovering": end - heard,
-    }
 
 
 def ending_of(data: ReportData, claim: Claim) -> tuple[str, str]:

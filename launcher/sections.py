@@ -11,15 +11,26 @@ from cluster.runs import Checkpoint
 from cluster.selection import best_of
 from launcher.curves import Chart
 from launcher.display import describe_event
-from launcher.history import ReportData, ending_of, phases
+from launcher.history import ReportData, ending_of
 from launcher.markup import Content, Html, table, tag
 from launcher.text import duration, number, size
 
 _CLASSES = 60  # shown by name
+_PARTS = {
+    "training": "steps that count",
+    "start-up": "Ray, the data and the ranks, from an attempt's claim to its first step",
+    "restoring": "reading the checkpoint that an attempt goes on from",
+    "evaluating": "measuring on the evaluation data",
+    "repeated": "what was done after the checkpoint that a later attempt went on from, and had to be done again",
+    "saves": "training stood still while a checkpoint was copied; uploading goes on behind it",
+    "waiting": "from the last sign of an attempt that was lost to the start of the next",
+    "other": "what is left: the end of an attempt, above all, with its last checkpoint on its way",
+    "paused": "between the end of an attempt and a person's resume; in no share",
+}
 
 
 def before_curves(data: ReportData) -> list[Html]:
-    return [_headline(data), _tiles(data), _phases(data)]
+    return [_headline(data), _tiles(data), _goodput(data)]
 
 
 def curves(data: ReportData, charts: Sequence[Chart]) -> Html:
@@ -96,19 +107,34 @@ def _tile(value: str, name: str) -> Html:
     return tag("div", tag("b", value), tag("span", name), class_="tile")
 
 
-def _phases(data: ReportData) -> Html:
-    """Draw where the time went as one bar, and say it in numbers."""
-    spent = phases(data)
-    total = sum(spent.values()) or 1.0
+def _goodput(data: ReportData) -> Html:
+    """Draw where the time went as one bar, and say it in a table."""
+    spent = data.goodput
+    if spent is None or not spent.total:
+        return Html("")
+    parts = {name: milliseconds / 1000 for name, milliseconds in spent.parts().items() if milliseconds}
+    total = spent.total / 1000
     shares = [
-        tag("i", class_=_slug(name), style=f"flex-grow:{seconds / total:.5f}", title=f"{name}: {duration(seconds)}")
-        for name, seconds in spent.items()
+        tag("i", class_=name, style=f"flex-grow:{seconds / total:.5f}", title=f"{name}: {duration(seconds)}")
+        for name, seconds in parts.items()
+        if name != "paused"
     ]
-    words = [
-        tag("li", tag("i", class_=_slug(name)), name, " ", tag("b", duration(seconds)))
-        for name, seconds in spent.items()
+    rows = [
+        [
+            [tag("i", class_=name), name],
+            duration(seconds),
+            f"{100 * seconds / total:.1f} %" if name != "paused" else "",
+            _PARTS[name],
+        ]
+        for name, seconds in parts.items()
     ]
-    return _section("Where the time went", tag("div", shares, class_="bar"), tag("ul", words, class_="legend"))
+    counted = duration(spent.training / 1000)
+    return _section(
+        "Where the time went",
+        tag("p", f"Goodput {100 * spent.share:.0f} %: of {duration(total)}, {counted} went into steps that count."),
+        tag("div", shares, class_="bar"),
+        table(["", "time", "share", "what it went into"], rows, class_="parts"),
+    )
 
 
 def _card(chart: Chart, index: int) -> Html:

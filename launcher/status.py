@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster.errors import RunNotFoundError
 from cluster.local import LocalProvider
 from cluster.provider import Receipt, State
-from cluster.runs import Claim, Run
+from cluster.runs import Claim, Run, counted
+from launcher.goodput import Goodput, measure
 from launcher.text import typed
 
 
@@ -34,9 +36,11 @@ class Summary:
     host: str = ""
     exit_code: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
+    goodput: Goodput | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return it for programs; times are in seconds."""
+        return {**asdict(self), "goodput": self.goodput.as_dict() if self.goodput is not None else None}
 
 
 def summarize(run: Run, *, brief: bool = False) -> Summary:
@@ -57,7 +61,7 @@ def summarize(run: Run, *, brief: bool = False) -> Summary:
         state, reason = _while_it_runs(run, newest)
     if brief:
         return Summary(run.id, run.uri, state, reason, **common)
-    return Summary(run.id, run.uri, state, reason, **{**_progress(run), **common, **_checkpoints(run)})
+    return Summary(run.id, run.uri, state, reason, **{**_progress(run, claims), **common, **_checkpoints(run)})
 
 
 def next_steps(summary: Summary) -> list[str]:
@@ -122,14 +126,15 @@ def _last_words(run: Run) -> str:
     return ""
 
 
-def _progress(run: Run) -> dict[str, Any]:
-    found: dict[str, Any] = {"data": {}}
-    for row in run.rows("events"):
+def _progress(run: Run, claims: Sequence[Claim]) -> dict[str, Any]:
+    events, metrics = run.all_rows("events"), run.all_rows("metrics")
+    found: dict[str, Any] = {"data": {}, "goodput": measure(claims, run.results(), events, metrics)}
+    for row in events:
         if row["event"] == "training":
             found["last_step"] = row["last_step"]
         if row["event"] == "data.ready":
             found["data"] = {key: value for key, value in row.items() if key not in ("time", "event")}
-    for row in run.rows("metrics"):
+    for row in counted(metrics, claims):
         if row["kind"] == "step":
             found |= {key: row[key] for key in ("step", "epoch", "loss", "samples_per_s")}
         elif row["kind"] == "eval":

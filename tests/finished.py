@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -28,6 +29,14 @@ def new_run(folder: Path, run_id: str = "story", job: str = DIGITS) -> Run:
     run = Run(open_storage(str(folder)), run_id)
     run.create(job.encode())
     return run
+
+
+def claim(run: Run, *, at: float) -> Attempt:
+    """Claim an attempt, by a clock that says `at`."""
+    attempt = run.claim()
+    path = run.path(f"attempts/{attempt.number:06d}/claim.json")
+    run.storage.write(path, json.dumps({**json.loads(run.storage.read(path)), "at": at}).encode())
+    return Attempt.reopen(run, attempt.number)
 
 
 def write_rows(attempt: Attempt, stream: str, rows: Sequence[Mapping[str, Any]], by: str = "rank-0") -> None:
@@ -71,8 +80,8 @@ def write_story(folder: Path) -> Run:
     run = new_run(folder)
     weights = folder / "model.safetensors"
     weights.write_bytes(b"weights")
-    first = run.claim()
-    now = time.time()
+    now = float(int(time.time()))
+    first = claim(run, at=now)
     events = [
         {"time": now, "event": "claimed", "base": None},
         {"time": now, "event": "data.ready", **META, "seconds": 0.5},
@@ -83,7 +92,7 @@ def write_story(folder: Path) -> Run:
     write_rows(first, "events", events)
     write_rows(first, "metrics", training(0, 10, begin=now + 0.2))
     first.commit(8, [weights], {"metrics": {"eval_loss": 0.31, "eval_accuracy": 0.87}, "torch": "2.13.0"})
-    second = run.claim()
+    second = claim(run, at=now + 2.5)
     write_rows(second, "events", [started(8, at=now + 3), {"time": now + 4, "event": "finished", "state": "SUCCEEDED"}])
     write_rows(second, "metrics", training(8, 12, begin=now + 3))
     second.commit(12, [weights], {"metrics": {"eval_loss": 0.2, "eval_accuracy": 0.92}, "torch": "2.13.0"})

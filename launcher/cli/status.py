@@ -8,8 +8,9 @@ from launcher.cli.common import JsonOption, RunName, StorageOption
 
 
 def status_command(name: RunName, storage: StorageOption = None, json: JsonOption = False) -> None:
-    """Show where a run stands: state, progress, metrics, checkpoints."""
+    """Show where a run stands: state, progress, metrics, checkpoints, and where its time went."""
     from launcher.cli.common import open_run, print_json
+    from launcher.goodput import describe
     from launcher.status import next_steps, summarize
     from launcher.text import decimal
 
@@ -24,6 +25,7 @@ def status_command(name: RunName, storage: StorageOption = None, json: JsonOptio
         "step": f"{summary.step}{of}{f', epoch {summary.epoch}' if summary.epoch else ''}",
         "loss": decimal(summary.loss) if summary.loss is not None else "",
         "metrics": "  ".join(f"{key} {decimal(value)}" for key, value in summary.metrics.items()),
+        "goodput": describe(summary.goodput) if summary.goodput is not None else "",
         "checkpoints": ", ".join(str(step) for step in summary.checkpoints),
         "attempts": f"{summary.attempt}, on {summary.host}" if summary.attempt else "",
     }

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from cluster.provider import State
 from cluster.runs import Base, Claim, Result
-from launcher.history import ReportData, ending_of, phases
+from launcher.history import ReportData, ending_of
 from launcher.status import Summary
 
 
@@ -24,52 +22,6 @@ def data(state: State = State.SUCCEEDED, **values: Any) -> ReportData:
 
 def event(at: float, name: str, attempt: int = 1, **values: Any) -> dict[str, Any]:
     return {"time": at, "event": name, "attempt": attempt, **values}
-
-
-def evaluation(at: float, seconds: float, attempt: int = 1) -> dict[str, Any]:
-    return {"time": at, "kind": "eval", "step": 1, "seconds": seconds, "attempt": attempt}
-
-
-def test_the_phases_of_a_run_are_told_apart() -> None:
-    events = [event(6.0, "cluster"), event(8.0, "training"), event(15.0, "checkpoint", blocked=0.5)]
-    run = data(
-        claims=[claim(1, 1.0)],
-        events=[*events, event(18.5, "finished")],
-        metrics=[evaluation(18.0, 2.0)],
-        results={1: Result("SUCCEEDED", at=19.0)},
-    )
-    assert phases(run) == pytest.approx(
-        {
-            "launching": 1.0,
-            "Ray and data": 5.0,
-            "starting ranks": 2.0,
-            "training": 7.5,
-            "evaluation": 2.0,
-            "saving": 0.5,
-            "ending": 1.0,
-        }
-    )
-
-
-def test_the_phases_of_several_attempts_add_up_to_the_run() -> None:
-    events = [event(3.0, "cluster"), event(4.0, "training"), event(40.0, "recovering", reason="rank 1 died")]
-    run = data(
-        claims=[claim(1, 1.0), claim(2, 70.0, 5)],
-        events=[*events, event(75.0, "training", attempt=2)],
-        metrics=[evaluation(30.0, 2.0), evaluation(90.0, 3.0, attempt=2)],
-        results={2: Result("SUCCEEDED", at=95.0)},
-    )
-    assert sum(phases(run).values()) == pytest.approx(95.0)
-    assert phases(run)["recovering"] == pytest.approx(30.0)
-
-
-def test_a_run_that_goes_on_is_still_training() -> None:
-    run = data(State.RUNNING, claims=[claim(1, 1.0)], events=[event(4.0, "training")], made=100.0)
-    assert phases(run)["training"] == pytest.approx(96.0)
-
-
-def test_a_run_that_was_never_claimed_was_launching_all_the_time() -> None:
-    assert phases(data(State.PENDING, made=12.0)) == {"launching": 12.0}
 
 
 def test_an_attempt_that_wrote_a_result_ended_as_it_says() -> None:

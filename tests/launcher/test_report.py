@@ -14,7 +14,7 @@ from cluster.errors import UsageError
 from cluster.runs import Result, Run
 from launcher.history import ReportData, gather
 from launcher.report import render, write_report
-from tests.finished import META, new_run, started, training, write_rows, write_story
+from tests.finished import META, claim, new_run, started, training, write_rows, write_story
 from tests.harness import raylift
 
 EVIL = '</script><script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -60,6 +60,29 @@ def test_the_page_tells_how_the_run_ended_and_what_it_reached(story: ReportData)
 
 def test_the_page_tells_why_an_attempt_was_lost(story: ReportData) -> None:
     assert "rank 1 died" in Page(render(story)).text
+
+
+def test_the_page_tells_where_the_time_went_in_a_bar_and_a_table(story: ReportData) -> None:
+    page = Page(render(story))
+    drawn = [attributes for name, attributes in page.elements if name == "i" and "style" in attributes]
+    assert [one["class"] for one in drawn] == ["training", "start-up", "evaluating", "repeated", "waiting", "other"]
+    widths = [float((one["style"] or "").removeprefix("flex-grow:")) for one in drawn]
+    assert sum(widths) == pytest.approx(1)
+    assert "Goodput 23 %: of 5.0 s, 1.1 s went into steps that count." in page.text
+    assert re.search(r"repeated\s+0\.2 s\s+4\.0 %\s+what was done after the checkpoint", page.text)
+
+
+def test_a_pause_is_in_the_table_and_not_in_the_bar(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    claim(run, at=100.0).finish(Result(state="STOPPED", exit_code=4, at=110.0))
+    claim(run, at=5000.0).finish(Result(state="STOPPED", exit_code=4, at=5010.0))
+    page = page_of(run)
+    assert [attributes["class"] for name, attributes in page.elements if name == "i"] == [
+        "start-up",
+        "start-up",
+        "paused",
+    ]
+    assert re.search(r"paused\s+1 h 21 min\s+between the end", page.text)
 
 
 def test_the_page_marks_the_best_checkpoint(story: ReportData) -> None:
@@ -108,7 +131,9 @@ def test_text_of_a_run_stays_text(tmp_path: Path, story: ReportData) -> None:
 
 
 def test_the_page_of_a_run_that_never_began_says_so(tmp_path: Path) -> None:
-    assert "No step has been trained yet" in page_of(new_run(tmp_path)).text
+    text = page_of(new_run(tmp_path)).text
+    assert "No step has been trained yet" in text
+    assert "Where the time went" not in text
 
 
 def test_the_page_of_a_run_that_failed_before_its_first_step_says_why(tmp_path: Path) -> None:
