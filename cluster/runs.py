@@ -42,6 +42,10 @@ class SupersededError(StorageError):
     """A newer attempt has been claimed: this one may commit nothing more."""
 
 
+class NewerFormatError(StorageError):
+    """A newer raylift wrote this: it may mean what this one does not know."""
+
+
 @dataclass(frozen=True)
 class Base:
     """The checkpoint that an attempt starts from."""
@@ -306,6 +310,25 @@ class Run:
                 )
             files = {key: Digest(**value) for key, value in manifest["files"].items()}
             yield Checkpoint(attempt=attempt, step=manifest["step"], files=files, info=manifest["info"])
+
+    def checkpoint_at(self, attempt: int, step: int) -> Checkpoint:
+        """Return the checkpoint of one folder, whether or not it is part of the history.
+
+        Raises ObjectNotFoundError without a manifest, CorruptObjectError where that does not read, NewerFormatError.
+        """
+        folder = _checkpoint_folder(attempt, step)
+        data = self.storage.read(self.path(f"{folder}/manifest.json"))
+        try:
+            manifest = json.loads(data)
+            if manifest["format"] <= FORMAT:
+                files = {key: Digest(**value) for key, value in manifest["files"].items()}
+                return Checkpoint(attempt=attempt, step=manifest["step"], files=files, info=manifest["info"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptObjectError(f"{self.uri}/{folder}/manifest.json does not read: {error!r}") from error
+        raise NewerFormatError(
+            f"{self.uri}/{folder} was written by a newer raylift (format {manifest['format']}, "
+            f"this one reads up to {FORMAT}). Update: pip install -U raylift"
+        )
 
     # -- rows
 

@@ -108,6 +108,13 @@ def _refuse_while_held(run: Run) -> None:
     refuse_while_heard_of(run, summary)
 
 
+def refuse_while_running(run: Run) -> None:
+    """Raise UsageError where a run may be alive, on this machine or another: what it needs must not be taken away."""
+    if is_running(run):
+        raise UsageError(f"{run.uri} is running. Stop it first: raylift stop {typed(run.uri)}")
+    refuse_while_heard_of(run, summarize(run, brief=True))
+
+
 def refuse_while_heard_of(run: Run, summary: Summary) -> None:
     """Raise UsageError where another machine runs it: that writes every few seconds."""
     heard = run.last_heard()

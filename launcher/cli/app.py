@@ -23,6 +23,7 @@ from launcher.cli import (
     schema,
     status,
     stop,
+    verify,
 )
 
 app = typer.Typer(
@@ -67,5 +68,6 @@ app.command("export")(export.export_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("predict")(predict.predict_command)
 app.command("report")(report.report_command)
+app.command("verify")(verify.verify_command)
 app.command("rm")(rm.rm_command)
 app.command("schema")(schema.schema_command)

@@ -9,16 +9,12 @@ def rm_command(name: RunName, storage: StorageOption = None, yes: YesOption = Fa
     """Remove a run with all its checkpoints, and what is left of it on this machine."""
     import typer
 
-    from cluster.errors import UsageError
     from launcher.cli.common import confirm, open_run, print_json
-    from launcher.status import is_running, summarize, tear_down
-    from launcher.submit import refuse_while_heard_of
-    from launcher.text import typed
+    from launcher.status import tear_down
+    from launcher.submit import refuse_while_running
 
     run = open_run(name, storage)
-    if is_running(run):
-        raise UsageError(f"{run.uri} is running. Stop it first: raylift stop {typed(run.uri)}")
-    refuse_while_heard_of(run, summarize(run, brief=True))
+    refuse_while_running(run)
     confirm(f"Remove {run.uri} with its {len(run.checkpoints())} checkpoints?", yes=yes)
     receipt = tear_down(run)
     count = run.delete()

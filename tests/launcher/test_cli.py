@@ -68,7 +68,7 @@ def test_help_is_quick(arguments: list[str]) -> None:
 
 
 def test_all_commands_of_the_design_are_there() -> None:
-    promised = "init check plan run ps status logs stop resume export evaluate predict report rm schema"
+    promised = "init check plan run ps status logs stop resume export evaluate predict report verify rm schema"
     assert set(promised.split()) <= set(COMMANDS)
 
 
