@@ -48,6 +48,9 @@ class Reading:
     longest_step: float
     longest_evaluation: float
 
+    def packed(self) -> bytes:
+        return _LAYOUT.pack(*vars(self).values())
+
 
 class Pulse:
     """Beats in a thread, and says what the main thread is at."""
@@ -103,10 +106,18 @@ class Pulse:
 
     def _write(self) -> None:
         warm = self._steps > _WARM_UP + 1
-        phase = self._phase if warm else Phase.STARTING
-        counted = (self._rank, self._pid, self._beats, phase, self._entries, self._peak)
+        now = Reading(
+            self._rank,
+            self._pid,
+            self._beats,
+            self._phase if warm else Phase.STARTING,
+            self._entries,
+            self._peak,
+            self._longest_step,
+            self._longest_evaluation,
+        )
         with self._lock:
-            self._memory[:] = _LAYOUT.pack(*counted, self._longest_step, self._longest_evaluation)
+            self._memory[:] = now.packed()
 
     def _map(self) -> mmap.mmap:
         if self._path is None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainers.data.keyed import Keyed, beta
+from trainers.data.keyed import Keyed, beta, fingerprint
 
 SAMPLES = np.arange(20_000)
 
@@ -75,3 +75,19 @@ def test_beta_numbers_follow_the_beta_distribution(alpha: float) -> None:
 
 def test_order_is_a_permutation() -> None:
     assert sorted(Keyed(1, 0, SAMPLES).order("partner").tolist()) == SAMPLES.tolist()
+
+
+def test_fingerprints_of_parts_add_up_and_tell_no_order() -> None:
+    samples = np.random.default_rng(3).permutation(10_000)[:64]
+    parts = fingerprint(samples[:10]) + fingerprint(samples[10:10]) + fingerprint(samples[10:])
+    assert parts == fingerprint(samples) == fingerprint(samples[::-1])
+
+
+def test_a_fingerprint_tells_a_skipped_a_repeated_and_another_sample() -> None:
+    samples = np.arange(100, 164)
+    skipped, repeated, other = samples[1:], np.append(samples, 100), np.append(samples[1:], 99)
+    assert len({fingerprint(each) for each in (samples, skipped, repeated, other)}) == 4
+
+
+def test_fingerprints_of_large_batches_stay_exact_numbers_of_json() -> None:
+    assert 2**50 < fingerprint(np.arange(2_000_000)) < 2**53

@@ -1,0 +1,121 @@
+"""Whether a run that lost its ranks is tried again, and in which words it says what was lost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+
+from cluster.errors import InfrastructureError, PreemptedError
+from cluster.runs import Attempt, Run
+from tests.finished import training, write_rows
+from tests.trainers.training import start
+from trainers.main import Driver, _reason_of
+from trainers.pulse import Phase, Reading
+
+LOST = "rank 1 died"
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    monkeypatch.setenv("RAYLIFT_LAUNCH", "launch-1")
+    return Driver(start(tmp_path, {"train": {"max_failures": 3}}))
+
+
+def attempt_that_reached(run: Run, step: int, *, launch: str = "launch-1", preempted: bool = False) -> Attempt:
+    attempt = run.claim(launch=launch)
+    if step:
+        write_rows(attempt, "metrics", training(0, step, begin=1000.0))
+    if preempted:
+        write_rows(attempt, "events", [{"event": "preempted", "step": step}])
+    return attempt
+
+
+def test_a_run_is_tried_again_as_often_as_it_may(driver: Driver) -> None:
+    for step in (3, 5, 9):
+        assert driver._why_not_again(attempt_that_reached(driver.run, step), LOST) is None
+    final = driver._why_not_again(attempt_that_reached(driver.run, 11), LOST)
+    assert final is not None
+    assert (final.exit_code, final.message) == (3, f"{LOST}, and no restart is left (train.max_failures is 3)")
+
+
+def test_the_attempts_of_an_earlier_launch_do_not_count(driver: Driver) -> None:
+    for step in (3, 5, 9, 12):
+        attempt_that_reached(driver.run, step, launch="launch-0")
+    assert driver._why_not_again(attempt_that_reached(driver.run, 14), LOST) is None
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_three_losses_after_the_same_step_end_a_run(driver: Driver, step: int) -> None:
+    assert driver._why_not_again(attempt_that_reached(driver.run, step), LOST) is None
+    assert driver._why_not_again(attempt_that_reached(driver.run, step), LOST) is None
+    final = driver._why_not_again(attempt_that_reached(driver.run, step), LOST)
+    assert final is not None
+    assert final.exit_code == 1
+    assert final.message == f"{LOST}; for the third time in a row after step {step}, so no restart would help"
+
+
+def test_a_loss_further_on_begins_the_count_anew(driver: Driver) -> None:
+    for step in (7, 7, 9):
+        assert driver._why_not_again(attempt_that_reached(driver.run, step), LOST) is None
+
+
+def test_a_preemption_is_no_failure_however_often_it_comes(driver: Driver) -> None:
+    for step in (3, 3, 3, 4, 5, 6):
+        assert driver._why_not_again(attempt_that_reached(driver.run, step, preempted=True), LOST) is None
+    assert driver._why_not_again(attempt_that_reached(driver.run, 8), LOST) is None
+
+
+# -- in which words
+
+
+class FailedError(Exception):
+    """What Ray Train raises: the exception of each rank that was lost."""
+
+    def __init__(self, **causes: Exception) -> None:
+        super().__init__("the worker group failed")
+        self.worker_failures = {int(rank.removeprefix("rank_")): cause for rank, cause in causes.items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "pulse"
+    folder.mkdir()
+    for rank in (0, 1):
+        reading = Reading(rank, 4242, 10, Phase.WAITING, 100, 3_200_000_000, 0.1, 2.0)
+        (folder / f"rank-{rank}").write_bytes(replace(reading, peak_bytes=reading.peak_bytes + rank).packed())
+    return folder
+
+
+def test_a_rank_that_died_is_told_with_what_it_held(folder: Path) -> None:
+    missed = InfrastructureError("another rank is gone: rank 1")
+    assert (
+        _reason_of(FailedError(rank_0=missed, rank_1=ActorDiedError()), folder)
+        == "rank 1 died (it held 3.2 GB at most)"
+    )
+    assert _reason_of(FailedError(rank_1=ActorDiedError()), folder / "none") == "rank 1 died"
+
+
+def test_a_rank_that_the_watchdog_ended_is_told_with_its_verdict(folder: Path) -> None:
+    (folder / "verdicts.jsonl").write_text(json.dumps({"rank": 1, "reason": "it froze: no sign of life for 8 s"}))
+    told = _reason_of(FailedError(rank_1=ActorDiedError()), folder)
+    assert told == "rank 1 was ended: it froze: no sign of life for 8 s"
+
+
+def test_a_rank_that_ray_ended_for_its_memory_is_told_as_that(folder: Path) -> None:
+    told = _reason_of(FailedError(rank_0=OutOfMemoryError("too much"), rank_1=ActorDiedError()), folder)
+    assert told == "rank 0 ran out of memory, and Ray ended it (it held 3.2 GB at most)"
+
+
+def test_a_cause_comes_before_a_rank_that_only_missed_another(folder: Path) -> None:
+    missed, cause = InfrastructureError("another rank is gone"), InfrastructureError("rank 1 ran out of memory")
+    assert _reason_of(FailedError(rank_0=missed, rank_1=cause), folder) == "rank 1 ran out of memory"
+    assert _reason_of(FailedError(rank_0=missed), folder) == "rank 0: another rank is gone"
+
+
+def test_a_preemption_is_told_with_its_step(folder: Path) -> None:
+    told = PreemptedError("preempted: the machine will be taken away; saved at step 40")
+    assert _reason_of(FailedError(rank_0=told, rank_1=told), folder) == str(told)

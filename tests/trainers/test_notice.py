@@ -1,0 +1,177 @@
+"""The notice that a machine will be taken away: whom it comes from, and what a run makes of it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from cluster.runs import Attempt, Run
+from tests.harness import environment, losses, wait_for
+from tests.trainers.training import EVERYTHING, Change, events, start, train
+from trainers import notice
+from trainers.context import StopReason
+from trainers.control import Control
+
+LONG: Change = {"train": {"epochs": 40, "eval_every": "120 steps"}, "checkpoint": {"every": "1000 epochs"}}
+
+
+class Metadata:
+    """The metadata services of both clouds, as far as they tell of preemption; they insist on their headers."""
+
+    def __init__(self) -> None:
+        self.preempted = False
+        self.failures = 0
+        self.tokens: set[str] = set()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_PUT(self) -> None:
+                if self.path != "/latest/api/token" or not self.headers["X-aws-ec2-metadata-token-ttl-seconds"]:
+                    return self.answer(400)
+                outer.tokens.add(f"token-{len(outer.tokens)}")
+                return self.answer(200, sorted(outer.tokens)[-1])
+
+            def do_GET(self) -> None:
+                if outer.failures:
+                    outer.failures -= 1
+                    return self.answer(503)
+                if self.path == "/latest/meta-data/spot/instance-action":
+                    if self.headers["X-aws-ec2-metadata-token"] not in outer.tokens:
+                        return self.answer(401)
+                    action = '{"action": "terminate", "time": "2026-11-25T08:22:00Z"}'
+                    return self.answer(200, action) if outer.preempted else self.answer(404)
+                if self.path == "/computeMetadata/v1/instance/preempted":
+                    if self.headers["Metadata-Flavor"] != "Google":
+                        return self.answer(403)
+                    return self.answer(200, "TRUE" if outer.preempted else "FALSE")
+                return self.answer(404)
+
+            def answer(self, status: int, body: str = "") -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    event = threading.Event()
+    monkeypatch.setattr(notice, "_given", event)
+    monkeypatch.setattr(notice, "_POLL", 0.05)
+    return event
+
+
+@pytest.fixture
+def metadata() -> Iterator[Metadata]:
+    standing = Metadata()
+    yield standing
+    standing.server.shutdown()
+    standing.server.server_close()
+
+
+@pytest.mark.parametrize("cloud", ["aws", "gcp"])
+def test_the_word_of_a_cloud_is_a_notice(
+    cloud: str, metadata: Metadata, given: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(notice.CLOUD, cloud)
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{metadata.address}/")
+    monkeypatch.setenv("GCE_METADATA_HOST", metadata.address)
+    metadata.failures = 2
+    closed = threading.Event()
+    notice.ask_the_cloud(closed)
+    wait_for(lambda: metadata.failures == 0, "the service to be asked")
+    assert not given.wait(0.3)
+    metadata.preempted = True
+    assert given.wait(10)
+    assert notice.is_given()
+    closed.set()
+
+
+def test_a_machine_of_no_cloud_asks_nobody(given: threading.Event) -> None:
+    before = threading.active_count()
+    notice.ask_the_cloud(threading.Event())
+    assert threading.active_count() == before
+    assert not given.is_set()
+
+
+def test_every_rank_hears_its_own_notice_and_rank_0_that_of_the_attempt(
+    tmp_path: Path, given: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.control._POLL", 0.05)
+    run = start(tmp_path)
+    attempt = run.claim()
+    rank_1, rank_0 = Control(attempt, 1), Control(attempt, 0)
+    assert rank_1.stop() is rank_0.stop() is None
+    attempt.give_notice("the machine asked the driver to end")
+    wait_for(lambda: rank_0.stop() is StopReason.PREEMPTED, "the notice")
+    assert rank_1.stop() is None
+    given.set()
+    assert rank_1.stop() is StopReason.PREEMPTED
+    rank_0.close()
+    rank_1.close()
+
+
+def test_a_person_comes_before_a_cloud(tmp_path: Path, given: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.control._POLL", 0.05)
+    run = start(tmp_path)
+    run.request_stop("enough")
+    given.set()
+    control = Control(run.claim(), 0)
+    wait_for(lambda: control.stop() is StopReason.PERSON, "the person's wish")
+    control.close()
+
+
+def test_the_notice_of_an_attempt_is_not_for_the_next(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    first = run.claim()
+    first.give_notice("gone")
+    assert Attempt.reopen(run, 1).notice() == "gone"
+    assert run.claim().notice() is None
+
+
+def test_a_process_that_is_told_to_end_saves_and_goes_on_later_as_if_it_had_not(tmp_path: Path) -> None:
+    whole, run = start(tmp_path, EVERYTHING, LONG, run_id="whole"), start(tmp_path, EVERYTHING, LONG)
+    _run_process(whole)
+    process = _start_process(run)
+    wait_for(lambda: run.attempts() and run.rows_of(1, "metrics"), "the first steps")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    step = run.checkpoints()[-1].step
+    assert process.returncode == 3
+    assert f"error: preempted: the machine will be taken away; saved at step {step}" in errors
+    assert [row["step"] for row in events(run, "preempted")] == [step]
+    assert run.result() is None
+    assert step < 160
+    _run_process(run)
+    assert losses(run) == losses(whole)
+
+
+def _start_process(run: Run) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "trainers.worker", run.uri]
+    one_thread = {**environment(), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_thread)
+
+
+def _run_process(run: Run) -> None:
+    process = _start_process(run)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+def test_training_itself_knows_nothing_of_signals(tmp_path: Path, given: threading.Event) -> None:
+    run = start(tmp_path, {"train": {"max_steps": 2}})
+    assert train(run).stopped is None
+    assert not given.is_set()

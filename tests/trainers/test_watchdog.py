@@ -1,0 +1,263 @@
+"""Which ranks the watchdog ends, and which it leaves alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.harness import environment, wait_for
+from trainers import watchdog
+from trainers.pulse import Phase, Pulse, Reading, pulse_folder, read, verdicts
+from trainers.watchdog import SILENT, Watchdog
+
+RANK = Reading(0, 4242, 10, Phase.COMPUTING, 100, 10**9, longest_step=0.1, longest_evaluation=2.0)
+# a rank that beats, takes two steps and then hangs in the way that its argument says
+HANGS = """
+import sys, threading, time
+from pathlib import Path
+from trainers.pulse import Phase, Pulse, show_stacks_when_asked
+show_stacks_when_asked()
+pulse = Pulse(1, Path(sys.argv[1]))
+for _ in range(6):
+    pulse.enter(Phase.COMPUTING)
+    pulse.enter(Phase.WAITING)
+pulse.enter(Phase.COMPUTING)
+print("ready", flush=True)
+def deadlock():
+    threading.Lock().acquire() or None
+    lock = threading.Lock(); lock.acquire(); lock.acquire()
+deadlock()
+"""
+
+
+class Machine:
+    """The ranks of a machine, as their files show them, and the watchdog that looks at them."""
+
+    def __init__(self, folder: Path, *ranks: Reading, world_size: int | None = None) -> None:
+        self.folder = folder
+        self.ranks = {rank.rank: rank for rank in ranks}
+        self.watchdog = Watchdog(folder, len(ranks) if world_size is None else world_size)
+        self.after(0)
+
+    def after(self, seconds: float, *silent: int) -> dict[int, str]:
+        """Let time pass, in which all ranks beat but those that are `silent`; return whom to end, and why."""
+        for rank, reading in self.ranks.items():
+            beats = reading.beats + (rank not in silent)
+            self.ranks[rank] = replace(reading, beats=beats)
+            (self.folder / f"rank-{rank}").write_bytes(self.ranks[rank].packed())
+        return {rank: reason for rank, (_, reason) in self.watchdog.look(seconds).items()}
+
+    def moves_on(self, rank: int, phase: Phase) -> None:
+        self.ranks[rank] = replace(self.ranks[rank], phase=phase, entries=self.ranks[rank].entries + 1)
+
+
+def pair(phase: Phase, other: Phase | None = None) -> tuple[Reading, Reading]:
+    return replace(RANK, phase=phase), replace(RANK, rank=1, pid=4243, phase=other or phase)
+
+
+def test_a_rank_that_no_longer_beats_is_ended(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.WAITING))
+    assert machine.after(SILENT - 1, 1) == {}
+    assert machine.after(1.1, 1) == {1: "it froze: no sign of life for 8 s"}
+
+
+def test_a_rank_that_beats_again_in_time_is_left_alone(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.EVALUATING))
+    assert machine.after(SILENT - 1, 1) == machine.after(1) == machine.after(SILENT - 1, 1) == {}
+
+
+def test_imports_may_hold_the_interpreter_for_longer(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.STARTING))
+    assert machine.after(59, 0, 1) == {}
+    assert set(machine.after(2, 0, 1)) == {0, 1}
+
+
+def test_a_rank_that_computes_many_times_longer_than_ever_is_ended(tmp_path: Path) -> None:
+    slow, _ = pair(Phase.COMPUTING)
+    machine = Machine(tmp_path, replace(slow, longest_step=10.0))
+    assert machine.after(49) == {}
+    assert machine.after(2) == {0: "it hung: computing for 51 s (the longest before took 10.0 s)"}
+
+
+def test_short_steps_have_eight_seconds_all_the_same(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, pair(Phase.COMPUTING)[0])
+    assert machine.after(7.9) == {}
+    assert machine.after(0.2) != {}
+
+
+def test_every_step_starts_the_time_anew(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, pair(Phase.COMPUTING)[0])
+    for _ in range(5):
+        assert machine.after(7) == {}
+        machine.moves_on(0, Phase.WAITING)
+        assert machine.after(7) == {}
+        machine.moves_on(0, Phase.COMPUTING)
+
+
+@pytest.mark.parametrize("busy", [Phase.EVALUATING, Phase.SAVING, Phase.STARTING])
+def test_a_rank_that_waits_for_another_is_not_to_blame(tmp_path: Path, busy: Phase) -> None:
+    machine = Machine(tmp_path, *pair(Phase.WAITING, busy))
+    assert machine.after(9) == {}
+
+
+def test_of_a_rank_that_hangs_and_one_that_waits_for_it_the_first_is_ended(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.WAITING, Phase.COMPUTING))
+    assert set(machine.after(9)) == {1}
+
+
+def test_where_all_wait_for_each_other_one_is_ended(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.WAITING))
+    assert machine.after(9) == {0: "the ranks wait for each other in vain: no step for 9 s"}
+
+
+def test_where_some_ranks_are_elsewhere_waiting_proves_nothing(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.WAITING), world_size=4)
+    assert machine.after(300) == {}
+
+
+def test_the_first_evaluation_may_take_long_and_later_ones_five_times_that(tmp_path: Path) -> None:
+    first, later = pair(Phase.EVALUATING)
+    machine = Machine(tmp_path, replace(first, longest_evaluation=0.0), replace(later, longest_evaluation=20.0))
+    assert machine.after(99) == {}
+    assert set(machine.after(2)) == {1}
+
+
+def test_a_save_may_take_as_long_as_storage_is_away(tmp_path: Path) -> None:
+    assert Machine(tmp_path, pair(Phase.SAVING)[0]).after(35 * 60) == {}
+
+
+def test_a_rank_that_was_started_again_has_no_past(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.WAITING))
+    machine.after(7, 1)
+    machine.ranks[1] = replace(machine.ranks[1], pid=9999)
+    assert machine.after(7, 1) == machine.after(7, 1) == {}
+    assert machine.after(7, 1) != {}
+
+
+def test_a_rank_that_has_ended_is_forgotten(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.WAITING))
+    machine.ranks.clear()
+    for path in tmp_path.glob("rank-*"):
+        path.unlink()
+    assert machine.after(100) == {}
+
+
+# -- what ranks tell
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr("trainers.pulse.time.monotonic", lambda: now[0])
+    return now
+
+
+def told(folder: Path) -> Reading:
+    reading = read(folder / "rank-3")
+    assert reading is not None
+    return reading
+
+
+def test_a_rank_learns_its_longest_step_but_from_those_that_warm_up(tmp_path: Path, clock: list[float]) -> None:
+    one = Pulse(3, tmp_path)
+    one.enter(Phase.COMPUTING)
+    for took in (50.0, 40.0, 2.0, 3.0, 1.0):
+        clock[0] += took / 2
+        one.enter(Phase.WAITING)
+        clock[0] += took / 2
+        one.enter(Phase.EVALUATING)
+        clock[0] += 100.0
+        one.enter(Phase.SAVING)
+        clock[0] += 1000.0
+        one.enter(Phase.COMPUTING)
+    assert told(tmp_path).longest_step == pytest.approx(3.0, rel=0.01)
+    assert told(tmp_path).longest_evaluation == 100.0
+    one.close()
+
+
+def test_a_rank_is_starting_until_its_first_steps_are_done(tmp_path: Path) -> None:
+    one = Pulse(3, tmp_path)
+    phases = []
+    for _ in range(5):
+        one.enter(Phase.COMPUTING)
+        phases.append(told(tmp_path).phase)
+        one.enter(Phase.WAITING)
+    one.close()
+    assert phases == [Phase.STARTING] * 3 + [Phase.COMPUTING] * 2
+
+
+def test_a_rank_beats_by_itself_and_takes_its_file_along(tmp_path: Path) -> None:
+    one = Pulse(3, tmp_path)
+    wait_for(lambda: told(tmp_path).beats >= 2, "two beats", timeout=20)
+    assert told(tmp_path).pid == os.getpid()
+    assert told(tmp_path).peak_bytes > 10**7
+    one.close()
+    assert read(tmp_path / "rank-3") is None
+
+
+def test_attempts_and_runs_have_folders_of_their_own() -> None:
+    assert len({pulse_folder("/runs/a", 1), pulse_folder("/runs/a", 2), pulse_folder("/runs/b", 1)}) == 3
+
+
+# -- the process
+
+
+@pytest.mark.parametrize("how", ["stopped", "deadlocked"])
+def test_a_real_process_that_hangs_is_killed_with_a_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(watchdog, "SILENT", 3.0)
+    monkeypatch.setattr(watchdog, "_LEAST", 3.0)
+    rank = subprocess.Popen(
+        [sys.executable, "-P", "-c", HANGS, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert rank.stdout is not None
+    assert rank.stdout.readline() == "ready\n"
+    if how == "stopped":
+        rank.send_signal(signal.SIGSTOP)
+    standing, began = Watchdog(tmp_path, 2), time.monotonic()
+    found: dict[int, tuple[Reading, str]] = {}
+    last = began
+    while not found and time.monotonic() < began + 20:
+        time.sleep(watchdog.POLL)
+        found = standing.look(time.monotonic() - last)
+        last = time.monotonic()
+    watchdog.end_rank(tmp_path, *found[1])
+    _, printed = rank.communicate(timeout=10)
+    assert rank.returncode == -signal.SIGKILL
+    assert verdicts(tmp_path) == {1: found[1][1]}
+    assert ("it froze" if how == "stopped" else "it hung: computing for 3 s") in found[1][1]
+    assert ("in deadlock" in printed) == (how == "deadlocked"), "it prints where it hangs, if it can"
+
+
+def test_the_watchdog_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; from trainers.watchdog import start_watchdog; "
+    script += "print(start_watchdog(Path(sys.argv[1]), 1).pid, flush=True); sys.stdin.read()"
+    command = [sys.executable, "-P", "-c", script, str(tmp_path)]
+    parent = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    assert Path(f"/proc/{pid}").exists()
+    parent.kill()
+    parent.communicate()
+    wait_for(lambda: not _runs(pid), "the end of the watchdog", timeout=20)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "trainers.watchdog" in Path(f"/proc/{pid}/cmdline").read_text()
+    except FileNotFoundError:
+        return False
