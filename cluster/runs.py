@@ -14,7 +14,6 @@ import re
 import secrets
 import shlex
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from cluster.errors import (
 )
 from cluster.storage.base import Digest, Storage
 from cluster.storage.open import open_storage, split_run_uri
+from cluster.storage.rules import check_digest, digest_in
 
 FORMAT = 1
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -270,8 +270,15 @@ class Run:
 
     def verify(self, checkpoint: Checkpoint) -> None:
         """Read every file of a checkpoint. Raises CorruptObjectError or ObjectNotFoundError."""
-        with tempfile.TemporaryDirectory(prefix="raylift-verify-") as folder:
-            self.fetch(checkpoint, Path(folder))
+
+        def one(item: tuple[str, Digest]) -> None:
+            name, expect = item
+            path = self.path(f"{checkpoint.folder}/{name}")
+            found = digest_in(self.storage, path, expect.size + 1)  # one byte more, to see one that is longer
+            check_digest(found, expect, f"{self.storage.uri}/{path}")
+
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            list(pool.map(one, checkpoint.files.items()))
 
     def fetch(self, checkpoint: Checkpoint, target: Path) -> None:
         """Download a checkpoint's files, verified, into a folder."""
@@ -297,19 +304,12 @@ class Run:
         return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.attempt), reverse=True)
 
     def _checkpoints_of(self, attempt: int) -> Iterator[Checkpoint]:
-        prefix = f"{_attempt_folder(attempt)}/checkpoints/"
-        for name in self.storage.folders(self.path(prefix)):
+        for name in self.storage.folders(self.path(f"{_attempt_folder(attempt)}/checkpoints/")):
             try:
-                manifest = json.loads(self.storage.read(self.path(f"{prefix}{name}/manifest.json")))
-            except (ObjectNotFoundError, ValueError):
+                checkpoint = self.checkpoint_at(attempt, int(name))
+            except (ObjectNotFoundError, CorruptObjectError, ValueError):
                 continue  # without a manifest that reads there is no checkpoint
-            if manifest["format"] > FORMAT:
-                raise StorageError(
-                    f"{self.uri}/{prefix}{name} was written by a newer raylift (format {manifest['format']}, "
-                    f"this one reads up to {FORMAT}). Update: pip install -U raylift"
-                )
-            files = {key: Digest(**value) for key, value in manifest["files"].items()}
-            yield Checkpoint(attempt=attempt, step=manifest["step"], files=files, info=manifest["info"])
+            yield checkpoint
 
     def checkpoint_at(self, attempt: int, step: int) -> Checkpoint:
         """Return the checkpoint of one folder, whether or not it is part of the history.

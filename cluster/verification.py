@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 import threading
@@ -15,11 +14,11 @@ from cluster.errors import CorruptObjectError, ObjectNotFoundError
 from cluster.provider import State
 from cluster.runs import Checkpoint, Claim, NewerFormatError, Run, SupersededError, last_steps
 from cluster.selection import best_of
-from cluster.storage.base import Digest, Storage
+from cluster.storage.base import Digest
+from cluster.storage.rules import digest_in
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"\d{9,}")
-_CHUNK = 8 << 20  # bytes read at once
 _PARALLEL = 8
 
 
@@ -230,7 +229,7 @@ def _fault_of(run: Run, file: tuple[Folder, str, Digest], read: Callable[[int], 
         read(digest.size)
         return f"holds {size} bytes, but {digest.size} were written"
     try:
-        found = _sha256(run.storage, run.path(f"{folder.path}/{name}"), size, read)
+        found = digest_in(run.storage, run.path(f"{folder.path}/{name}"), size, read).sha256
     except ObjectNotFoundError:
         return "is missing"
     except CorruptObjectError as error:
@@ -238,16 +237,6 @@ def _fault_of(run: Run, file: tuple[Folder, str, Digest], read: Callable[[int], 
     if found == digest.sha256:
         return ""
     return f"holds bytes with SHA-256 {found[:12]}…, but those with {digest.sha256[:12]}… were written"
-
-
-def _sha256(storage: Storage, path: str, size: int, read: Callable[[int], None]) -> str:
-    """Hash an object part by part: one of many gigabytes needs neither as much memory nor a disk."""
-    hashed = hashlib.sha256()
-    for start in range(0, size, _CHUNK):
-        data = storage.read(path, start=start, end=min(start + _CHUNK, size))
-        hashed.update(data)
-        read(len(data))
-    return hashed.hexdigest()
 
 
 def _is_retired(run: Run, folder: Folder) -> bool:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+
 from cluster.errors import CorruptObjectError, ObjectNotFoundError, StorageError
 from cluster.storage.base import Digest, Storage
+
+_CHUNK = 8 << 20  # bytes read at once
 
 
 def check_path(path: str) -> str:
@@ -34,6 +39,22 @@ def holds(storage: Storage, path: str, data: bytes) -> bool:
         return storage.read(path) == data
     except ObjectNotFoundError:
         return False
+
+
+def digest_in(storage: Storage, path: str, size: int, read: Callable[[int], object] = lambda _: None) -> Digest:
+    """Hash the first `size` bytes of an object part by part, which takes neither a disk nor much memory.
+
+    `read` is told of the bytes of each part.
+    """
+    hashed, found = hashlib.sha256(), 0
+    for start in range(0, size, _CHUNK):
+        data = storage.read(path, start=start, end=min(start + _CHUNK, size))
+        hashed.update(data)
+        found += len(data)
+        read(len(data))
+        if len(data) < _CHUNK:
+            break  # that was its end
+    return Digest(found, hashed.hexdigest())
 
 
 def check_digest(found: Digest, expect: Digest, name: str) -> None:
