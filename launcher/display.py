@@ -135,6 +135,10 @@ def describe_event(row: dict[str, Any], attempt: int) -> str:
             )
         case "checkpoint":
             return f"saved: checkpoint of step {row['step']}, {size(row['bytes'])}, in {duration(row['seconds'])}"
+        case "checkpoint.skipped":
+            return f"not saved: the checkpoint of step {row['step']}: storage was away, and a newer one waited already"
+        case "storage.back":
+            return f"storage is back, after {duration(row['seconds'])}"
         case "checkpoint.corrupt":
             return f"warning: the checkpoint of step {row['step']} is damaged and passed over: {row['reason']}"
         case "recovering":

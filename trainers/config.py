@@ -244,6 +244,7 @@ class Checkpoint(Block):
 
     every: Interval = Field(default=Every(count=1, unit="epoch"), description="or 500 steps, or 15 min")
     keep: Annotated[int, Field(ge=1)] = Field(default=3, description="the newest ones; older ones are deleted")
+    best: bool = Field(default=True, description="keep the best one as well: by eval_accuracy, else by eval_loss")
 
 
 class TrainJob(Block):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import InfrastructureError, PreemptedError, RayliftError, TrainingError
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
+from trainers import notice
 from trainers.context import LocalContext, RayContext, StopReason, WorkerContext
 from trainers.pulse import Pulse, pulse_folder, show_stacks_when_asked
 from trainers.tasks.base import Prepared
@@ -62,7 +63,12 @@ def run_rank(context: WorkerContext, attempt: Attempt, job: TrainJob, prepared: 
     try:
         task = build_task(job, prepared)
         checkpointer = Checkpointer(
-            attempt, context.rank, keep=job.checkpoint.keep, recorder=recorder, meta=prepared.meta
+            attempt,
+            context.rank,
+            keep=job.checkpoint.keep,
+            keep_best=job.checkpoint.best,
+            recorder=recorder,
+            meta=prepared.meta,
         )
         trainer = Trainer(
             job, task, context, checkpointer=checkpointer, recorder=recorder, control=control, pulse=pulse
@@ -152,6 +158,7 @@ def main() -> int:
     from trainers.jobs import load_job
     from trainers.tasks.registry import prepare
 
+    notice.listen()
     run = Run.at(sys.argv[1])
     job, _ = load_job(run)
     context = LocalContext()

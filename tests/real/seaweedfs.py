@@ -50,6 +50,20 @@ class SeaweedFS:
         self._process.stdin.close()
         self._process.wait(timeout=30)
 
+    def start_again(self) -> None:
+        """Start it after a stop, with the same data at the same address; return once it serves them."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        self._launch()
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            try:
+                self.client.get_object(Bucket=self.bucket, Key="ready")
+                return
+            except (BotoCoreError, ClientError):
+                time.sleep(0.1)
+        raise RuntimeError(f"SeaweedFS did not start again; its log is {self._folder / 'log.txt'}")
+
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
@@ -105,14 +119,18 @@ class SeaweedFS:
         # The shell outlives us by a moment: when our end of its stdin closes, it kills the server.
         sockets = " ".join(f"/tmp/seaweedfs-*-grpc-{port}.sock" for port in ports.values())
         guard = f'"$@" & pid=$!; cat >/dev/null; kill -9 $pid; wait $pid; rm -f {sockets}'
+        self._command, self._home = ["sh", "-c", guard, "sh", *command], data
+        self._launch()
+
+    def _launch(self) -> None:
         with (self._folder / "log.txt").open("ab") as log:
             self._process = subprocess.Popen(
-                ["sh", "-c", guard, "sh", *command],
+                self._command,
                 stdin=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is for the tests alone
                 stdout=log,
                 stderr=log,
-                env={"WEED_S3_SSE_KEY": "any", "HOME": str(data), "PATH": "/usr/bin:/bin"},
+                env={"WEED_S3_SSE_KEY": "any", "HOME": str(self._home), "PATH": "/usr/bin:/bin"},
             )
 
     def _config(self, path: Path) -> None:

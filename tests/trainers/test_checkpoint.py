@@ -1,0 +1,142 @@
+"""Saving behind the training: what the loop waits for, and what happens while storage is away."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cluster.errors import StorageDeniedError, StorageError
+from cluster.runs import Run
+from tests.harness import losses
+from tests.hooked import hooked
+from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, events, start, steps_of, train
+from trainers import checkpoint
+from trainers.checkpoint import HostMemory
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LAST = 3 * STEPS_PER_EPOCH
+
+
+def saved_step(name: str, *arguments: Any) -> int | None:
+    """Return the step whose checkpoint an upload is part of."""
+    path = str(arguments[1]) if name == "upload" else ""
+    return int(path.split("/checkpoints/")[1].split("/")[0]) if "/checkpoints/" in path else None
+
+
+def with_storage(run: Run, before: Callable[..., None]) -> Run:
+    return Run(hooked(run.storage, before=before), run.id)
+
+
+def away_for(steps: range, error: type[StorageError] = StorageError) -> Callable[..., None]:
+    """Return a hook that refuses the checkpoints of some steps."""
+
+    def refuse(name: str, *arguments: Any) -> None:
+        if saved_step(name, *arguments) in steps:
+            raise error("the storage does not answer")
+
+    return refuse
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_PAUSE", 0.01)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_training_goes_on_while_storage_is_away_and_the_newest_state_is_saved_after(tmp_path: Path) -> None:
+    whole, run = start(tmp_path, EVERYTHING, run_id="whole"), start(tmp_path, EVERYTHING)
+    train(whole)
+    train(with_storage(run, away_for(range(4, 9))))
+    kept = [one.step for one in run.checkpoints()]
+    skipped = {row["step"] for row in events(run, "checkpoint.skipped")}
+    assert kept[:3] == [1, 2, 3]
+    assert kept[3] >= 9
+    assert kept[-1] == LAST
+    assert skipped <= set(range(4, 9))
+    assert len(events(run, "storage.back")) == 1
+    assert losses(run) == losses(whole)
+    result = run.result()
+    assert result is not None
+    assert result.state == "SUCCEEDED"
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_last_save_waits_until_storage_is_back(tmp_path: Path) -> None:
+    run, back = start(tmp_path), threading.Event()
+
+    def refuse(name: str, *arguments: Any) -> None:
+        if saved_step(name, *arguments) == LAST and not back.is_set():
+            raise StorageError("the storage does not answer")
+
+    threading.Timer(1.5, back.set).start()
+    train(with_storage(run, refuse))
+    assert back.is_set()
+    assert run.checkpoints()[-1].step == LAST
+
+
+@pytest.mark.usefixtures("impatient")
+def test_storage_that_stays_away_ends_the_run_after_a_while_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.3)
+    run = start(tmp_path)
+    with pytest.raises(StorageError, match="the storage does not answer"):
+        train(with_storage(run, away_for(range(5, 100))))
+    assert run.result() is None
+    assert run.checkpoints()[-1].step == 4
+
+
+def test_storage_that_refuses_is_not_asked_again(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def refuse(name: str, *arguments: Any) -> None:
+        if saved_step(name, *arguments) == 5:
+            asked.append(5)
+            raise StorageDeniedError("no such key")
+
+    run = start(tmp_path)
+    with pytest.raises(StorageDeniedError):
+        train(with_storage(run, refuse))
+    assert len(asked) <= 4  # one a file
+
+
+def test_a_slow_storage_holds_training_up_and_every_save_tells_for_how_long(tmp_path: Path) -> None:
+    run = start(tmp_path, {"checkpoint": {"every": "4 steps"}})
+
+    def slow(name: str, *arguments: Any) -> None:
+        if saved_step(name, *arguments) is not None:
+            time.sleep(0.4)
+
+    train(with_storage(run, slow))
+    saves = events(run, "checkpoint")
+    assert [save["step"] for save in saves] == [4, 8, 12]
+    assert saves[0]["blocked"] < 0.3
+    assert max(save["blocked"] for save in saves[1:]) > 0.1, "the next save waits for the one before"
+    assert all(save["bytes"] / save["seconds"] / 1e6 == pytest.approx(save["mb_per_s"], rel=0.1) for save in saves)
+    assert steps_of(run) == list(range(1, LAST + 1))
+
+
+def test_a_copy_is_contiguous_and_stays_as_it_was_when_the_original_moves_on() -> None:
+    weights = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    before, memory = weights.clone(), HostMemory()
+    copies = memory.copy("model", {"weights": weights})
+    weights.mul_(2)
+    memory.wait()
+    assert torch.equal(copies["weights"], before)
+    assert copies["weights"].is_contiguous()
+
+
+def test_every_copy_goes_into_the_same_memory_unless_its_shape_has_changed() -> None:
+    memory = HostMemory()
+    first = memory.copy("model", {"a": torch.zeros(5)})["a"]
+    again = memory.copy("model", {"a": torch.ones(5)})["a"]
+    larger = memory.copy("model", {"a": torch.ones(6)})["a"]
+    other = memory.copy("optimizer", {"a": torch.ones(6)})["a"]
+    assert first.data_ptr() == again.data_ptr()
+    assert len({again.data_ptr(), larger.data_ptr(), other.data_ptr()}) == 3
