@@ -1,4 +1,7 @@
-"""What a run is asked while it trains: to stop. That a newer attempt has taken over, it learns at its next save."""
+"""What a run is asked while it trains: to stop. That a newer attempt has taken over, it learns at its next save.
+
+In a rehearsal, this is also where its faults come from.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from cluster.errors import StorageError
 from cluster.runs import Attempt
 from trainers import notice
 from trainers.context import StopReason
+from trainers.rehearsal import Faults
 
 _POLL = 1.0  # seconds
 
@@ -18,8 +22,9 @@ class Control:
     Whether its machine will be taken away, every rank looks for itself.
     """
 
-    def __init__(self, attempt: Attempt, rank: int) -> None:
+    def __init__(self, attempt: Attempt, rank: int, world_size: int = 1) -> None:
         self._attempt = attempt
+        self._faults = Faults(rank, world_size, driver=attempt.claim.pid)
         self._stop: StopReason | None = None
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -27,6 +32,10 @@ class Control:
         if rank == 0:
             self._thread = threading.Thread(target=self._watch, name="control", daemon=True)
             self._thread.start()
+
+    def after(self, step: int) -> None:
+        """Meet the faults of a rehearsal; outside one, there are none."""
+        self._faults.at(step)
 
     def stop(self) -> StopReason | None:
         """Return this rank's wish to stop; never blocks."""

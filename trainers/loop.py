@@ -116,6 +116,7 @@ class Trainer:
             if self.progress.step % self.order.steps_per_epoch == 0:
                 self.recorder.epoch(self.progress, self.order.steps_per_epoch)
                 self.progress.loss_sum = self.progress.target_count = 0.0
+            self.control.after(self.progress.step)
             early = self.should_end_early()
             done = stop is not None or early or self.progress.step == self.last_step
             if done or wants_save or self.is_due(self.every):

@@ -40,6 +40,7 @@ class Recorder:
             steps_per_epoch=trainer.order.steps_per_epoch,
             world_size=trainer.context.world_size,
             device=str(trainer.device),
+            precision=trainer.precision,
             parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
         )
         self._since = time.monotonic()

@@ -57,7 +57,7 @@ def run_rank(context: WorkerContext, attempt: Attempt, job: TrainJob, prepared: 
     keep_freed_memory()
     pulse = _show_life(context, attempt)
     context.join()
-    control = Control(attempt, context.rank)
+    control = Control(attempt, context.rank, context.world_size)
     recorder = Recorder(attempt, context.rank, log_every=job.train.log_every)
     trainer = None
     try:

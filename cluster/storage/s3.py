@@ -13,6 +13,7 @@ from typing import Any
 from cluster.errors import CorruptObjectError, MissingExtraError, ObjectExistsError, StorageError
 from cluster.storage.base import Digest, Entry
 from cluster.storage.disk import arriving, disk_errors
+from cluster.storage.rehearsed import rehearse_s3
 from cluster.storage.rules import check_folder, check_path, check_prefix, holds
 from cluster.storage.s3_errors import Place, explain
 from cluster.storage.s3_retries import FIRST_ATTEMPTS, Retries, backoff, is_transient
@@ -199,6 +200,7 @@ def _connect() -> tuple[Any, Any]:
     except ValueError as error:
         raise StorageError(f"{error}. Set AWS_ENDPOINT_URL to a URL, for example http://localhost:9000") from error
     client.meta.events.register("needs-retry.s3", Retries())
+    rehearse_s3(client)
     return session, client
 
 

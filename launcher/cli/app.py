@@ -16,6 +16,7 @@ from launcher.cli import (
     plan,
     predict,
     ps,
+    rehearse,
     report,
     resume,
     rm,
@@ -70,4 +71,5 @@ app.command("predict")(predict.predict_command)
 app.command("report")(report.report_command)
 app.command("verify")(verify.verify_command)
 app.command("rm")(rm.rm_command)
+app.command("rehearse")(rehearse.rehearse_command)
 app.command("schema")(schema.schema_command)

@@ -1,0 +1,123 @@
+"""raylift rehearse: a job goes through every fault, and nothing is different."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.local import processes_of, scratch_folder
+from cluster.runs import list_runs
+from cluster.storage.open import open_storage
+from tests.faults.screens import assert_refused, write_job
+from tests.harness import (
+    ROOT,
+    assert_nothing_left,
+    find_process,
+    fresh_id,
+    losses,
+    open_run,
+    raylift,
+    start_raylift,
+    wait_for,
+)
+from tests.real.seaweedfs import SeaweedFS
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+
+LONG = """
+task: image-classification
+model: {name: cnn, dropout: 0.3}
+data: {train: builtin:digits, eval: {split: 0.2}, image_size: 28, augment: {rotate: 10}}
+train: {epochs: 12, batch_size: 64, seed: 3}
+checkpoint: {every: 10 steps}
+cluster: {provider: local, workers: 2}
+"""
+
+
+def test_the_example_goes_through_every_fault_and_is_equal(s3_env: SeaweedFS) -> None:
+    uri = s3_env.fresh_uri()
+    done = raylift("rehearse", ROOT / "examples" / "digits.yaml", "--storage", uri, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for fault in ("kill-worker", "kill-driver", "freeze-worker", "preempt", "storage-503"):
+        line = next(line for line in done.stdout.splitlines() if line.startswith(fault))
+        assert "the next new step came after" in line
+    assert "verdict: EQUAL: 60 steps, each on the same samples, all losses and metrics to the bit" in done.stdout
+    assert list_runs(open_storage(uri)) == [], "what passed is taken away"
+
+
+def test_chosen_faults_alone_come_and_programs_get_json(tmp_path: Path) -> None:
+    job = write_job(tmp_path, LONG)
+    done = raylift("rehearse", job, "--kill-worker", "--steps", "30", "--keep", "--storage", tmp_path / "r", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert [one["fault"] for one in told["faults"]] == ["kill-worker"]
+    assert told["verdict"]["equal"] is told["passed"] is True
+    assert told["faults"][0]["step"] == 15
+    assert len(list_runs(open_storage(str(tmp_path / "r")))) == 2
+
+
+def test_a_fault_that_cannot_be_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    done = raylift("rehearse", write_job(tmp_path, LONG), "--storage-503", "--storage", tmp_path / "r")
+    assert_refused(done, 2, "--storage-503 is for a bucket", "s3://")
+    assert not (tmp_path / "r").exists()
+
+
+# -- the same faults, as they come from outside
+
+
+def test_a_frozen_rank_is_ended_and_the_next_step_comes_within_half_a_minute(tmp_path: Path) -> None:
+    whole, run = (open_run(tmp_path / "runs", fresh_id(name)) for name in ("whole", "frozen"))
+    job = write_job(tmp_path, LONG)
+    assert raylift("run", job, "--id", whole.id, "--storage", whole.storage.uri).returncode == 0
+    process = start_raylift("run", job, "--id", run.id, "--storage", run.storage.uri)
+    wait_for(lambda: run.attempts() and run.checkpoints(), "the first checkpoint")
+    victim = find_process(run.id, "worker")
+    assert victim is not None
+    frozen_at = time.time()
+    victim.send_signal(signal.SIGSTOP)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert "was ended: it froze: no sign of life for 8 s" in output
+    first = min(row["time"] for row in run.rows_of(2, "metrics"))
+    assert first - frozen_at < 30
+    assert losses(run) == losses(whole)
+    assert_nothing_left(run.id)
+
+
+def test_a_driver_that_is_told_to_end_saves_and_is_started_again(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "runs", fresh_id("notice"))
+    process = start_raylift("run", write_job(tmp_path, LONG), "--id", run.id, "--storage", run.storage.uri)
+    wait_for(lambda: run.attempts() and run.checkpoints(), "the first checkpoint")
+    driver = find_process(run.id, "driver")
+    assert driver is not None
+    driver.terminate()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    saved = next(row["step"] for row in run.rows("events") if row["event"] == "preempted")
+    assert f"preempted: the machine will be taken away; saved at step {saved}" in output
+    base = run.claims()[1].base
+    assert base is not None
+    assert base.step == saved, "not a step is repeated"
+    assert_nothing_left(run.id)
+
+
+def test_a_machine_that_shuts_down_leaves_a_run_that_can_go_on(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "runs", fresh_id("shutdown"))
+    process = start_raylift("run", write_job(tmp_path, LONG), "--id", run.id, "--storage", run.storage.uri, "--detach")
+    process.communicate(timeout=60)
+    wait_for(lambda: run.attempts() and run.checkpoints(), "the first checkpoint")
+    supervisor = find_process(run.id, "supervisor")
+    assert supervisor is not None
+    supervisor.terminate()
+    wait_for(lambda: not processes_of(scratch_folder(run.id)), "the end of its processes", timeout=60)
+    told = raylift("status", run.uri).stdout
+    assert "RECOVERING: preempted: its machine was taken away, all up to step" in told
+    assert "raylift resume" in told
+    resumed = raylift("resume", run.uri)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    steps = [row["step"] for row in run.rows("metrics") if row["kind"] == "step"]
+    assert steps == list(range(1, 12 * 23 + 1))
