@@ -70,7 +70,7 @@ def compare(undisturbed: Run, disturbed: Run) -> Verdict:
     tolerance = _tolerance([*undisturbed.rows("events"), *disturbed.rows("events")])
     expected, found = _by_key(ours), _by_key(theirs)
     differences = [*_twice(theirs)]
-    for key in sorted({*expected, *found}, key=lambda key: (key[1], key[0])):
+    for key in sorted({*expected, *found}, key=lambda key: (key[1], key[0] != "step", key[0])):
         differences += _differ(key, expected.get(key, {}), found.get(key, {}), tolerance)
     steps = sum(kind == "step" for kind, _ in expected)
     done = sum(row["kind"] == "step" for row in disturbed.all_rows("metrics"))
@@ -101,7 +101,7 @@ def _differ(key: Key, expected: Mapping[str, Any], found: Mapping[str, Any], tol
     if not expected or not found:
         yield Difference(step, f"the number of its {kind} rows", len(expected) and 1, len(found) and 1)
         return
-    for name in sorted({*expected, *found} - {*_NOT_COMPUTED, "kind", "step"}):
+    for name in sorted({*expected, *found} - {*_NOT_COMPUTED, "kind", "step"}, key=lambda name: (name != "seen", name)):
         ours, theirs = expected.get(name), found.get(name)
         exact = tolerance == 0 or name in ("seen", "epoch", "lr")
         near = not exact and None not in (ours, theirs) and abs(ours - theirs) <= tolerance * max(1e-2, abs(ours))  # type: ignore[operator,arg-type]

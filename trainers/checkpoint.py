@@ -110,7 +110,7 @@ class Checkpointer:
         self._changed = threading.Condition()  # guards all that follows
         self._waiting: Snapshot | None = None  # to be written next
         self._busy = False
-        self._away = False  # storage does not answer
+        self._away_since: float | None = None  # when storage ceased to answer
         self._error: BaseException | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -184,7 +184,7 @@ class Checkpointer:
     def _memory_free(self) -> Iterator[None]:
         """Wait until the save before is committed or, where storage is away, until it is not being written."""
         with self._changed:
-            self._changed.wait_for(lambda: self._error or self._away or not (self._busy or self._waiting))
+            self._changed.wait_for(lambda: self._error or self._away_since or not (self._busy or self._waiting))
             self._raise()
             self._waiting = None  # it is older, and its memory is taken
             yield
@@ -260,29 +260,27 @@ class Checkpointer:
 
     def _commit(self, step: int, files: list[Path], info: Mapping[str, Any]) -> Checkpoint | None:
         """Upload, over and over while storage is away; return None where a newer save has come meanwhile."""
-        gone_since: float | None = None
         while True:
             try:
                 self._recorder.flush()  # a checkpoint vouches for the rows up to its step
                 checkpoint = self._attempt.commit(step, files, info)
             except StorageError as error:
                 now = time.monotonic()
-                gone_since = gone_since or now
-                if isinstance(error, _FINAL) or now - gone_since > PATIENCE:
+                self._away_since = self._away_since or now
+                if isinstance(error, _FINAL) or now - self._away_since > PATIENCE:
                     raise
                 if self._newer_waits():
                     return None
                 continue
-            if gone_since is not None:
-                self._recorder.event("storage.back", seconds=round(time.monotonic() - gone_since, 1))
+            if self._away_since is not None:
+                self._recorder.event("storage.back", seconds=round(time.monotonic() - self._away_since, 1))
             with self._changed:
-                self._away = False
+                self._away_since = None
             self.newest_step = step
             return checkpoint
 
     def _newer_waits(self) -> bool:
         """Let the loop go on without us, and wait a little; return whether it has brought a newer save."""
         with self._changed:
-            self._away = True
             self._changed.notify_all()
             return bool(self._changed.wait_for(lambda: self._waiting is not None, timeout=_PAUSE))

@@ -1,6 +1,6 @@
 """Ends ranks that hang, so that the run goes on without them: one process a machine.
 
-    python -P -m trainers.watchdog FOLDER RANKS_OF_THE_RUN
+    python -P -m trainers.watchdog FOLDER RANKS_OF_THE_RUN PARENT
 
 Ray and torch notice a rank that hangs after minutes; this does so within seconds. It learns from the run's own steps
 how long one may take: a rank is ended that takes five times as long as its longest, and no less than eight seconds.
@@ -123,13 +123,13 @@ def end_rank(folder: Path, reading: Reading, reason: str) -> None:
 
 def start_watchdog(folder: Path, world_size: int) -> subprocess.Popen[bytes]:
     """Start the watchdog of this machine; it ends with this process."""
-    command = [sys.executable, "-P", "-m", "trainers.watchdog", str(folder), str(world_size)]
+    command = [sys.executable, "-P", "-m", "trainers.watchdog", str(folder), str(world_size), str(os.getpid())]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def main(arguments: Sequence[str]) -> None:
-    folder, world_size = Path(arguments[0]), int(arguments[1])
-    watchdog, parent, ended = Watchdog(folder, world_size), os.getppid(), set[int]()
+    folder, world_size, parent = Path(arguments[0]), int(arguments[1]), int(arguments[2])
+    watchdog, ended = Watchdog(folder, world_size), set[int]()
     last = time.monotonic()
     while os.getppid() == parent:
         time.sleep(POLL)

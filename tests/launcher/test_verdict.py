@@ -73,7 +73,7 @@ def _draws_other_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     ("breaks", "told"),
     [
         (_skips_a_sample, f"NOT EQUAL: step {CUT + 1}: "),
-        (_forgets_the_optimizer, f"NOT EQUAL: step {CUT + 2}: "),
+        (_forgets_the_optimizer, f"NOT EQUAL: step {CUT + 1}: "),
         (_is_a_step_late_in_the_schedule, f"NOT EQUAL: step {CUT + 1}: "),
         (_draws_other_dropout, f"NOT EQUAL: step {CUT + 1}: "),
     ],

@@ -90,7 +90,7 @@ def test_a_rank_that_is_killed_is_an_error_for_the_others_within_seconds() -> No
     os.kill(victim.pid, signal.SIGKILL)
     _, errors = waiting.communicate(timeout=20)
     victim.communicate()
-    assert errors.strip().splitlines()[-1] == "cluster.errors.InfrastructureError: another rank is gone: rank 1"
+    assert errors.strip().endswith("cluster.errors.InfrastructureError: another rank is gone: rank 1")
 
 
 @pytest.mark.parametrize(

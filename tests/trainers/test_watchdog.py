@@ -59,7 +59,7 @@ class Machine:
 
 
 def pair(phase: Phase, other: Phase | None = None) -> tuple[Reading, Reading]:
-    return replace(RANK, phase=phase), replace(RANK, rank=1, pid=4243, phase=other or phase)
+    return replace(RANK, phase=phase), replace(RANK, rank=1, pid=4243, phase=phase if other is None else other)
 
 
 def test_a_rank_that_no_longer_beats_is_ended(tmp_path: Path) -> None:
