@@ -13,10 +13,11 @@ from typing import Any
 from cluster.errors import CorruptObjectError, MissingExtraError, ObjectExistsError, StorageError
 from cluster.storage.base import Digest, Entry
 from cluster.storage.disk import arriving, disk_errors
+from cluster.storage.network import FIRST_ATTEMPTS, backoff
 from cluster.storage.rehearsed import rehearse_s3
 from cluster.storage.rules import check_folder, check_path, check_prefix, holds
 from cluster.storage.s3_errors import Place, explain
-from cluster.storage.s3_retries import FIRST_ATTEMPTS, Retries, backoff, is_transient
+from cluster.storage.s3_retries import Retries, is_transient
 from cluster.storage.s3_transfer import Transfers
 
 PART = 16 << 20

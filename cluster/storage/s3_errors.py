@@ -12,6 +12,7 @@ from cluster.errors import (
     StorageError,
     StorageFullError,
 )
+from cluster.storage.network import reason
 
 _DENIED = {
     "SignatureDoesNotMatch": "the secret does not belong to the key: check AWS_SECRET_ACCESS_KEY or AWS_PROFILE",
@@ -50,10 +51,10 @@ def explain(error: Exception, place: Place, uri: str) -> StorageError:
     if isinstance(error, aws.FlexibleChecksumError):
         return CorruptObjectError(f"{uri} is damaged: its bytes do not have the checksum that the server keeps")
     if isinstance(error, aws.SSLError):
-        return StorageError(f"{place.endpoint} has no valid certificate ({_reason(error)}): check AWS_CA_BUNDLE")
+        return StorageError(f"{place.endpoint} has no valid certificate ({reason(error)}): check AWS_CA_BUNDLE")
     if isinstance(error, aws.ConnectionError | aws.HTTPClientError | aws.IncompleteReadError):
         hint = "check AWS_ENDPOINT_URL and the network" if place.custom else "check AWS_REGION and the network"
-        return StorageError(f"{place.endpoint} does not answer ({_reason(error)}): {hint}")
+        return StorageError(f"{place.endpoint} does not answer ({reason(error)}): {hint}")
     if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError):
         return StorageDeniedError(
             f"no credentials for {uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
@@ -85,13 +86,3 @@ def _explain_reply(error: Exception, place: Place, uri: str) -> StorageError:
     if code in _DAMAGED:
         return CorruptObjectError(f"{uri} was damaged on its way to {place.endpoint}, each time ({code})")
     return StorageError(f"{uri}: {error}")
-
-
-def _reason(error: BaseException) -> str:
-    """Return the system's own words from the end of a chain of errors."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror.lower()
-        cause = cause.__cause__ or cause.__context__
-    return type(error).__name__

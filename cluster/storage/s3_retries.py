@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from typing import Any
 
-ATTEMPTS = 9  # about a minute: a server that restarts, a bucket that throttles
-FIRST_ATTEMPTS = 3  # of an endpoint that never answered: it is misspelled, more likely than it is down
+from cluster.storage.network import ATTEMPTS, FIRST_ATTEMPTS, backoff
+
 _CODES = {
     "BadDigest",  # damaged on the way
     "ConditionalRequestConflict",
@@ -44,11 +43,6 @@ class Retries:
         if not transient or attempts >= (ATTEMPTS if self._answered else FIRST_ATTEMPTS):
             return None
         return backoff(attempts)
-
-
-def backoff(attempts: int) -> float:
-    """Return a random wait in seconds that doubles in the mean: 0.4 after the first attempt, 15 at most."""
-    return random.uniform(0.5, 1) * min(20.0, 0.25 * 2.0**attempts)
 
 
 def is_transient(error: Exception | None) -> bool:

@@ -19,9 +19,10 @@ from botocore.exceptions import EndpointConnectionError
 
 from cluster.errors import ObjectExistsError, ObjectNotFoundError, StorageDeniedError, StorageError
 from cluster.storage.base import Digest
+from cluster.storage.network import ATTEMPTS, FIRST_ATTEMPTS, backoff
 from cluster.storage.open import check_storage, open_storage
 from cluster.storage.s3 import S3Storage
-from cluster.storage.s3_retries import ATTEMPTS, FIRST_ATTEMPTS, Retries, backoff
+from cluster.storage.s3_retries import Retries
 from tests.real.proxy import Fault, Proxy, proxy
 from tests.real.seaweedfs import SeaweedFS
 
