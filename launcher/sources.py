@@ -37,7 +37,7 @@ def _settled(document: Document, path: Keys, source: str, base: Path) -> str:
         problem = "" if name else "hf: names no data set; write for example hf:ylecun/mnist"
     elif uri := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/]*)", source):
         if uri[1] not in ("s3", "gs", "file"):
-            problem = f"{uri[1]}:// is not supported; write a path, s3://bucket/prefix or hf:NAME"
+            problem = f"{uri[1]}:// is not supported; write a path, s3://bucket/prefix, gs://bucket/prefix or hf:NAME"
         elif uri[1] != "file" and not uri[2]:
             problem = f"{source} names no bucket; write {uri[1]}://bucket/prefix"
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ROOT, assert_nothing_left, fresh_id, open_run, raylift
+from tests.real.fake_gcs import GCSServer
 from tests.real.seaweedfs import SeaweedFS
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -21,6 +22,10 @@ def test_the_digits_example_reads_97_of_100_held_out_digits(tmp_path: Path) -> N
 
 def test_the_digits_example_does_so_with_its_run_in_s3(s3_env: SeaweedFS) -> None:
     check_digits(s3_env.fresh_uri())
+
+
+def test_the_digits_example_does_so_with_its_run_in_gcs(gcs_env: GCSServer) -> None:
+    check_digits(gcs_env.fresh_uri())
 
 
 def check_digits(storage: str) -> None:

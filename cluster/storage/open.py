@@ -13,21 +13,30 @@ from cluster.errors import ObjectExistsError, ObjectNotFoundError, StorageError,
 from cluster.storage.base import Storage
 from cluster.storage.rules import check_path
 
-_POSSIBLE = "a folder (./runs or file:///home/me/runs) or a bucket (s3://BUCKET/PREFIX)"
+_POSSIBLE = "a folder (./runs or file:///home/me/runs) or a bucket (s3://BUCKET/PREFIX or gs://BUCKET/PREFIX)"
+_BUCKETS = {"s3": r"[A-Za-z0-9._-]{3,63}", "gs": r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"}
+_SECRETS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS to a key file",
+}
 
 
 def open_storage(uri: str) -> Storage:
-    """Return the storage at a folder, a `file://` or an `s3://` URI; nothing is made or asked there yet.
+    """Return the storage at a folder, a `file://`, `s3://` or `gs://` URI; nothing is made or asked there yet.
 
-    Raises UsageError for any other, MissingExtraError where boto3 is needed and not installed, and StorageError
-    where the AWS configuration of this machine is broken.
+    Raises UsageError for any other, MissingExtraError where the cloud's client library is not installed, and
+    StorageError where this machine has no credentials for gs://, or a broken AWS configuration.
     """
     scheme, place = _parse(uri)
+    bucket, _, prefix = place.partition("/")
     if scheme == "s3":
         from cluster.storage.s3 import S3Storage
 
-        bucket, _, prefix = place.partition("/")
         return S3Storage(bucket, prefix)
+    if scheme == "gs":
+        from cluster.storage.gcs import GCSStorage
+
+        return GCSStorage(bucket, prefix)
     from cluster.storage.file import FileStorage
 
     return FileStorage(Path(place))
@@ -37,9 +46,9 @@ def split_run_uri(uri: str) -> tuple[str, str]:
     """Split the URI of a run into that of its storage, as `Storage.uri` writes it, and the run's id."""
     scheme, place = _parse(uri)
     root, _, run_id = place.rpartition("/")
-    if not run_id or (scheme == "s3" and not root):
+    if not run_id or (scheme != "file" and not root):
         raise UsageError(f"{uri} is a storage, not a run: add the run's id, as in {uri.rstrip('/')}/RUN-ID")
-    return (f"s3://{root}" if scheme == "s3" else root or "/"), run_id
+    return (root or "/" if scheme == "file" else f"{scheme}://{root}"), run_id
 
 
 def check_storage(storage: Storage) -> None:
@@ -68,13 +77,13 @@ def _check_conditional_create(storage: Storage, path: str) -> None:
     except ObjectExistsError:
         return
     raise StorageError(
-        f"{storage.uri} overwrites an object that should only be created (If-None-Match is ignored), so two writers "
-        "could ruin a run: update the server or choose another storage"
+        f"{storage.uri} overwrites an object that should only be created (it ignores If-None-Match of S3, or "
+        "ifGenerationMatch of GCS), so two writers could ruin a run: update the server or choose another storage"
     )
 
 
 def _parse(uri: str) -> tuple[str, str]:
-    """Return "file" and an absolute path, or "s3" and a bucket with its prefix."""
+    """Return "file" and an absolute path, or "s3" or "gs" and a bucket with its prefix."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):/", uri)
     if not uri:
         raise UsageError(f"storage is empty: write {_POSSIBLE}")
@@ -85,10 +94,10 @@ def _parse(uri: str) -> tuple[str, str]:
         raise UsageError(f"storage {uri!r}: a / is missing after {match[0]}")
     if scheme == "file":
         return scheme, _parse_file(uri, rest)
-    if scheme == "s3":
-        return scheme, _parse_s3(uri, rest[1:].rstrip("/"))
-    if scheme in ("gs", "gcs"):
-        raise UsageError(f"storage {uri!r}: Google Cloud Storage is not supported in this version; write {_POSSIBLE}")
+    if scheme in _BUCKETS:
+        return scheme, _parse_bucket(uri, scheme, rest[1:].rstrip("/"))
+    if scheme == "gcs":
+        raise UsageError(f"storage {uri!r}: write gs:// for Google Cloud Storage, as in gs://BUCKET/PREFIX")
     raise UsageError(f"storage {uri!r}: {scheme}:// is not supported; write {_POSSIBLE}")
 
 
@@ -99,12 +108,12 @@ def _parse_file(uri: str, rest: str) -> str:
     return os.path.abspath("/" + unquote(path))
 
 
-def _parse_s3(uri: str, place: str) -> str:
+def _parse_bucket(uri: str, scheme: str, place: str) -> str:
     bucket, _, prefix = place.partition("/")
     if "@" in bucket:
-        raise UsageError("a storage URI holds no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-    if not re.fullmatch(r"[A-Za-z0-9._-]{3,63}", bucket):
-        raise UsageError(f"storage {uri!r}: {bucket!r} is no bucket's name; write s3://BUCKET/PREFIX")
+        raise UsageError(f"a storage URI holds no credentials: set {_SECRETS[scheme]}")
+    if not re.fullmatch(_BUCKETS[scheme], bucket):
+        raise UsageError(f"storage {uri!r}: {bucket!r} is no bucket's name; write {scheme}://BUCKET/PREFIX")
     try:
         return f"{bucket}/{check_path(prefix)}" if prefix else bucket
     except StorageError as error:

@@ -15,7 +15,10 @@ RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or URI, 
 StorageOption = Annotated[
     str | None,
     typer.Option(
-        "--storage", metavar="URI", help="Where runs are: a folder or s3://bucket/prefix.", show_default=False
+        "--storage",
+        metavar="URI",
+        help="Where runs are: a folder, s3://bucket/prefix or gs://bucket/prefix.",
+        show_default=False,
     ),
 ]
 SetOption = Annotated[

@@ -1,4 +1,4 @@
-"""Runs to write to, in a folder and in real S3."""
+"""Runs to write to, in a folder, in S3 and in GCS, on real servers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from cluster.storage.base import Storage
 from cluster.storage.file import FileStorage
 from cluster.storage.open import open_storage
 from tests.cluster.saves import Commit, make_files
-from tests.real.seaweedfs import SeaweedFS
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(params=["file", "s3", "gcs"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "file":
         return FileStorage(tmp_path / "storage")
-    server: SeaweedFS = request.getfixturevalue("s3_env")
-    return open_storage(server.fresh_uri())
+    return open_storage(request.getfixturevalue(f"{request.param}_storage_uri"))
 
 
 @pytest.fixture

@@ -125,6 +125,13 @@ def test_a_missing_bucket_is_told_with_the_command_that_makes_it(job: Path, comm
     assert_refused(done, 3, "bucket no-such-bucket does not exist", "aws s3 mb s3://no-such-bucket")
 
 
+@pytest.mark.parametrize("command_name", ["run", "ps"])
+@pytest.mark.usefixtures("gcs_env")
+def test_a_missing_gcs_bucket_is_told_by_its_name(job: Path, command_name: str) -> None:
+    done = _with_storage(command_name, job, "gs://no-such-bucket/runs")
+    assert_refused(done, 3, "bucket no-such-bucket does not exist", "create it with")
+
+
 @pytest.mark.parametrize("command_name", ["run", "ps", "status"])
 def test_an_endpoint_that_does_not_answer_is_told_by_its_address(
     job: Path, s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch, command_name: str

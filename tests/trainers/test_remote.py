@@ -54,6 +54,13 @@ def test_a_folder_of_images_in_s3_is_one_here(tmp_path: Path, s3_storage_uri: st
     assert (prepared.meta["train"], prepared.meta["eval"]) == (60, 20)
 
 
+def test_a_folder_of_images_in_gcs_is_one_here(tmp_path: Path, gcs_storage_uri: str) -> None:
+    uri = upload(write_folder(tmp_path / "up", PIXELS, LABELS), gcs_storage_uri)
+    assert prepare(job(uri)).meta["train"] == 60
+    with pytest.raises(TrainingError, match=f"Look for it with: gcloud storage ls {gcs_storage_uri}/"):
+        prepare(job(f"{gcs_storage_uri}/nowhere"))
+
+
 def test_a_whole_bucket_may_be_the_data(tmp_path: Path, s3_env: SeaweedFS) -> None:
     bucket = f"s3://{s3_env.fresh_bucket()}"
     upload(write_folder(tmp_path / "up", PIXELS, LABELS), bucket, below="")

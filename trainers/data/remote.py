@@ -32,7 +32,7 @@ def is_remote(source: str) -> bool:
 
 
 def fetch(uri: str) -> Path:
-    """Fetch an object, a folder or a pattern (`s3://bucket/data/*.parquet`); return where it lies now.
+    """Fetch an object, a folder or a pattern (`s3://bucket/data/*.parquet`, or gs://); return where it lies now.
 
     The folder belongs to exactly these objects, by their names, sizes and times, so that what was fetched before is
     used again only while nothing has changed. Raises TrainingError where nothing has this name, and the storage's
@@ -50,7 +50,8 @@ def fetch(uri: str) -> Path:
     fixed = name[: min((name.find(sign) for sign in "*?[" if sign in name), default=len(name))]
     entries = [entry for entry in storage.list(fixed) if _is_asked_for(entry.path, name)]
     if not entries:
-        raise TrainingError(f"{uri}: nothing is there. Look for it with: aws s3 ls {root}/")
+        tool = "gcloud storage ls" if uri.startswith("gs:") else "aws s3 ls"
+        raise TrainingError(f"{uri}: nothing is there. Look for it with: {tool} {root}/")
     folder = cache_folder() / "fetched" / hashlib.sha256(f"{root}{entries}".encode()).hexdigest()[:16]
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
         for _ in pool.map(lambda entry: _fetch_one(storage, entry, folder), entries):

@@ -1,4 +1,4 @@
-"""What every storage promises, on a folder and on a real S3 server."""
+"""What every storage promises, on a folder and on real servers of S3 and GCS."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cluster.errors import CorruptObjectError, ObjectExistsError, ObjectNotFound
 from cluster.storage.base import Digest, Storage
 from cluster.storage.file import FileStorage
 from cluster.storage.open import check_storage
+from tests.real.fake_gcs import GCSServer
 from tests.real.seaweedfs import SeaweedFS
 
 MIB = 1 << 20
@@ -30,6 +31,16 @@ with new_file(Path(sys.argv[1])) as file:
     file.write(b"half of it")
     file.flush()
     os.kill(os.getpid(), 9)
+"""
+
+KILLED_UPLOADER = """
+import os, sys
+from pathlib import Path
+from cluster.storage.gcs import GCSStorage
+from cluster.storage.gcs_parts import Parts
+Parts.compose = lambda *_: os.kill(os.getpid(), 9)
+bucket, prefix, path, source = sys.argv[1:]
+GCSStorage(bucket, prefix, part_size=1000).upload(Path(source), path)
 """
 
 RACER = """
@@ -85,15 +96,34 @@ def s3_case(server: SeaweedFS) -> Case:
     )
 
 
+def gcs_case(server: GCSServer) -> Case:
+    from cluster.storage.gcs import GCSStorage
+
+    bucket, prefix = server.fresh_uri().removeprefix("gs://").split("/")
+    plain = server.client.bucket(bucket)
+
+    def abandon(path: str) -> None:
+        command = [sys.executable, "-c", KILLED_UPLOADER, bucket, prefix, path, __file__]
+        assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
+
+    return Case(
+        GCSStorage(bucket, prefix, part_size=PART),
+        lambda path, data: void(plain.blob(f"{prefix}/{path}").upload_from_string(data)),
+        abandon,
+    )
+
+
 def void(_: object) -> None:
     """Drop a result."""
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(params=["file", "s3", "gcs"])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     if request.param == "file":
         return file_case(tmp_path / "storage")
-    return s3_case(request.getfixturevalue("s3_env"))
+    if request.param == "s3":
+        return s3_case(request.getfixturevalue("s3_env"))
+    return gcs_case(request.getfixturevalue("gcs_env"))
 
 
 @pytest.fixture
