@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from cluster.storage.network import ATTEMPTS, FIRST_ATTEMPTS, backoff
+from cluster.storage.rehearsed import rehearse_gcs
 
 _DAMAGED = "doesn't match calculated"  # the server's words for a checksum that is not that of the bytes it got
 _SLOW_DOWN = {"rateLimitExceeded", "userRateLimitExceeded"}  # reasons of a 403
@@ -30,6 +31,7 @@ class Retries:
             while True:
                 attempts += 1
                 try:
+                    rehearse_gcs()
                     reply = request()
                 except Exception as error:
                     wait = self.wait(error, attempts)

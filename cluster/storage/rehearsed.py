@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Iterator
@@ -32,6 +33,17 @@ def rehearse_s3(client: Any) -> None:
     """Have a client of boto3 meet the outages that are rehearsed, if any are."""
     if OUTAGE in os.environ:
         client.meta.events.register("before-send.s3", _answer)
+
+
+def rehearse_gcs() -> None:
+    """Raise in place of a request what google-cloud-storage raises of a 503, while an outage is rehearsed."""
+    if is_away():
+        from google.api_core.exceptions import ServiceUnavailable
+        from requests import Response
+
+        reply = Response()
+        reply.status_code, reply.raw = 503, io.BytesIO(_BODY)
+        raise ServiceUnavailable("a rehearsed outage", response=reply)
 
 
 def _answer(request: Any, **_: object) -> Any:

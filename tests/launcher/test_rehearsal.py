@@ -52,11 +52,12 @@ def test_the_time_lost_is_that_to_the_next_step_which_is_new(tmp_path: Path) -> 
     assert time_lost(run, 12, at=1006.0) is None
 
 
+@pytest.mark.parametrize("server", ["s3_env", "gcs_env"])
 def test_a_rehearsed_outage_is_met_by_every_retry_and_ends_by_itself(
-    s3_env: SeaweedFS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(OUTAGE, str(tmp_path / "outage"))
-    storage = open_storage(s3_env.fresh_uri())
+    storage = open_storage(request.getfixturevalue(server).fresh_uri())
     storage.write("a", b"before")
     refuse_for(3.0, tmp_path / "outage")
     began = time.monotonic()
