@@ -33,6 +33,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 TRAINER_FILE = "trainer.json"
 META_FILE = "raylift.json"  # what evaluation and prediction need beside the weights
 PATIENCE = 30 * 60.0  # seconds that storage may be away, until a run gives up
+_LONGEST_WAIT = 30.0  # seconds that the loop stands still for the save before
 _PAUSE = 5.0  # seconds between tries, beside those that storage takes by itself
 _FINAL = (CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageFullError, SupersededError)  # no outage
 
@@ -84,8 +85,8 @@ class HostMemory:
 class Checkpointer:
     """Saves on rank 0; restores on every rank.
 
-    One save is on its way at most: the next one waits for it, and tells how long. While storage is away nobody waits:
-    the copy in memory is replaced by the next, and the newest goes out when storage is back.
+    One save is on its way at most: the next one waits for it, half a minute at most, and tells how long. While storage
+    is away nobody waits: the copy in memory is replaced by the next, and the newest goes out when storage is back.
     """
 
     def __init__(
@@ -182,11 +183,17 @@ class Checkpointer:
 
     @contextmanager
     def _memory_free(self) -> Iterator[None]:
-        """Wait until the save before is committed or, where storage is away, until it is not being written."""
+        """Wait until the save before is committed; where storage is away, or slow, not for long.
+
+        A copy that waits still is given up for the next one, which goes into its memory.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._error or self._away_since or not (self._busy or self._waiting))
+            free = lambda: self._error or self._away_since or not (self._busy or self._waiting)  # noqa: E731
+            self._changed.wait_for(free, timeout=_LONGEST_WAIT)
             self._raise()
-            self._waiting = None  # it is older, and its memory is taken
+            if self._waiting is not None:
+                self._recorder.event("checkpoint.skipped", step=self._waiting.step)
+                self._waiting = None
             yield
 
     def _raise(self) -> None:

@@ -13,7 +13,7 @@ from cluster.runs import Run
 from cluster.storage.open import open_storage
 from tests.harness import environment, losses, wait_for
 from tests.real.seaweedfs import OTHER_SETTINGS, SeaweedFS, find_weed
-from tests.trainers.training import EVERYTHING, Change, events, start
+from tests.trainers.training import EVERYTHING, Change, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 LONG: Change = {"train": {"epochs": 60}, "checkpoint": {"every": "20 steps", "keep": 3}}
@@ -47,7 +47,6 @@ def test_a_server_that_is_killed_and_started_again_costs_no_step_and_no_checkpoi
         assert losses(run) == losses(whole)
         steps = [row["step"] for row in run.rows("metrics") if row["kind"] == "step" and gone < row["time"] < back]
         assert len(steps) > 20, "training went on"
-        assert events(run, "storage.back")[0]["seconds"] > 20
         assert run.checkpoints()[-1].step == 240
         assert run.newest_intact() is not None
         result = run.result()
