@@ -230,7 +230,10 @@ def _kill_the_driver(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("deadly", "restarts", "reason"),
-    [(_kill_a_worker, 1, "; 1 restarts"), (_kill_the_driver, 0, "the driver died (signal SIGKILL)")],
+    [
+        (_kill_a_worker, 1, "GB at most), and no restart is left"),
+        (_kill_the_driver, 0, "the driver died (signal SIGKILL)"),
+    ],
     ids=["worker", "driver"],
 )
 def test_a_run_that_loses_more_than_max_failures_fails_with_the_reason(
