@@ -136,9 +136,7 @@ def describe_event(row: dict[str, Any], attempt: int) -> str:
         case "checkpoint":
             return f"saved: checkpoint of step {row['step']}, {size(row['bytes'])}, in {duration(row['seconds'])}"
         case "checkpoint.skipped":
-            return (
-                f"not saved: the checkpoint of step {row['step']}: storage was away or slow, a newer one followed"
-            )
+            return f"not saved: the checkpoint of step {row['step']}: storage was away or slow, a newer one followed"
         case "storage.back":
             return f"storage is back, after {duration(row['seconds'])}"
         case "checkpoint.corrupt":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -314,7 +315,10 @@ def _reason_of(error: Exception, folder: Path) -> str:
         if isinstance(cause, InfrastructureError) and "another rank is gone" not in str(cause):
             return str(cause)
     for rank, cause in causes.items():
-        return f"rank {rank}: {str(cause).strip().splitlines()[-1][:200]}"
+        text = str(cause).strip().splitlines()[-1][:200]
+        if (missed := re.search(r"another rank is gone: rank (\d+)", text)) is not None:
+            return f"rank {missed[1]} died{_held(folder, int(missed[1]))}"  # its own end was not noticed yet
+        return f"rank {rank}: {text}"
     return str(error).strip().splitlines()[0][:200]
 
 

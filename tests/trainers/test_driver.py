@@ -91,11 +91,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_rank_that_died_is_told_with_what_it_held(folder: Path) -> None:
-    missed = InfrastructureError("another rank is gone: rank 1")
-    assert (
-        _reason_of(FailedError(rank_0=missed, rank_1=ActorDiedError()), folder)
-        == "rank 1 died (it held 3.2 GB at most)"
-    )
+    missed, told = InfrastructureError("another rank is gone: rank 1"), "rank 1 died (it held 3.2 GB at most)"
+    assert _reason_of(FailedError(rank_0=missed, rank_1=ActorDiedError()), folder) == told
+    assert _reason_of(FailedError(rank_0=missed), folder) == told, "known from another, before it is noticed"
     assert _reason_of(FailedError(rank_1=ActorDiedError()), folder / "none") == "rank 1 died"
 
 
