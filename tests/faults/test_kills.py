@@ -25,7 +25,8 @@ from tests.real.seaweedfs import SeaweedFS
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
-EPOCHS, STEPS_PER_EPOCH = 6, 23
+EPOCHS, STEPS_PER_EPOCH = 20, 23
+_LATE = 250  # steps before the end at which a kill may come at the latest: what a run has done is seen a second later
 JOB = f"""
 task: image-classification
 model: {{name: cnn, dropout: 0.3}}
@@ -121,7 +122,7 @@ def _check_the_end(run: Run, undisturbed: Run, code: int, output: str) -> None:
 
 def _wait_for_share_of_training(run: Run, share: float) -> None:
     """Wait until a share of the first attempt's steps is done, and a moment more."""
-    step = int(share * (EPOCHS * STEPS_PER_EPOCH - 40))
+    step = int(share * (EPOCHS * STEPS_PER_EPOCH - _LATE))
     wait_for(run.attempts, "the first attempt")
     wait_for(lambda: _newest_step(run) > step, f"step {step}")
     time.sleep(random.Random(share).random() * 0.3)

@@ -32,7 +32,7 @@ LONG = """
 task: image-classification
 model: {name: cnn, dropout: 0.3}
 data: {train: builtin:digits, eval: {split: 0.2}, image_size: 28, augment: {rotate: 10}}
-train: {epochs: 12, batch_size: 64, seed: 3}
+train: {epochs: 20, batch_size: 64, seed: 3}
 checkpoint: {every: 10 steps}
 cluster: {provider: local, workers: 2}
 """
@@ -120,4 +120,4 @@ def test_a_machine_that_shuts_down_leaves_a_run_that_can_go_on(tmp_path: Path) -
     resumed = raylift("resume", run.uri)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     steps = [row["step"] for row in run.rows("metrics") if row["kind"] == "step"]
-    assert steps == list(range(1, 12 * 23 + 1))
+    assert steps == list(range(1, 20 * 23 + 1))
