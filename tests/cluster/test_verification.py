@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from cluster import verification
 from cluster.errors import StorageError
 from cluster.runs import Attempt, Checkpoint, Result, Run, SupersededError
 from cluster.selection import choose
 from cluster.storage.base import Storage
 from cluster.storage.file import FileStorage
+from cluster.storage.gcs import GCSStorage
+from cluster.storage.gcs_parts import FOLDER
 from cluster.verification import Finding, Verdict, Verification, complain, needless, survey, sweep, verify
 from tests.cluster.saves import Commit, flip_a_byte, make_files, steps, stored
 from tests.hooked import KilledError, dying, hooked, once
@@ -62,6 +63,9 @@ def abandon_upload(run: Run, path: str, tmp_path: Path) -> None:
         hidden = tmp_path / "storage" / run.path(path)
         hidden.parent.mkdir(parents=True, exist_ok=True)
         hidden.with_name(f".raylift-partial-00000000-{hidden.name}").write_bytes(b"half")
+    elif isinstance(storage, GCSStorage):
+        part = storage._bucket.blob(f"{storage._root}{FOLDER}/{run.path(path)}/0123456789abcdef/part-0")
+        part.upload_from_string(b"half")
     else:
         storage._client.create_multipart_upload(Bucket=storage._bucket, Key=storage._key(run.path(path)))
 
@@ -292,7 +296,7 @@ def test_verification_and_a_resume_agree(tmp_path: Path, damaged: tuple[tuple[in
 
 
 def test_every_byte_is_read_in_parts_and_told(resumed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "_CHUNK", 100)
+    monkeypatch.setattr("cluster.storage.rules._CHUNK", 100)
     lock, told = threading.Lock(), []
 
     def tell(count: int) -> None:
@@ -326,7 +330,7 @@ def test_a_checkpoint_that_is_retired_before_its_manifest_is_read_is_no_damage(r
 def test_storage_that_fails_is_no_damage_and_ends_the_other_reads(
     run: Run, commit: Commit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "_CHUNK", 1)
+    monkeypatch.setattr("cluster.storage.rules._CHUNK", 1)
     commit(run.claim(), 10)
     failed, reads = threading.Event(), itertools.count()
 

@@ -71,7 +71,10 @@ def test_a_checkpoint_that_is_retired_while_it_is_verified_is_no_damage(run: Run
         commit(first, 20)
         first.retain(1)
 
-    late = Run(hooked(run.storage, before=once(lambda name, *_: name == "download", goes_on)), run.id)
+    def reads_it(name: str, path: str, *_: object) -> bool:
+        return name == "read" and path.endswith("000000010/trainer.json")
+
+    late = Run(hooked(run.storage, before=once(reads_it, goes_on)), run.id)
     attempt = late.claim(on_corrupt=lambda checkpoint, _: pytest.fail(f"step {checkpoint.step} is not damaged"))
     assert attempt.claim.base == Base(attempt=1, step=20)
 
