@@ -77,14 +77,17 @@ def resume_to_the_end(run: Run) -> None:
 
 
 def test_ctrl_c_before_there_is_a_run_leaves_nothing(folder: Path) -> None:
-    run_id = fresh_id("never")
-    process = start_raylift("run", folder / "job.yaml", "--id", run_id, "--storage", folder / "never")
-    wait_for(lambda: "pydantic" in Path(f"/proc/{process.pid}/maps").read_text(), "the command to load")
-    press(process)
-    output, _ = process.communicate(timeout=30)
-    assert (process.returncode, output.strip()) == (130, "")
-    assert not (folder / "never").exists()
-    assert_nothing_left(run_id)
+    for number in range(5):  # on a busy machine the key may come too late, when there is a run
+        run_id, storage = fresh_id("never"), folder / f"never-{number}"
+        process = start_raylift("run", folder / "job.yaml", "--id", run_id, "--storage", storage)
+        wait_for(lambda: "pydantic" in Path(f"/proc/{process.pid}/maps").read_text(), "the command to load")  # noqa: B023
+        press(process)
+        output, _ = process.communicate(timeout=90)
+        if not storage.exists():
+            assert (process.returncode, output.strip()) == (130, "")
+            assert_nothing_left(run_id)
+            return
+    pytest.fail("the key came too late each time")
 
 
 def test_ctrl_c_while_a_run_is_submitted_undoes_or_stops_it(folder: Path) -> None:
