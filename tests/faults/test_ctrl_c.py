@@ -84,7 +84,8 @@ def test_ctrl_c_before_there_is_a_run_leaves_nothing(folder: Path) -> None:
         press(process)
         output, _ = process.communicate(timeout=90)
         if not storage.exists():
-            assert (process.returncode, output.strip()) == (130, "")
+            assert process.returncode in (130, -signal.SIGINT)  # to a shell these are the same
+            assert output.strip() == ""
             assert_nothing_left(run_id)
             return
     pytest.fail("the key came too late each time")
