@@ -254,8 +254,9 @@ def _run_of(process: psutil.Process, root: Path) -> str | None:
 
 def _resource(process: psutil.Process, run_id: str | None) -> Resource:
     try:
-        command = " ".join(process.cmdline())[:80]
-    except psutil.Error:
+        program, *arguments = process.cmdline()
+        command = " ".join([Path(program).name, *arguments])[:80]
+    except (psutil.Error, ValueError):  # a process that is ending has no command line
         command = "?"
     return Resource(kind="process", name=str(process.pid), run_id=run_id, detail=command)
 

@@ -10,11 +10,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 
-from cluster.local import processes_of, ray_folder, scratch_folder
+from cluster.local import LocalProvider, processes_of, ray_folder, scratch_folder
 from cluster.runs import Run
 from cluster.storage.open import open_storage
 
@@ -28,9 +28,20 @@ def raylift(*arguments: str | Path, timeout: float = 240, cwd: Path | None = Non
     )
 
 
-def start_raylift(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
+class Started(subprocess.Popen[str]):
+    """A command that ends with its `with` block; so does its run, where the block fails."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self.kill()
+        super().__exit__(kind, error, trace)
+        arguments = cast("list[str]", self.args)
+        if error is not None and "--id" in arguments:
+            LocalProvider().teardown(arguments[arguments.index("--id") + 1])
+
+
+def start_raylift(*arguments: str | Path, cwd: Path | None = None) -> Started:
     """Start a command of the CLI, in a session of its own."""
-    return subprocess.Popen(
+    return Started(
         command(*arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

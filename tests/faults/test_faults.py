@@ -125,12 +125,12 @@ def under_way(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, s
     """Return a run that trains and goes on doing so, and the command that follows it."""
     folder = tmp_path_factory.mktemp("under-way")
     run = open_run(folder / "runs", fresh_id("under-way"))
-    process = start_raylift("run", write_job(folder, LONG), "--id", run.id, "--storage", run.storage.uri)
-    wait_for(run.checkpoints, "the first checkpoint")
-    yield run, process
-    process.kill()
-    raylift("stop", run.uri, "--now")
-    wait_for_nothing_left(run.id)
+    with start_raylift("run", write_job(folder, LONG), "--id", run.id, "--storage", run.storage.uri) as process:
+        wait_for(run.checkpoints, "the first checkpoint")
+        yield run, process
+        process.kill()
+        raylift("stop", run.uri, "--now")
+        wait_for_nothing_left(run.id)
 
 
 def test_a_run_under_way_is_shown_as_running(under_way: tuple[Run, subprocess.Popen[str]]) -> None:
@@ -240,17 +240,16 @@ def test_a_run_that_loses_more_than_max_failures_fails_with_the_reason(
     tmp_path: Path, deadly: Callable[[Run], None], restarts: int, reason: str
 ) -> None:
     run = open_run(tmp_path / "runs", fresh_id("unlucky"))
+    limit = f"train.max_failures={restarts}"
     job = write_job(tmp_path, LONG)
-    process = start_raylift(
-        "run", job, "--id", run.id, "--storage", run.storage.uri, "--set", f"train.max_failures={restarts}"
-    )
-    for _ in range(restarts + 1):
-        deadly(run)
-    output, _ = process.communicate(timeout=120)
-    assert_ended(output, process.returncode, run, 3, "FAILED", reason, "train.max_failures", "raylift resume")
-    assert "gloo" not in output
-    assert len(run.attempts()) == restarts + 1
-    assert run.newest_intact() is not None
+    with start_raylift("run", job, "--id", run.id, "--storage", run.storage.uri, "--set", limit) as process:
+        for _ in range(restarts + 1):
+            deadly(run)
+        output, _ = process.communicate(timeout=120)
+        assert_ended(output, process.returncode, run, 3, "FAILED", reason, "train.max_failures", "raylift resume")
+        assert "gloo" not in output
+        assert len(run.attempts()) == restarts + 1
+        assert run.newest_intact() is not None
 
 
 @pytest.fixture
@@ -265,24 +264,24 @@ def test_a_disk_that_fills_up_ends_the_run_and_a_resume_goes_on_once_there_is_sp
     tmp_path: Path, roomy_disk: Path
 ) -> None:
     run = open_run(roomy_disk / "runs", fresh_id("full"))
-    process = start_raylift("run", write_job(tmp_path), "--id", run.id, "--storage", run.storage.uri)
-    wait_for(run.checkpoints, "the first checkpoint")
-    ballast = _fill(roomy_disk)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 3, output
-    assert output.count("FAILED in ") == 1
-    assert "no space for " in output
-    assert "Traceback" not in output
-    assert "FAILED: no space for " in raylift("status", run.uri).stdout
-    assert "FAILED: no space for " in raylift("logs", run.uri).stdout
-    assert find_process(run.id, "supervisor") is None
-    assert run.newest_intact() is not None
-    assert_refused(raylift("resume", run.uri), 3, "no space for ")
-    ballast.unlink()
-    resumed = raylift("resume", run.uri)
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    assert steps(run) == list(range(1, 3 * 23 + 1))
-    wait_for_nothing_left(run.id)
+    with start_raylift("run", write_job(tmp_path), "--id", run.id, "--storage", run.storage.uri) as process:
+        wait_for(run.checkpoints, "the first checkpoint")
+        ballast = _fill(roomy_disk)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 3, output
+        assert output.count("FAILED in ") == 1
+        assert "no space for " in output
+        assert "Traceback" not in output
+        assert "FAILED: no space for " in raylift("status", run.uri).stdout
+        assert "FAILED: no space for " in raylift("logs", run.uri).stdout
+        assert find_process(run.id, "supervisor") is None
+        assert run.newest_intact() is not None
+        assert_refused(raylift("resume", run.uri), 3, "no space for ")
+        ballast.unlink()
+        resumed = raylift("resume", run.uri)
+        assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+        assert steps(run) == list(range(1, 3 * 23 + 1))
+        wait_for_nothing_left(run.id)
 
 
 @pytest.mark.root

@@ -74,17 +74,14 @@ def test_a_killed_run_ends_with_the_losses_of_an_undisturbed_one(
     job: Path, undisturbed: Run, what: str, when: float
 ) -> None:
     run = open_run(job.parent / "runs", fresh_id(f"kill-{KILLS.index((what, when))}"))
-    process = start_raylift("run", job, "--id", run.id, "--storage", job.parent / "runs")
-    try:
-        _wait_for_share_of_training(run, when)
+    with start_raylift("run", job, "--id", run.id, "--storage", job.parent / "runs") as process:
+        _wait_for_step(run, _step_at(when))
         for name in what.split(" and "):
             victim = find_process(run.id, name)
             assert victim is not None, f"there is no {name} to kill"
             kill(victim)
         output, _ = process.communicate(timeout=240)
-    finally:
-        process.kill()
-    _check_the_end(run, undisturbed, process.returncode, output)
+        _check_the_end(run, undisturbed, process.returncode, output)
 
 
 @pytest.mark.parametrize(("what", "when"), KILLS_IN_A_SAVE)
@@ -93,20 +90,20 @@ def test_a_run_killed_inside_a_save_ends_with_the_losses_of_an_undisturbed_one(
 ) -> None:
     uri = s3_env.fresh_uri()
     run = open_run(uri, fresh_id(f"kill-in-save-{what}"))
-    with proxy(s3_env.port, delay=_SLOW) as slow:
+    with proxy(s3_env.port) as link:
         with monkeypatch.context() as patch:
-            patch.setenv("AWS_ENDPOINT_URL", slow.endpoint)
+            patch.setenv("AWS_ENDPOINT_URL", link.endpoint)
             process = start_raylift("run", job, "--id", run.id, "--storage", uri)
-        try:
-            _wait_for_share_of_training(run, when)
+        with process:
+            _wait_for_step(run, _step_at(when))
             victim = find_process(run.id, what)
             assert victim is not None, f"there is no {what} to kill"
+            link.delay = _SLOW
             wait_for(lambda: _unfinished_saves(run), "a save")
             kill(victim)
             assert _unfinished_saves(run), "the save was over before the kill"
+            link.delay = 0.0
             output, _ = process.communicate(timeout=300)
-        finally:
-            process.kill()
     _check_the_end(run, undisturbed, process.returncode, output)
 
 
@@ -120,12 +117,15 @@ def _check_the_end(run: Run, undisturbed: Run, code: int, output: str) -> None:
     assert_nothing_left(run.id)
 
 
-def _wait_for_share_of_training(run: Run, share: float) -> None:
-    """Wait until a share of the first attempt's steps is done, and a moment more."""
-    step = int(share * (EPOCHS * STEPS_PER_EPOCH - _LATE))
+def _step_at(share: float) -> int:
+    return int(share * (EPOCHS * STEPS_PER_EPOCH - _LATE))
+
+
+def _wait_for_step(run: Run, step: int) -> None:
+    """Wait until the first attempt is past a step, and a moment more."""
     wait_for(run.attempts, "the first attempt")
     wait_for(lambda: _newest_step(run) > step, f"step {step}")
-    time.sleep(random.Random(share).random() * 0.3)
+    time.sleep(random.Random(step).random() * 0.3)
 
 
 def _newest_step(run: Run) -> int:

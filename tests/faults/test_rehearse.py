@@ -73,51 +73,53 @@ def test_a_frozen_rank_is_ended_and_the_next_step_comes_within_half_a_minute(tmp
     whole, run = (open_run(tmp_path / "runs", fresh_id(name)) for name in ("whole", "frozen"))
     job = write_job(tmp_path, LONG)
     assert raylift("run", job, "--id", whole.id, "--storage", whole.storage.uri).returncode == 0
-    process = start_raylift("run", job, "--id", run.id, "--storage", run.storage.uri)
-    wait_for(lambda: run.attempts() and run.checkpoints(), "the first checkpoint")
-    victim = find_process(run.id, "worker")
-    assert victim is not None
-    frozen_at = time.time()
-    victim.send_signal(signal.SIGSTOP)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    assert "was ended: it froze: no sign of life for 8 s" in output
-    first = min(row["time"] for row in run.rows_of(2, "metrics"))
-    assert first - frozen_at < 30
-    assert losses(run) == losses(whole)
-    assert_nothing_left(run.id)
+    with start_raylift("run", job, "--id", run.id, "--storage", run.storage.uri) as process:
+        wait_for(lambda: run.attempts() and run.checkpoints(), "the first checkpoint")
+        victim = find_process(run.id, "worker")
+        assert victim is not None
+        frozen_at = time.time()
+        victim.send_signal(signal.SIGSTOP)
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+        assert "was ended: it froze: no sign of life for 8 s" in output
+        first = min(row["time"] for row in run.rows_of(2, "metrics"))
+        assert first - frozen_at < 30
+        assert losses(run) == losses(whole)
+        assert_nothing_left(run.id)
 
 
 def test_a_driver_that_is_told_to_end_saves_and_is_started_again(tmp_path: Path) -> None:
     run = open_run(tmp_path / "runs", fresh_id("notice"))
-    process = start_raylift("run", write_job(tmp_path, LONG), "--id", run.id, "--storage", run.storage.uri)
-    wait_for(lambda: run.attempts() and run.checkpoints(), "the first checkpoint")
-    driver = find_process(run.id, "driver")
-    assert driver is not None
-    driver.terminate()
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    saved = next(row["step"] for row in run.rows("events") if row["event"] == "preempted")
-    assert f"preempted: the machine will be taken away; saved at step {saved}" in output
-    base = run.claims()[1].base
-    assert base is not None
-    assert base.step == saved, "not a step is repeated"
-    assert_nothing_left(run.id)
+    with start_raylift("run", write_job(tmp_path, LONG), "--id", run.id, "--storage", run.storage.uri) as process:
+        wait_for(lambda: run.attempts() and run.checkpoints(), "the first checkpoint")
+        driver = find_process(run.id, "driver")
+        assert driver is not None
+        driver.terminate()
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+        saved = next(row["step"] for row in run.rows("events") if row["event"] == "preempted")
+        assert f"preempted: the machine will be taken away; saved at step {saved}" in output
+        base = run.claims()[1].base
+        assert base is not None
+        assert base.step == saved, "not a step is repeated"
+        assert_nothing_left(run.id)
 
 
 def test_a_machine_that_shuts_down_leaves_a_run_that_can_go_on(tmp_path: Path) -> None:
     run = open_run(tmp_path / "runs", fresh_id("shutdown"))
-    process = start_raylift("run", write_job(tmp_path, LONG), "--id", run.id, "--storage", run.storage.uri, "--detach")
-    process.communicate(timeout=60)
-    wait_for(lambda: run.attempts() and run.checkpoints(), "the first checkpoint")
-    supervisor = find_process(run.id, "supervisor")
-    assert supervisor is not None
-    supervisor.terminate()
-    wait_for(lambda: not processes_of(scratch_folder(run.id)), "the end of its processes", timeout=60)
-    told = raylift("status", run.uri).stdout
-    assert "RECOVERING: preempted: its machine was taken away, all up to step" in told
-    assert "raylift resume" in told
-    resumed = raylift("resume", run.uri)
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    steps = [row["step"] for row in run.rows("metrics") if row["kind"] == "step"]
-    assert steps == list(range(1, 20 * 23 + 1))
+    with start_raylift(
+        "run", write_job(tmp_path, LONG), "--id", run.id, "--storage", run.storage.uri, "--detach"
+    ) as process:
+        process.communicate(timeout=60)
+        wait_for(lambda: run.attempts() and run.checkpoints(), "the first checkpoint")
+        supervisor = find_process(run.id, "supervisor")
+        assert supervisor is not None
+        supervisor.terminate()
+        wait_for(lambda: not processes_of(scratch_folder(run.id)), "the end of its processes", timeout=60)
+        told = raylift("status", run.uri).stdout
+        assert "RECOVERING: preempted: its machine was taken away, all up to step" in told
+        assert "raylift resume" in told
+        resumed = raylift("resume", run.uri)
+        assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+        steps = [row["step"] for row in run.rows("metrics") if row["kind"] == "step"]
+        assert steps == list(range(1, 20 * 23 + 1))

@@ -225,8 +225,7 @@ def test_infrastructure_that_fails_is_3(tmp_path: Path) -> None:
 def test_losing_sight_of_a_run_that_goes_on_is_5(run: Run) -> None:
     attempt = run.claim()
     write_rows(attempt, "events", [started(0, at=1.0)])
-    with living(run.id) as process:
-        follower = start_raylift("logs", "-f", run.uri)
+    with living(run.id) as process, start_raylift("logs", "-f", run.uri) as follower:
         assert follower.stdout is not None
         assert "training: 12 steps" in follower.stdout.readline()
         follower.send_signal(signal.SIGINT)

@@ -50,18 +50,15 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def followed(job: Path) -> Followed:
     run = open_run(job.parent / "runs", "followed")
-    process = start_raylift("run", job, "--id", run.id, "--storage", job.parent / "runs")
-    loaded: dict[str, set[str]] = {"launcher": set()}
-    try:
+    with start_raylift("run", job, "--id", run.id, "--storage", job.parent / "runs") as process:
+        loaded: dict[str, set[str]] = {"launcher": set()}
         while process.poll() is None:
             loaded["launcher"] |= libraries(psutil.Process(process.pid))
             for each in processes_of(scratch_folder(run.id)):
                 loaded.setdefault(kind(each), set()).update(libraries(each))
             time.sleep(0.2)
         output, _ = process.communicate()
-    finally:
-        process.kill()
-    return Followed(run, output, process.returncode, loaded)
+        return Followed(run, output, process.returncode, loaded)
 
 
 def kind(process: psutil.Process) -> str:

@@ -25,7 +25,7 @@ class Proxy:
     asked, and its reply is lost. cut-reply: the reply breaks off after 20 kB; cut-request: the request does.
     flip-request: one byte of the request, 20 kB from its start, arrives as another.
     A request that holds `reject` is always answered with `refusal`, a status and a body. Every 64 kB of a request
-    take `delay` seconds. `heads` has the head of every request that came.
+    take `delay` seconds, which may be changed. `heads` has the head of every request that came.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Proxy:
         self.faults = list(faults)
         self._reject = reject
         self._refusal = refusal or (400, _s3_error("InvalidRequest"))
-        self._delay = delay
+        self.delay = delay
         self.heads: list[str] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets = [self._listener]
@@ -80,7 +80,7 @@ class Proxy:
                 if self._reject is not None and self._reject in data:
                     _refuse(client, *self._refusal)
                     return
-                time.sleep(self._delay)
+                time.sleep(self.delay)
                 at = _CUT_AFTER - sent
                 if fault == "cut-request" and at < len(data):
                     upstream.sendall(data[:at])
