@@ -24,6 +24,7 @@ from launcher.cli import (
     schema,
     status,
     stop,
+    tensorboard,
     verify,
 )
 
@@ -69,6 +70,7 @@ app.command("export")(export.export_command)
 app.command("evaluate")(evaluate.evaluate_command)
 app.command("predict")(predict.predict_command)
 app.command("report")(report.report_command)
+app.command("tensorboard")(tensorboard.tensorboard_command)
 app.command("verify")(verify.verify_command)
 app.command("rm")(rm.rm_command)
 app.command("rehearse")(rehearse.rehearse_command)
