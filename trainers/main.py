@@ -176,9 +176,16 @@ class Driver:
         return "the ranks ended without a result"
 
     def _save_when_asked_to_end(self, attempt: Attempt) -> None:
+        """Have SIGTERM tell the ranks, by way of storage, and go on telling where that does not answer."""
+
+        def tell() -> None:
+            while not _told(attempt):
+                time.sleep(_WATCH)
+
         def leave(*_: object) -> None:
-            self.leaving = True
-            attempt.give_notice("the machine asked the driver to end")
+            if not self.leaving:
+                self.leaving = True
+                threading.Thread(target=tell, name="notice", daemon=True).start()  # nothing waits in a handler
 
         signal.signal(signal.SIGTERM, leave)
 
@@ -205,7 +212,9 @@ class Driver:
         return any(row["event"] == "preempted" for row in self.run.rows_of(attempt, "events"))
 
     def _last_step(self, attempt: int) -> int:
-        return max((int(row["step"]) for row in self.run.rows_of(attempt, "metrics")), default=0)
+        """Return the last step that an attempt is known for: not all are logged, and not all are saved."""
+        saved = [row for row in self.run.rows_of(attempt, "events") if row["event"] == "checkpoint"]
+        return max((int(row["step"]) for row in [*saved, *self.run.rows_of(attempt, "metrics")]), default=0)
 
     def _finish(self, attempt: Attempt, events: SegmentWriter, result: Result) -> int:
         events.append({"event": "finished", "state": result.state, "message": result.message})
@@ -275,6 +284,14 @@ def _leaving_at_once(run: Run, attempt: Attempt, events: SegmentWriter) -> Itera
     finally:
         done.set()
         thread.join()
+
+
+def _told(attempt: Attempt) -> bool:
+    try:
+        attempt.give_notice("the machine asked the driver to end")
+    except StorageError:
+        return False
+    return True
 
 
 def _failed(error: RayliftError) -> Result:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 
-from cluster.errors import InfrastructureError, PreemptedError
+from cluster.errors import InfrastructureError, PreemptedError, StorageError
 from cluster.runs import Attempt, Run
 from tests.finished import training, write_rows
+from tests.harness import wait_for
 from tests.trainers.training import start
 from trainers.main import Driver, _reason_of
 from trainers.pulse import Phase, Reading
@@ -46,6 +48,34 @@ def test_the_attempts_of_an_earlier_launch_do_not_count(driver: Driver) -> None:
     for step in (3, 5, 9, 12):
         attempt_that_reached(driver.run, step, launch="launch-0")
     assert driver._why_not_again(attempt_that_reached(driver.run, 14), LOST) is None
+
+
+def test_losses_between_the_same_rows_that_are_far_apart_are_no_reason_while_checkpoints_come(driver: Driver) -> None:
+    for saved in (100, 200, 300):
+        attempt = attempt_that_reached(driver.run, 4)
+        write_rows(attempt, "events", [{"event": "checkpoint", "step": saved}])
+        assert driver._why_not_again(attempt, LOST) is None
+
+
+def test_a_notice_goes_on_being_told_while_storage_is_away(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempt = driver.run.claim()
+    given, answers = Attempt.give_notice, iter([StorageError("away"), StorageError("away"), None])
+
+    def told(attempt: Attempt, reason: str) -> None:
+        if (error := next(answers)) is not None:
+            raise error
+        given(attempt, reason)
+
+    monkeypatch.setattr(Attempt, "give_notice", told)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        driver._save_when_asked_to_end(attempt)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert driver.leaving
+    wait_for(attempt.notice, "the notice", timeout=10)
+    assert next(answers, "all asked") == "all asked"
 
 
 @pytest.mark.parametrize("step", [0, 7])
