@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import ray
@@ -29,6 +29,7 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a run's processes are known by their working directory
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead rank is noticed, and a finished one, in half a second
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a rank prints is shipped as it is
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it starts the ranks again by itself; see is_draining
 }
 _SPARED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")
 _SPARED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
@@ -65,20 +66,34 @@ def build_trainer(
 ) -> DataParallelTrainer:
     """Return a trainer whose `fit` runs `function(config)` on every rank, once: a failure is the caller's to retry."""
     os.environ.update(_ENVIRONMENT)
-    if own_ray:
-        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # no node of ours is taken away with a notice
     return (_LocalTrainer if own_ray else DataParallelTrainer)(
         function,
         train_loop_config=config,
-        backend_config=ProcessGroupConfig(),
+        backend_config=ProcessGroupConfig(own_ray=own_ray),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
-        run_config=RunConfig(name="train", storage_path=scratch, failure_config=FailureConfig(max_failures=0)),
+        run_config=RunConfig(name="train", storage_path=scratch, failure_config=_never_again()),
     )
+
+
+def _never_again() -> FailureConfig:
+    """Have a failure end `fit`, whatever it was: ranks that start again belong to another attempt."""
+    budgets = {field.name for field in fields(FailureConfig)}
+    more = {"max_preemption_failures": 0} if "max_preemption_failures" in budgets else {}  # since Ray 2.60
+    return FailureConfig(max_failures=0, **more)
+
+
+def is_draining() -> bool:
+    """Whether this process is on a node that its cluster's autoscaler, or a person, is about to take away."""
+    from ray._private.state import state
+
+    return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
 
 
 @dataclass
 class ProcessGroupConfig(BackendConfig):
     """Give every rank what torchrun would give it; the ranks join their process group themselves."""
+
+    own_ray: bool = True  # nobody takes a node of it away with a notice
 
     @property
     def backend_cls(self) -> type[ProcessGroupBackend]:
@@ -90,7 +105,8 @@ class ProcessGroupBackend(Backend):
 
     share_cuda_visible_devices = True  # NCCL finds the peers of a node only if all see all its devices
 
-    def on_start(self, worker_group: Any, _config: BackendConfig) -> None:
+    def on_start(self, worker_group: Any, config: BackendConfig) -> None:
+        joined = {} if getattr(config, "own_ray", True) else {notice.JOINED: "1"}
         address, port = worker_group.execute_single(0, _free_address)
         contexts = [worker.distributed_context for worker in worker_group.get_workers()]
         started = [
@@ -104,6 +120,7 @@ class ProcessGroupBackend(Backend):
                     "WORLD_SIZE": str(context.world_size),
                     "LOCAL_RANK": str(context.local_rank),
                     "LOCAL_WORLD_SIZE": str(context.local_world_size),
+                    **joined,
                 },
             )
             for index, context in enumerate(contexts)

@@ -28,7 +28,7 @@ class Control:
         self._stop: StopReason | None = None
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
-        notice.ask_the_cloud(self._closed)
+        notice.ask(self._closed)
         if rank == 0:
             self._thread = threading.Thread(target=self._watch, name="control", daemon=True)
             self._thread.start()

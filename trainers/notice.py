@@ -1,4 +1,4 @@
-"""The notice that a machine will be taken away: a signal, or the word of its cloud.
+"""The notice that a machine will be taken away: a signal, or the word of its cloud or of its Ray cluster.
 
 AWS says so two minutes before (https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html),
 Google half a minute (https://cloud.google.com/compute/docs/instances/preemptible).
@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable
 
 CLOUD = "RAYLIFT_CLOUD"  # aws or gcp: whose machine this is; set by its provider
+JOINED = "RAYLIFT_JOINED_RAY"  # set where the Ray cluster is not this run's alone
 _AWS = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254")
 _GCP = ("GCE_METADATA_HOST", "metadata.google.internal")
 _POLL = 5.0  # seconds
@@ -31,11 +32,13 @@ def listen() -> None:
     signal.signal(signal.SIGTERM, lambda *_: _given.set())
 
 
-def ask_the_cloud(closed: threading.Event) -> None:
-    """Ask the metadata service of the machine's cloud, in a thread, until it says so or `closed` is set."""
-    ask = {"aws": _preempted_by_aws, "gcp": _preempted_by_gcp}.get(os.environ.get(CLOUD, ""))
-    if ask is not None:
-        threading.Thread(target=_watch, args=(ask, closed), name="notice", daemon=True).start()
+def ask(closed: threading.Event) -> None:
+    """Ask those who may take this machine away, in threads, until one says so or `closed` is set."""
+    cloud = {"aws": _preempted_by_aws, "gcp": _preempted_by_gcp}.get(os.environ.get(CLOUD, ""))
+    ray = _drained_by_ray if JOINED in os.environ else None
+    for one in (cloud, ray):
+        if one is not None:
+            threading.Thread(target=_watch, args=(one, closed), name="notice", daemon=True).start()
 
 
 def _watch(ask: Callable[[], bool], closed: threading.Event) -> None:
@@ -44,8 +47,15 @@ def _watch(ask: Callable[[], bool], closed: threading.Event) -> None:
             if ask():
                 _given.set()
                 return
-        except OSError:  # the service is busy, or not there: the next look may tell
+        except (OSError, RuntimeError):  # the service is busy, or not there: the next look may tell
             continue
+
+
+def _drained_by_ray() -> bool:
+    """Ask Ray, whose node manager or autoscaler drains a node before it takes it away. Raises RuntimeError."""
+    from trainers.backend import is_draining
+
+    return is_draining()
 
 
 def _preempted_by_aws() -> bool:

@@ -91,7 +91,7 @@ def test_the_word_of_a_cloud_is_a_notice(
     monkeypatch.setenv("GCE_METADATA_HOST", metadata.address)
     metadata.failures = 2
     closed = threading.Event()
-    notice.ask_the_cloud(closed)
+    notice.ask(closed)
     wait_for(lambda: metadata.failures == 0, "the service to be asked")
     assert not given.wait(0.3)
     metadata.preempted = True
@@ -102,7 +102,7 @@ def test_the_word_of_a_cloud_is_a_notice(
 
 def test_a_machine_of_no_cloud_asks_nobody(given: threading.Event) -> None:
     before = threading.active_count()
-    notice.ask_the_cloud(threading.Event())
+    notice.ask(threading.Event())
     assert threading.active_count() == before
     assert not given.is_set()
 
