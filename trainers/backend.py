@@ -78,7 +78,9 @@ def build_trainer(
 def _never_again() -> FailureConfig:
     """Have a failure end `fit`, whatever it was: ranks that start again belong to another attempt."""
     budgets = {field.name for field in fields(FailureConfig)}
-    more = {"max_preemption_failures": 0} if "max_preemption_failures" in budgets else {}  # since Ray 2.60
+    more: dict[str, Any] = (
+        {"max_preemption_failures": 0} if "max_preemption_failures" in budgets else {}
+    )  # since Ray 2.60
     return FailureConfig(max_failures=0, **more)
 
 
