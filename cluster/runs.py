@@ -280,15 +280,15 @@ class Run:
         with ThreadPoolExecutor(_PARALLEL) as pool:
             list(pool.map(one, checkpoint.files.items()))
 
-    def fetch(self, checkpoint: Checkpoint, target: Path) -> None:
-        """Download a checkpoint's files, verified, into a folder."""
+    def fetch(self, checkpoint: Checkpoint, target: Path, names: Sequence[str] | None = None) -> None:
+        """Download a checkpoint's files, or those of some names, verified, into a folder."""
 
-        def one(item: tuple[str, Digest]) -> None:
-            name, digest = item
-            self.storage.download(self.path(f"{checkpoint.folder}/{name}"), target / name, expect=digest)
+        def one(name: str) -> None:
+            path = self.path(f"{checkpoint.folder}/{name}")
+            self.storage.download(path, target / name, expect=checkpoint.files[name])
 
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            list(pool.map(one, checkpoint.files.items()))
+            list(pool.map(one, checkpoint.files if names is None else names))
 
     def _candidates(self) -> list[Checkpoint]:
         """Return the checkpoints of the run's history, the newest first; an adopted copy stands before its original."""
@@ -440,6 +440,10 @@ class Attempt:
 
     def commit(self, step: int, files: Sequence[Path], info: Mapping[str, Any]) -> Checkpoint:
         """Upload a checkpoint's files in parallel, then make it exist by its manifest. Raises SupersededError."""
+        return self.seal(step, self.upload(step, files), info)
+
+    def upload(self, step: int, files: Sequence[Path]) -> dict[str, Digest]:
+        """Upload files of a checkpoint in parallel; without a manifest there is none yet. Raises SupersededError."""
         self.check_current()
         folder = _checkpoint_folder(self.number, step)
 
@@ -447,9 +451,12 @@ class Attempt:
             return file.name, self.run.storage.upload(file, self.run.path(f"{folder}/{file.name}"))
 
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            digests = dict(pool.map(one, files))
+            return dict(pool.map(one, files))
+
+    def seal(self, step: int, files: Mapping[str, Digest], info: Mapping[str, Any]) -> Checkpoint:
+        """Make a checkpoint exist, all of whose files are uploaded, by its manifest. Raises SupersededError."""
         self.check_current()
-        checkpoint = Checkpoint(attempt=self.number, step=step, files=digests, info=dict(info))
+        checkpoint = Checkpoint(attempt=self.number, step=step, files=dict(files), info=dict(info))
         self._write_manifest(checkpoint)
         return checkpoint
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cluster.errors import CorruptObjectError, ObjectNotFoundError, TrainingError, UsageError
 from cluster.runs import Checkpoint, Run
+from cluster.shards import INDEX_FILE, Index, consolidate, model_shards
 
 MODEL_PART = ("model.safetensors", "raylift.json")  # what a checkpoint holds beside the state of the training
 
@@ -58,8 +59,7 @@ def fetch_model(run: Run, which: str, target: Path, warn: Callable[[str], None])
     """
     for checkpoint in choose(run, which):
         try:
-            with ThreadPoolExecutor(len(MODEL_PART)) as pool:
-                list(pool.map(lambda name: _fetch(run, checkpoint, name, target), MODEL_PART))  # noqa: B023
+            _fetch_model(run, checkpoint, target)
         except (CorruptObjectError, ObjectNotFoundError) as error:
             warn(f"the checkpoint of step {checkpoint.step} is damaged and passed over: {error}")
             continue
@@ -70,5 +70,14 @@ def fetch_model(run: Run, which: str, target: Path, warn: Callable[[str], None])
     )
 
 
-def _fetch(run: Run, checkpoint: Checkpoint, name: str, target: Path) -> None:
-    run.storage.download(run.path(f"{checkpoint.folder}/{name}"), target / name, expect=checkpoint.files[name])
+def _fetch_model(run: Run, checkpoint: Checkpoint, target: Path) -> None:
+    shards = model_shards(checkpoint.files)
+    if not shards:
+        run.fetch(checkpoint, target, MODEL_PART)
+        return
+    with tempfile.TemporaryDirectory(dir=target, prefix=".shards-") as name:
+        parts = Path(name)
+        run.fetch(checkpoint, parts, [*shards, INDEX_FILE])
+        consolidate(parts, Index.read(parts / INDEX_FILE), "model")
+        (parts / MODEL_PART[0]).rename(target / MODEL_PART[0])
+    run.fetch(checkpoint, target, MODEL_PART[1:])
