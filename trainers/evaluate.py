@@ -18,7 +18,7 @@ import torch
 from cluster.errors import TrainingError, UsageError
 from trainers.command import run_command
 from trainers.data.loader import split
-from trainers.data.order import share
+from trainers.data.order import largest_share, share
 from trainers.loop import mixed_precision
 from trainers.saved import Saved, load_saved
 
@@ -122,7 +122,8 @@ def _other_data(saved: Saved, source: str) -> Dataset:
 def _batches_by_rank(saved: Saved, data: Dataset) -> Iterator[Iterator[Batch]]:
     for rank in range(saved.world_size):
         own = share(np.arange(len(data)), rank, saved.world_size)
-        parts = split(own, max(saved.job.train.batch_size, _SMALLEST_BATCH)) if len(own) else []
+        largest = largest_share(len(data), saved.world_size)
+        parts = [part for part in split(own, max(saved.job.train.batch_size, _SMALLEST_BATCH), largest) if len(part)]
         yield ({name: tensor.to(saved.device) for name, tensor in data.batch(part, None).items()} for part in parts)
 
 

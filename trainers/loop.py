@@ -16,7 +16,7 @@ import torch
 from cluster.errors import StorageError, TrainingError
 from trainers.context import StopReason, WorkerContext
 from trainers.data.loader import Loaded, Loader, split
-from trainers.data.order import SampleOrder, share
+from trainers.data.order import SampleOrder, largest_share, share
 from trainers.optim import Schedule, build_optimizer, clip_and_scale
 from trainers.parallel import Reduction, distribute, share_memory, without_sync
 from trainers.pulse import Phase, Pulse
@@ -275,7 +275,7 @@ class Trainer:
 
     def _evaluation_batches(self, data: Dataset) -> Iterator[Batch]:
         own = share(np.arange(len(data)), self.context.rank, self.context.world_size)
-        for part in split(own, max(self.config.batch_size, 256)):
+        for part in split(own, max(self.config.batch_size, 256), largest_share(len(data), self.context.world_size)):
             yield {name: tensor.to(self.device) for name, tensor in data.batch(part, None).items()}
 
     def _count_towards_early_stopping(self) -> None:

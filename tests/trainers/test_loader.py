@@ -83,7 +83,14 @@ def test_a_draw_names_the_epoch_and_the_whole_batch_on_every_rank() -> None:
 
 @pytest.mark.parametrize(("samples", "size", "lengths"), [(10, 4, [4, 3, 3]), (8, 4, [4, 4]), (3, 4, [3]), (0, 4, [0])])
 def test_micro_batches_are_even_and_never_too_large(samples: int, size: int, lengths: list[int]) -> None:
-    assert [len(part) for part in split(np.arange(samples), size)] == lengths
+    assert [len(part) for part in split(np.arange(samples), size, samples)] == lengths
+
+
+def test_every_rank_has_as_many_micro_batches_as_the_one_with_most_samples() -> None:
+    counts = {rank: [len(part) for part in load(3, 4, rank=rank, world_size=3, micro=2)[0]] for rank in range(3)}
+    assert len({len(lengths) for lengths in counts.values()}) == 1, counts
+    assert [len(part) for part in split(np.arange(4), 4, 5)] == [2, 2]
+    assert [len(part) for part in split(np.arange(0), 4, 5)] == [0, 0]
 
 
 def test_nothing_is_left_to_load_at_the_end() -> None:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainers.data.keyed import fingerprint
-from trainers.data.order import SampleOrder, share
+from trainers.data.order import SampleOrder, largest_share, share
 from trainers.tasks.base import Draw
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class Loader:
         batch = self._order.batch(step)
         draw = Draw(seed=self._order.seed, epoch=step // self._order.steps_per_epoch, batch=batch)
         own = share(batch, self._rank, self._world_size)
-        return Loaded([self._dataset.batch(part, draw) for part in split(own, self._micro)], fingerprint(own))
+        parts = split(own, self._micro, largest_share(len(batch), self._world_size))
+        return Loaded([self._dataset.batch(part, draw) for part in parts], fingerprint(own))
 
 
 class _Ahead:
@@ -115,8 +116,11 @@ def _pinned(batch: Batch) -> Batch:
     return {name: tensor.pin_memory() for name, tensor in batch.items()}
 
 
-def split(samples: NDArray[np.int64], size: int | None) -> Sequence[NDArray[np.int64]]:
-    """Cut a rank's share into micro-batches of at most `size`; an empty share is one empty micro-batch."""
-    if size is None or len(samples) <= size:
+def split(samples: NDArray[np.int64], size: int | None, largest: int) -> Sequence[NDArray[np.int64]]:
+    """Cut a rank's share into micro-batches of at most `size`, as many as the largest of all shares needs.
+
+    Where parameters are sharded every forward pass is a collective, so each rank takes as many; one may be empty.
+    """
+    if size is None or largest <= size:
         return [samples]
-    return np.array_split(samples, math.ceil(len(samples) / size))
+    return np.array_split(samples, math.ceil(largest / size))

@@ -38,3 +38,8 @@ def share(batch: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.in
     """Return a rank's part of a global batch: contiguous, sizes differing by one at most, empty if need be."""
     start = len(batch) * rank // world_size
     return batch[start : len(batch) * (rank + 1) // world_size]
+
+
+def largest_share(samples: int, world_size: int) -> int:
+    """Return how many of a batch's samples the rank with most of them gets."""
+    return -(-samples // world_size)
