@@ -8,28 +8,27 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from copy import deepcopy
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from cluster.errors import CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageError, StorageFullError
 from cluster.runs import Attempt, Checkpoint, SupersededError
 from cluster.selection import best_of
-from trainers import state
+from cluster.shards import INDEX_FILE, joined
+from cluster.storage.base import Digest
+from trainers.host_memory import HostMemory
+from trainers.peers import Looks, Peers, RankFailedError, Stand, Told
+from trainers.whole import State, StateFiles, WholeFiles
 
 if TYPE_CHECKING:
     from trainers.loop import Trainer
     from trainers.record import Recorder
 
-MODEL_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer.safetensors"
 TRAINER_FILE = "trainer.json"
 META_FILE = "raylift.json"  # what evaluation and prediction need beside the weights
 PATIENCE = 30 * 60.0  # seconds that storage may be away, until a run gives up
@@ -40,53 +39,22 @@ _FINAL = (CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageFull
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of the whole state on the host, safe from the next step."""
+    """A copy of the state on the host, all of it or this rank's part, safe from the next step."""
 
     step: int
-    model: dict[str, Tensor]
-    optimizer: tuple[dict[str, Tensor], dict[str, Any]]
+    state: State
     trainer: dict[str, Any]
     meta: dict[str, Any]
     evaluation: dict[str, float]
     blocked: float  # seconds that the loop stood still for it
 
 
-class HostMemory:
-    """Memory that copies of the state go into, the same one for every save: to get new pages takes as long again.
-
-    What comes from an accelerator goes into pinned memory, and behind the loop's back: `wait` for it.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
-        self._copied: torch.cuda.Event | None = None
-
-    def copy(self, part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return copies, contiguous in memory as their file wants them."""
-        copies = {name: self._copy(f"{part}/{name}", tensor.detach()) for name, tensor in tensors.items()}
-        if any(tensor.is_cuda for tensor in tensors.values()):
-            self._copied = torch.cuda.Event()
-            self._copied.record()  # a later one holds for those before: all go through one stream
-        return copies
-
-    def wait(self) -> None:
-        """Block until what was copied is there."""
-        if self._copied is not None:
-            self._copied.synchronize()
-
-    def _copy(self, name: str, tensor: Tensor) -> Tensor:
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            self._buffers[name] = buffer
-        return buffer.copy_(tensor, non_blocking=tensor.is_cuda)
-
-
 class Checkpointer:
-    """Saves on rank 0; restores on every rank.
+    """Saves the whole state on rank 0 or, with `peers`, each rank's part of it on that; restores on every rank.
 
     One save is on its way at most: the next one waits for it, half a minute at most, and tells how long. While storage
     is away nobody waits: the copy in memory is replaced by the next, and the newest goes out when storage is back.
+    What is true of one rank's part holds for all: a save that one rank gives up for a newer one is given up by all.
     """
 
     def __init__(
@@ -98,6 +66,7 @@ class Checkpointer:
         keep_best: bool,
         recorder: Recorder,
         meta: Mapping[str, Any],
+        peers: Peers | None = None,
     ) -> None:
         self._attempt = attempt
         self._rank = rank
@@ -105,7 +74,10 @@ class Checkpointer:
         self._keep_best = keep_best
         self._recorder = recorder
         self._meta = meta
+        self._peers = peers
+        self._files = _files_of(peers)
         self._memory = HostMemory()
+        self._base = attempt.start_from()
         self._unproven: Snapshot | None = None
         self._committed: list[Checkpoint] = []
         self._changed = threading.Condition()  # guards all that follows
@@ -117,17 +89,20 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self.newest_step = 0
 
+    @property
+    def precision(self) -> str | None:
+        """The precision of the checkpoint to go on from; None without one."""
+        return self._base.info.get("precision") if self._base is not None else None
+
     def restore(self, trainer: Trainer) -> None:
-        """Load the attempt's base into the trainer; without one, leave it as initialised."""
-        checkpoint = self._attempt.start_from()
+        """Load the attempt's base into the trainer; without one, leave it as initialised. Collective, if sharded."""
+        checkpoint = self._base
         if checkpoint is None:
             return
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="raylift-restore-") as folder:
             files = Path(folder)
-            self._attempt.run.fetch(checkpoint, files)
-            trainer.model.load_state_dict(load_file(files / MODEL_FILE))
-            state.load_optimizer(trainer.optimizer, files / OPTIMIZER_FILE)
+            self._files.restore(trainer, self._attempt.run, checkpoint, files)
             trainer.load_state(json.loads((files / TRAINER_FILE).read_text()))
         self.newest_step = checkpoint.step
         self._committed = [checkpoint]
@@ -135,15 +110,13 @@ class Checkpointer:
 
     def save(self, trainer: Trainer) -> None:
         """Copy the state, for `confirm` to write; waits first for the save before. Raises what that one met."""
-        if self._rank != 0:
+        if self._rank != 0 and self._peers is None:
             return
         started = time.monotonic()
         with self._memory_free():
-            optimizer, rest = state.flatten(trainer.optimizer)
             snapshot = Snapshot(
                 step=trainer.progress.step,
-                model=self._memory.copy("model", trainer.model.state_dict()),
-                optimizer=(self._memory.copy("optimizer", optimizer), deepcopy(rest)),
+                state=self._files.copy(trainer, self._memory),
                 trainer=trainer.state(),
                 meta={**self._meta, "precision": trainer.precision},
                 evaluation=dict(trainer.progress.evaluation),
@@ -192,7 +165,7 @@ class Checkpointer:
             self._changed.wait_for(free, timeout=_LONGEST_WAIT)
             self._raise()
             if self._waiting is not None:
-                self._recorder.event("checkpoint.skipped", step=self._waiting.step)
+                self._skip(self._waiting.step)
                 self._waiting = None
             yield
 
@@ -206,7 +179,11 @@ class Checkpointer:
         while (snapshot := self._next()) is not None:
             try:
                 self._write(snapshot)
-            except BaseException as error:  # told to the loop, at its next save or its end
+            except BaseException as failed:  # told to the loop, at its next save or its end
+                error = failed.cause if isinstance(failed, RankFailedError) else failed
+                if self._peers is not None:
+                    with suppress(torch.distributed.DistError):  # then they know without being told
+                        self._peers.fail(snapshot.step, error)
                 with self._changed:
                     self._error, self._busy = error, False
                     self._changed.notify_all()
@@ -228,10 +205,12 @@ class Checkpointer:
             files = Path(folder)
             with self._changed:  # while storage is away, the loop may want the copy's memory for the next one
                 self._write_files(snapshot, files)
-            info = {"metrics": snapshot.evaluation, "torch": torch.__version__, "python": platform.python_version()}
-            checkpoint = self._commit(snapshot.step, sorted(files.iterdir()), info)
-        if checkpoint is None:
-            self._recorder.event("checkpoint.skipped", step=snapshot.step)
+            committed = self._commit(snapshot, files)
+        if committed is None:
+            self._skip(snapshot.step)
+            return
+        checkpoint, blocked = committed
+        if self._rank != 0:
             return
         seconds = time.monotonic() - started
         self._recorder.event(
@@ -239,7 +218,7 @@ class Checkpointer:
             step=snapshot.step,
             bytes=checkpoint.size,
             seconds=round(seconds, 3),
-            blocked=round(snapshot.blocked, 3),
+            blocked=round(blocked, 3),
             mb_per_s=round(checkpoint.size / 1e6 / max(seconds, 1e-3), 1),
             metrics=snapshot.evaluation,
         )
@@ -255,39 +234,141 @@ class Checkpointer:
     def _write_files(self, snapshot: Snapshot, files: Path) -> None:
         self._memory.wait()
         try:
-            save_file(snapshot.model, files / MODEL_FILE, metadata={"format": "pt"})
-            state.write(*snapshot.optimizer, files / OPTIMIZER_FILE)
-            (files / TRAINER_FILE).write_text(json.dumps(snapshot.trainer))
-            (files / META_FILE).write_text(json.dumps(snapshot.meta, indent=1))
+            self._files.write(snapshot.state, files)
+            if self._rank == 0:
+                (files / TRAINER_FILE).write_text(json.dumps(snapshot.trainer))
+                (files / META_FILE).write_text(json.dumps(snapshot.meta, indent=1))
         except (OSError, SafetensorError) as error:
-            raise StorageFullError(
-                f"could not write the checkpoint of step {snapshot.step}: {error}. Free some space there, or set "
-                "TMPDIR to another folder"
-            ) from error
+            raise _not_written(snapshot.step, error) from error
 
-    def _commit(self, step: int, files: list[Path], info: Mapping[str, Any]) -> Checkpoint | None:
-        """Upload, over and over while storage is away; return None where a newer save has come meanwhile."""
+    def _commit(self, snapshot: Snapshot, files: Path) -> tuple[Checkpoint, float] | None:
+        """Upload, over and over while storage is away, and have the checkpoint exist; return it, and who stood still.
+
+        That is the longest time that a rank's loop stood still for its copy. Returns None where a newer save has come
+        meanwhile, here or on another rank.
+        """
+        uploaded: dict[str, Digest] | None = None
         while True:
             try:
-                self._recorder.flush()  # a checkpoint vouches for the rows up to its step
-                checkpoint = self._attempt.commit(step, files, info)
+                if self._peers is not None and self._is_skipped(self._peers, snapshot.step):
+                    return None
+                if uploaded is None:
+                    self._recorder.flush()  # a checkpoint vouches for the rows up to its step
+                    uploaded = self._attempt.upload(snapshot.step, sorted(files.iterdir()))
+                committed = self._seal(snapshot, uploaded, files)
             except StorageError as error:
-                now = time.monotonic()
-                self._away_since = self._away_since or now
-                if isinstance(error, _FINAL) or now - self._away_since > PATIENCE:
+                if isinstance(error, _FINAL) or time.monotonic() - self._note_away() > PATIENCE:
                     raise
+                if self._peers is not None:
+                    self._peers.tell(snapshot.step, Told(Stand.AWAY))
                 if self._newer_waits():
                     return None
                 continue
+            if committed is None:
+                return None
             if self._away_since is not None:
                 self._recorder.event("storage.back", seconds=round(time.monotonic() - self._away_since, 1))
             with self._changed:
                 self._away_since = None
-            self.newest_step = step
-            return checkpoint
+            self.newest_step = snapshot.step
+            return committed
+
+    def _seal(self, snapshot: Snapshot, uploaded: dict[str, Digest], files: Path) -> tuple[Checkpoint, float] | None:
+        """Make the checkpoint exist, as rank 0, or wait until it does; return None where it was given up."""
+        step, info = snapshot.step, self._info(snapshot)
+        if self._peers is None:
+            return self._attempt.seal(step, uploaded, info), snapshot.blocked
+        stored = Told(Stand.STORED, uploaded, snapshot.state.layout, snapshot.blocked)
+        self._peers.tell(step, stored)
+        if self._rank != 0:
+            return (Checkpoint(self._attempt.number, step, uploaded, info), 0.0) if self._is_ruled(step) else None
+        told = self._all_parts(self._peers, step, stored)
+        if told is None:
+            return None
+        index = files / INDEX_FILE
+        try:
+            index.write_bytes(joined([one.layout for one in told], snapshot.state.metadata).to_json())
+        except OSError as error:
+            raise _not_written(step, error) from error
+        uploaded = {name: digest for one in told for name, digest in one.files.items()}
+        checkpoint = self._attempt.seal(step, {**uploaded, **self._attempt.upload(step, [index])}, info)
+        self._peers.tell(step, Told(Stand.COMMITTED))
+        self._peers.forget(step)
+        return checkpoint, max(one.blocked for one in told)
+
+    def _all_parts(self, peers: Peers, step: int, own: Told) -> list[Told] | None:
+        """Wait, as rank 0, until every rank has stored its part; return None where the save is given up."""
+        told, looks, is_announced = {0: own}, Looks(), False
+        while True:
+            for rank in set(range(peers.world_size)) - set(told):
+                part = peers.part(step, rank)
+                if part is None:
+                    continue
+                if part.stand is Stand.STORED:
+                    told[rank] = part
+                elif part.stand is Stand.SKIPPED:
+                    return None
+                elif not is_announced:
+                    is_announced = True
+                    self._note_away()
+                    peers.tell(step, Told(Stand.AWAY))
+            if len(told) == peers.world_size:
+                return [told[rank] for rank in range(peers.world_size)]
+            looks.pause()
+
+    def _is_ruled(self, step: int) -> bool:
+        """Wait until rank 0 has ruled what becomes of a save; return whether it exists."""
+        assert self._peers is not None
+        looks = Looks()
+        while True:
+            told = self._peers.ruling(step)
+            if told is not None and told.stand is not Stand.AWAY:
+                return told.stand is Stand.COMMITTED
+            if told is not None:
+                self._note_away()
+            looks.pause()
+
+    def _is_skipped(self, peers: Peers, step: int) -> bool:
+        told = peers.ruling(step)
+        return told is not None and told.stand is Stand.SKIPPED
+
+    def _skip(self, step: int) -> None:
+        """Give up a save for a newer one, on all ranks."""
+        self._recorder.event("checkpoint.skipped", step=step)
+        if self._peers is not None:
+            self._peers.tell(step, Told(Stand.SKIPPED))
+
+    def _info(self, snapshot: Snapshot) -> dict[str, Any]:
+        return {
+            "metrics": snapshot.evaluation,
+            "precision": snapshot.meta["precision"],
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+
+    def _note_away(self) -> float:
+        """Let the loop go on without a save that storage does not take; return since when it takes none."""
+        with self._changed:
+            self._away_since = self._away_since or time.monotonic()
+            self._changed.notify_all()
+            return self._away_since
 
     def _newer_waits(self) -> bool:
-        """Let the loop go on without us, and wait a little; return whether it has brought a newer save."""
+        """Wait a little for a newer save; return whether the loop has brought one."""
         with self._changed:
-            self._changed.notify_all()
             return bool(self._changed.wait_for(lambda: self._waiting is not None, timeout=_PAUSE))
+
+
+def _not_written(step: int, error: Exception) -> StorageFullError:
+    return StorageFullError(
+        f"could not write the checkpoint of step {step}: {error}. Free some space there, or set "
+        "TMPDIR to another folder"
+    )
+
+
+def _files_of(peers: Peers | None) -> StateFiles:
+    if peers is None:
+        return WholeFiles()
+    from trainers.shards import ShardFiles  # DCP and DTensor take a second to import
+
+    return ShardFiles(peers.rank, peers.world_size)

@@ -133,6 +133,7 @@ class Data(Block):
 
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "adagrad", "rmsprop", "nadam", "radam", "adafactor", "muon")
+NOT_ON_SHARDS = ("adafactor",)
 _TAKES: dict[str, tuple[str, ...]] = {
     "momentum": ("sgd", "rmsprop", "muon"),
     "nesterov": ("sgd", "muon"),
@@ -222,6 +223,10 @@ class Train(Block):
         default="auto",
         description="auto: bf16 where the accelerator, or a processor with AMX, computes in it",
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="what each worker holds: ddp the whole model, fsdp its part of weights, gradients and optimizer",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="of weights, sample order and augmentation"
     )
@@ -236,6 +241,16 @@ class Train(Block):
             raise ValueError(f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}")
         if self.eval_every.unit == "min":
             raise ValueError("eval_every goes by epochs or steps: a clock would not repeat exactly")
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_works_on_shards(self) -> Train:
+        if self.parallel == "fsdp" and self.optimizer.name in NOT_ON_SHARDS:
+            others = ", ".join(name for name in OPTIMIZERS if name not in NOT_ON_SHARDS)
+            raise ValueError(
+                f"parallel: fsdp does not take the optimizer {self.optimizer.name}, whose state is sums over rows and "
+                f"columns that no worker holds whole; choose one of {others}"
+            )
         return self
 
 

@@ -18,9 +18,10 @@ from trainers.context import StopReason, WorkerContext
 from trainers.data.loader import Loaded, Loader, split
 from trainers.data.order import SampleOrder, largest_share, share
 from trainers.optim import Schedule, build_optimizer, clip_and_scale
-from trainers.parallel import Reduction, distribute, share_memory, without_sync
+from trainers.parallel import Reduction, replicate, share_memory, without_sync
 from trainers.pulse import Phase, Pulse
 from trainers.randomness import DROPOUT, MODEL, seed_for, seed_generator
+from trainers.sharding import is_sharded, shard
 
 if TYPE_CHECKING:
     from trainers.checkpoint import Checkpointer
@@ -78,14 +79,19 @@ class Trainer:
         self.train_data, self.eval_data = task.datasets()
         self.order = SampleOrder(len(self.train_data), self.config.batch_size, self.config.seed)
         self.last_step = self._last_step()
+        # `auto` may have meant another one on the machine that the run began on
+        self.precision = checkpointer.precision or settle_precision(self.config.precision, self.device)
+        self.autocast, self.scaler = mixed_precision(self.precision, self.device)
         torch.manual_seed(seed_for(self.config.seed, MODEL))
         self.model = task.build_model().to(self.device)
+        self.is_sharded = is_sharded(job, context)
+        if self.is_sharded:
+            shard(self.model, context.world_size, self.device, self.precision)
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.schedule = Schedule(self.config.schedule, self.last_step)
-        self.precision = settle_precision(self.config.precision, self.device)
-        self.autocast, self.scaler = mixed_precision(self.precision, self.device)
         shared = share_memory(context, self.device)
-        self.parallel = distribute(self.model, context.world_size, self.device, shared)
+        whole = context.world_size > 1 and not self.is_sharded
+        self.parallel = replicate(self.model, self.device, shared) if whole else self.model
         self.reduction = Reduction(context.world_size, self.device, shared)
         self.progress = Progress()
         self.saved_at = time.monotonic()
@@ -135,8 +141,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self.device)
         count = torch.zeros((), device=self.device)
-        # Losses are summed over targets; DDP averages gradients over ranks. This factor turns its average into the
-        # sum over all ranks divided by the batch size; clip_and_scale corrects it to the true number of targets.
+        # Losses are summed over targets; DDP and FSDP average gradients over ranks. This factor turns the average into
+        # the sum over all ranks divided by the batch size; clip_and_scale corrects it to the true number of targets.
         weight = self.context.world_size / self.config.batch_size
         for index, batch in enumerate(loaded.batches):
             last = index == len(loaded.batches) - 1
@@ -231,6 +237,8 @@ class Trainer:
     def finish(self, stop: StopReason | None, *, early: bool) -> Outcome:
         self.pulse.enter(Phase.SAVING)
         self.checkpointer.close()
+        if self.is_sharded:
+            self.context.gather(0)  # the others learn of the last save from rank 0's process, which must not end before
         self.pulse.enter(Phase.ENDING)
         metrics = dict(self.progress.evaluation)
         if self.recorder.last_loss is not None:
@@ -257,12 +265,10 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Return all that a resume needs beside model and optimizer, as plain JSON."""
         progress = vars(self.progress).copy()
-        return {"progress": progress, "scaler": self.scaler.state_dict(), "precision": self.precision}
+        return {"progress": progress, "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.progress = Progress(**state["progress"])
-        self.precision = state.get("precision", self.precision)  # `auto` may mean another one on this machine
-        self.autocast, self.scaler = mixed_precision(self.precision, self.device)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 

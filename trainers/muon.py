@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainers.sharding import is_part
+
 # The rate of AdamW beside that of Muon, and AdamW's own options: those of the reference implementation,
 # SingleDeviceMuonWithAuxAdam in https://github.com/KellerJordan/Muon (0.02 and 3e-4).
 ADAMW_SHARE = 0.015
@@ -66,10 +68,22 @@ class MuonWithAdamW(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
         update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-        update = orthogonalize(update.flatten(1))
-        shape = math.sqrt(max(1.0, update.shape[0] / update.shape[1]))
+        update = _orthogonalized(update)
+        rows, columns = parameter.shape[0], parameter.shape[1:].numel()
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update.view(parameter.shape), alpha=-group["lr"] * shape)
+        parameter.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+
+
+def _orthogonalized(update: Tensor) -> Tensor:
+    """Return an update orthogonalised as a matrix, in its own shape; one that is sharded is gathered for it."""
+    if not is_part(update):
+        return orthogonalize(update.flatten(1)).view(update.shape)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    assert isinstance(update, DTensor)
+    whole = orthogonalize(update.full_tensor().flatten(1)).view(update.shape)
+    everywhere = DTensor.from_local(whole, update.device_mesh, [Replicate()], run_check=False)
+    return everywhere.redistribute(placements=update.placements)
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:

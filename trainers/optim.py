@@ -13,6 +13,7 @@ from cluster.errors import TrainingError
 from trainers.config import Optimizer as OptimizerConfig
 from trainers.config import Schedule as ScheduleConfig
 from trainers.muon import MuonWithAdamW
+from trainers.sharding import is_part, own_part
 
 LEARNING_RATES = {"sgd": 0.1, "muon": 0.02, "adagrad": 0.01, "adafactor": 0.01}  # of the others: 1e-3
 _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -27,6 +28,7 @@ _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 # One kernel for the whole update: 2.5 times as fast as torch's own choice on a CPU. Elsewhere torch chooses.
 _FUSED = {"cpu": ("sgd", "adam", "adamw", "adagrad"), "cuda": ("sgd", "adam", "adamw")}
+_FUSED_ON_SHARDS = ("adam", "adamw")  # those for which torch has a rule for DTensors
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -53,6 +55,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 def _can_fuse(name: str, parameters: list[nn.Parameter]) -> bool:
     device = parameters[0].device.type
+    if is_part(parameters[0]) and name not in _FUSED_ON_SHARDS:
+        return False
     # torch 2.13's fused SGD with momentum is wrong on a CPU below 32 bits: it reads what was never written
     exact = device != "cpu" or all(parameter.dtype in (torch.float32, torch.float64) for parameter in parameters)
     return name in _FUSED.get(device, ()) and exact
@@ -99,10 +103,17 @@ class Schedule:
 def clip_and_scale(parameters: Iterable[Tensor], scale: Tensor | float, clip_norm: float | None) -> Tensor:
     """Multiply all gradients by `scale`, then shrink them to a total 2-norm of `clip_norm` where it is larger.
 
-    Returns the norm of the scaled gradients before clipping, on their device. Nothing waits for the device.
+    Returns the norm of the scaled gradients before clipping, on their device. Nothing waits for the device. Where they
+    are sharded it is a collective, and the norm that of all parts.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm: Tensor = torch.nn.utils.get_total_norm(gradients) * scale
+    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [own_part(gradient) for gradient in found]
+    norm: Tensor = torch.nn.utils.get_total_norm(gradients)
+    if any(map(is_part, found)):
+        squares = norm.double().square()
+        torch.distributed.all_reduce(squares)
+        norm = squares.sqrt().to(norm.dtype)
+    norm = norm * scale
     factor = scale if clip_norm is None else scale * (clip_norm / (norm + 1e-6)).clamp(max=1.0)
     if gradients and (isinstance(factor, Tensor) or factor != 1.0):
         torch._foreach_mul_(gradients, factor)

@@ -27,11 +27,10 @@ def share_memory(context: WorkerContext, device: torch.device) -> SharedSums | N
         return None
 
 
-def distribute(model: nn.Module, world_size: int, device: torch.device, shared: SharedSums | None) -> nn.Module:
-    """Return the model as the ranks train it together; alone, as it is."""
-    if world_size == 1:
-        return model
+def replicate(model: nn.Module, device: torch.device, shared: SharedSums | None) -> nn.Module:
+    """Return the model as the ranks train it together, each on the whole of it. Collective."""
     parallel = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    world_size = torch.distributed.get_world_size()
     if shared is not None:
         parallel.register_comm_hook(shared, lambda shared, bucket: _averaged(shared, bucket.buffer(), world_size))
     return parallel
@@ -45,7 +44,7 @@ def _averaged(shared: SharedSums, gradients: Tensor, world_size: int) -> torch.f
 
 
 def without_sync(model: nn.Module) -> AbstractContextManager[None]:
-    """Return a context in which backward only accumulates gradients on this rank."""
+    """Return a context in which backward only accumulates gradients on this rank, where it holds whole ones."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from cluster.errors import CorruptObjectError, UsageError
 from cluster.runs import Run
 from cluster.selection import fetch_model
-from trainers.checkpoint import META_FILE, MODEL_FILE
+from trainers.checkpoint import META_FILE
 from trainers.config import TrainJob
 from trainers.context import LocalContext
 from trainers.tasks.images import ImageClassification
+from trainers.whole import MODEL_FILE
 
 if TYPE_CHECKING:
     from torch import nn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def write(tensors: dict[str, Tensor], rest: dict[str, Any], path: Path) -> None:
     # safetensors knows no strides; `load_optimizer` gives them back
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(contiguous, path, {_KEY: json.dumps(rest)})
+        save_file(contiguous, path, metadata_of(rest))
     except SafetensorError as error:  # which is no OSError
         raise OSError(f"{path}: {error}") from error
 
@@ -59,19 +60,61 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     the file is damaged; the optimizer is then as before.
     """
     tensors, rest = _read(path)
-    _check_layout(path, rest["layout"], _layout(optimizer))
-    state: dict[Tensor, dict[str, Any]] = {}
+    state = empty_state(optimizer, {name: (value.dtype, value.shape) for name, value in tensors.items()}, rest)
+    for name, value in state.items():
+        value.copy_(tensors[name])
+    set_state(optimizer, state, rest)
+
+
+def empty_state(
+    optimizer: torch.optim.Optimizer,
+    saved: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    rest: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Return tensors for a state that was saved, by its types and shapes, where the optimizer wants them.
+
+    They are to be filled, and then set. Raises TrainingError where the saved optimizer was built otherwise.
+    """
+    _check_layout(rest["layout"], _layout(optimizer))
     named = _by_name(optimizer)
+    found = {}
+    for full_name, (dtype, shape) in saved.items():
+        name, key = _split(full_name)
+        found[full_name] = _place(key, dtype, torch.Size(shape), *named[name])
+    return found
+
+
+def set_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+    """Give an optimizer a state: the tensors of `empty_state`, filled, and the rest of what `flatten` returned."""
+    named = _by_name(optimizer)
+    state: dict[Tensor, dict[str, Any]] = {}
     for full_name, value in {**tensors, **rest["scalars"]}.items():
-        name, _, key = full_name.removeprefix("state.").rpartition(".")
-        parameter, group = named[name]
-        placed = _placed(key, value, parameter, group) if isinstance(value, Tensor) else value
-        state.setdefault(parameter, {})[key] = placed
+        name, key = _split(full_name)
+        state.setdefault(named[name][0], {})[key] = value
     optimizer.state.clear()
     optimizer.state.update(state)
     for group, saved in zip(optimizer.param_groups, rest["groups"], strict=True):
         # JSON has no tuples
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
+
+
+def metadata_of(rest: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the file of an optimizer carries beside its tensors."""
+    return {_KEY: json.dumps(rest)}
+
+
+def rest_in(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    """Return what `metadata_of` was given. Raises CorruptObjectError, which speaks of `name`."""
+    try:
+        rest: dict[str, Any] = json.loads(metadata[_KEY])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CorruptObjectError(f"{name} holds no optimizer state that can be read: {error}") from error
+    return rest
+
+
+def _split(full_name: str) -> tuple[str, str]:
+    name, _, key = full_name.removeprefix("state.").rpartition(".")
+    return name, key
 
 
 def _by_name(optimizer: torch.optim.Optimizer) -> dict[str, tuple[Tensor, dict[str, Any]]]:
@@ -93,13 +136,13 @@ def _layout(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            rest = json.loads((file.metadata() or {})[_KEY])
+            rest = rest_in(file.metadata() or {}, str(path))
             return {name: file.get_tensor(name) for name in file.keys()}, rest  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except SafetensorError as error:
         raise CorruptObjectError(f"{path} holds no optimizer state that can be read: {error}") from error
 
 
-def _check_layout(path: Path, saved: dict[str, Any], own: dict[str, Any]) -> None:
+def _check_layout(saved: dict[str, Any], own: dict[str, Any]) -> None:
     if saved == own:
         return
     if saved["optimizer"] != own["optimizer"]:
@@ -113,15 +156,18 @@ def _check_layout(path: Path, saved: dict[str, Any], own: dict[str, Any]) -> Non
             sides = [shapes.get(name, "missing") for shapes in (saved["shapes"], own["shapes"])]
             reason = f"{name} is {sides[0]} there and {sides[1]} in this model"
     raise TrainingError(
-        f"{path.name} does not fit: {reason}. A run resumes with the model and the optimizer that it started with; "
-        "start a new run to change them"
+        f"the saved optimizer does not fit: {reason}. A run resumes with the model and the optimizer that it started "
+        "with; start a new run to change them"
     )
 
 
-def _placed(key: str, value: Tensor, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-    """Return a copy where torch wants it, in the memory layout of its parameter: fused kernels rely on that."""
+def _place(key: str, dtype: torch.dtype, shape: torch.Size, parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """Return a tensor where torch wants it, in the memory layout of its parameter: fused kernels rely on that.
+
+    One of the shape of a parameter that is sharded is sharded as that is.
+    """
     if key in _ON_HOST and not (group.get("fused") or group.get("capturable")):
-        return value.clone()
-    if value.shape == parameter.shape:
-        return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-    return value.to(parameter.device, copy=True)
+        return torch.empty(shape, dtype=dtype)
+    if shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+    return torch.empty(shape, dtype=dtype, device=parameter.device)

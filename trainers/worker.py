@@ -50,7 +50,9 @@ def run_rank(context: WorkerContext, attempt: Attempt, job: TrainJob, prepared: 
     from trainers.control import Control
     from trainers.loop import Trainer
     from trainers.memory import keep_freed_memory, peak_memory
+    from trainers.peers import Peers
     from trainers.record import Recorder
+    from trainers.sharding import is_sharded
     from trainers.tasks.registry import build_task
 
     started = time.monotonic()
@@ -69,6 +71,7 @@ def run_rank(context: WorkerContext, attempt: Attempt, job: TrainJob, prepared: 
             keep_best=job.checkpoint.best,
             recorder=recorder,
             meta=prepared.meta,
+            peers=Peers.of(context) if is_sharded(job, context) else None,
         )
         trainer = Trainer(
             job, task, context, checkpointer=checkpointer, recorder=recorder, control=control, pulse=pulse

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from cluster.local import LocalProvider, processes_of, scratch_folder
 from cluster.runs import Run
 from tests.harness import assert_nothing_left, open_run, raylift, start_raylift, wait_for
-from trainers.checkpoint import META_FILE, MODEL_FILE, OPTIMIZER_FILE, TRAINER_FILE
+from trainers.checkpoint import META_FILE, TRAINER_FILE
+from trainers.whole import MODEL_FILE, OPTIMIZER_FILE
 
 pytestmark = pytest.mark.ray
 

@@ -17,7 +17,7 @@ from tests.harness import losses
 from tests.hooked import hooked
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, events, start, steps_of, train
 from trainers import checkpoint
-from trainers.checkpoint import HostMemory
+from trainers.host_memory import HostMemory
 from trainers.loop import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

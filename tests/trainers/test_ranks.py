@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cluster.runs import Run
 from tests.trainers.pictures import digits, write_idx
-from tests.trainers.training import Change, cut_off, events, start, steps_of, train, train_ranks
+from tests.trainers.training import (
+    Change,
+    assert_alike,
+    cut_off,
+    events,
+    numbers,
+    start,
+    steps_of,
+    train,
+    train_ranks,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,20 +57,6 @@ def starved(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return trained_on(
         folder, SAME, {"data": {"eval": str(held)}, "train": {"batch_size": 2, "micro_batch_size": 1, "max_steps": 4}}
     )
-
-
-def rows(run: Run, kind: str) -> list[dict[str, Any]]:
-    keys = ("loss", "lr", "grad_norm", "train_loss", "eval_loss", "eval_accuracy", "eval_f1")
-    found = [row for row in run.rows("metrics") if row["kind"] == kind]
-    return [{key: row[key] for key in ("step", "epoch", *keys) if key in row} for row in found]
-
-
-def assert_alike(run: Run, other: Run, kind: str) -> None:
-    ours, theirs = rows(run, kind), rows(other, kind)
-    assert ours
-    assert len(ours) == len(theirs)
-    for one, two in zip(ours, theirs, strict=True):
-        assert one == pytest.approx(two, rel=2e-4, abs=2e-5)
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -107,4 +102,4 @@ def test_with_dropout_two_ranks_resume_to_the_bit(tmp_path: Path) -> None:
     resumed = cut_off(run, 5, tmp_path / "resumed")
     train_ranks(resumed, 2)
     for kind in ("step", "epoch", "eval"):
-        assert rows(resumed, kind) == rows(run, kind)
+        assert numbers(resumed, kind) == numbers(run, kind)

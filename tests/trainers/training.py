@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from ruamel.yaml import YAML
 
 from cluster.runs import Run
@@ -97,7 +98,27 @@ def events(run: Run, name: str) -> list[dict[str, Any]]:
 
 def train_ranks(run: Run, ranks: int) -> None:
     """Run one attempt to its end on so many processes of torchrun."""
-    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [*launcher, "-m", "trainers.worker", run.uri]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment(), check=False)
+    done = subprocess.run(of_torchrun(run, ranks), capture_output=True, text=True, timeout=280, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def of_torchrun(run: Run, ranks: int, module: str = "trainers.worker") -> list[str]:
+    """Return the command that runs one attempt on so many ranks."""
+    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*launcher, "-m", module, run.uri]
+
+
+def numbers(run: Run, kind: str) -> list[dict[str, Any]]:
+    """Return what training computed, of the rows of a kind."""
+    keys = ("loss", "lr", "grad_norm", "train_loss", "eval_loss", "eval_accuracy", "eval_f1")
+    found = [row for row in run.rows("metrics") if row["kind"] == kind]
+    return [{key: row[key] for key in ("step", "epoch", *keys) if key in row} for row in found]
+
+
+def assert_alike(run: Run, other: Run, kind: str) -> None:
+    """Fail where two runs differ by more than sums that were taken in another order."""
+    ours, theirs = numbers(run, kind), numbers(other, kind)
+    assert ours
+    assert len(ours) == len(theirs)
+    for one, two in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(two, rel=2e-4, abs=2e-5)

@@ -1,0 +1,273 @@
+"""Saves that every rank has a part in: all of them write it, or none does."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from torch._C._distributed_c10d import HashStore
+
+from cluster.errors import InfrastructureError, StorageDeniedError, StorageError, StorageFullError
+from cluster.runs import Attempt, Run, SupersededError
+from cluster.shards import INDEX_FILE, Part, TensorLayout
+from tests.finished import new_run
+from tests.hooked import hooked
+from tests.trainers.training import events
+from trainers import checkpoint
+from trainers.checkpoint import Checkpointer
+from trainers.host_memory import HostMemory
+from trainers.loop import Progress, Trainer
+from trainers.peers import Peers
+from trainers.record import Recorder
+from trainers.whole import State
+
+RANKS = 3
+Hook = Callable[..., None]
+
+
+class Halves:
+    """A state of which every rank has a part that names its step."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def copy(self, trainer: Trainer, _: HostMemory) -> State:
+        box = Part(self.rank, (self.rank,), (1,))
+        return State(
+            {}, {}, {"step": trainer.progress.step}, {"model": {"weight": TensorLayout("int", (RANKS,), (box,))}}
+        )
+
+    def write(self, copied: State, folder: Path) -> None:
+        (folder / f"part-{self.rank}").write_text(str(copied.rest["step"]))
+
+    def restore(self, *_: Any) -> None: ...
+
+
+class Ranks:
+    """The checkpointers of all ranks of an attempt, which save at the same steps as their loops do."""
+
+    def __init__(self, run: Run, hooks: dict[int, Hook]) -> None:
+        self.run = run
+        self.number = run.claim().number
+        store = HashStore()
+        self.ranks = [self._rank(rank, store, hooks.get(rank)) for rank in range(RANKS)]
+
+    def _rank(self, rank: int, store: HashStore, hook: Hook | None) -> Checkpointer:
+        own = self.run if hook is None else Run(hooked(self.run.storage, before=hook), self.run.id)
+        attempt = Attempt.reopen(own, self.number)
+        recorder = Recorder(attempt, rank, log_every=1)
+        peers = Peers(rank, RANKS, store)
+        return Checkpointer(attempt, rank, keep=99, keep_best=False, recorder=recorder, meta={}, peers=peers)
+
+    def save(self, step: int) -> None:
+        trainer = SimpleNamespace(progress=Progress(step=step), precision="fp32", state=dict)
+        for rank in self.ranks:
+            rank.save(cast(Trainer, trainer))
+        for rank in self.ranks:
+            rank.confirm()
+
+    def close(self) -> list[BaseException | None]:
+        """End all ranks; return what each of them raised."""
+        found: list[BaseException | None] = [None] * RANKS
+
+        def one(rank: int) -> None:
+            try:
+                self.ranks[rank].close()
+            except BaseException as error:
+                found[rank] = error
+
+        threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(RANKS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads), "a rank waits for ever"
+        self.ranks[0]._recorder.close()
+        return found
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_PAUSE", 0.002)
+    monkeypatch.setattr(checkpoint, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(checkpoint, "_files_of", lambda peers: Halves(peers.rank))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return new_run(tmp_path)
+
+
+def at(steps: Sequence[int], error: BaseException, name: str = "upload", ending: str = "") -> Hook:
+    """Return a hook that raises where a file of some steps' checkpoints is written."""
+
+    def hook(called: str, *arguments: Any) -> None:
+        path = str(arguments[-1]) if called == "upload" else str(arguments[0])
+        found = re.search(r"/checkpoints/(\d+)/", path)
+        if called == name and found and int(found[1]) in steps and path.endswith(ending):
+            raise error
+
+    return hook
+
+
+def assert_of_one_step(run: Run) -> None:
+    """Fail where a checkpoint holds parts of several steps, or not all parts."""
+    for found in run.checkpoints():
+        parts = {name: run.storage.read(run.path(f"{found.folder}/{name}")) for name in found.files}
+        assert {name for name in parts if name.startswith("part-")} == {f"part-{rank}" for rank in range(RANKS)}
+        assert {int(parts[f"part-{rank}"]) for rank in range(RANKS)} == {found.step}
+        index = json.loads(parts[INDEX_FILE])
+        assert [one["rank"] for one in index["tensors"]["model"]["weight"]["parts"]] == list(range(RANKS))
+        run.verify(found)
+
+
+def test_every_rank_uploads_its_part_and_rank_0_says_that_there_is_a_checkpoint(run: Run) -> None:
+    wrote: dict[int, set[str]] = {rank: set() for rank in range(RANKS)}
+
+    def note(rank: int) -> Hook:
+        def hook(name: str, *arguments: Any) -> None:
+            if name in ("upload", "write"):
+                wrote[rank].add(str(arguments[-1 if name == "upload" else 0]).rpartition("/")[2])
+
+        return hook
+
+    ranks = Ranks(run, {rank: note(rank) for rank in range(RANKS)})
+    ranks.save(1)
+    assert ranks.close() == [None] * RANKS
+    assert {"part-0", "trainer.json", "raylift.json", INDEX_FILE, "manifest.json"} <= wrote[0]
+    assert (wrote[1], wrote[2]) == ({"part-1"}, {"part-2"})
+    assert_of_one_step(run)
+    assert [rank.newest_step for rank in ranks.ranks] == [1] * RANKS
+
+
+@pytest.mark.parametrize("away", range(RANKS))
+def test_a_save_that_one_rank_gives_up_is_given_up_by_all(run: Run, away: int) -> None:
+    ranks = Ranks(run, {away: at(range(3, 7), StorageError("no answer"))})
+    for step in range(1, 10):
+        ranks.save(step)
+        time.sleep(0.03)
+    assert ranks.close() == [None] * RANKS
+    kept = [one.step for one in run.checkpoints()]
+    assert kept[:2] == [1, 2]
+    assert not {3, 4, 5, 6} & set(kept)
+    assert kept[-1] == 9
+    assert {row["step"] for row in events(run, "checkpoint.skipped")} == set(range(1, 10)) - set(kept)
+    assert len(events(run, "storage.back")) == 1
+    assert_of_one_step(run)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_storage_does_to_whom_there_are_whole_checkpoints_alone_and_the_last_is_there(
+    run: Run, seed: int
+) -> None:
+    draw, lock = random.Random(seed), threading.Lock()
+
+    def moody(name: str, *arguments: Any) -> None:
+        if name not in ("upload", "write") or "/checkpoints/" not in str(arguments):
+            return
+        with lock:
+            mood, pause = draw.random(), draw.random() * 0.03
+        time.sleep(pause)
+        if mood < 0.3:
+            raise StorageError("no answer")
+
+    ranks = Ranks(run, dict.fromkeys(range(RANKS), moody))
+    for step in range(1, 15):
+        ranks.save(step)
+    assert ranks.close() == [None] * RANKS
+    kept = [one.step for one in run.checkpoints()]
+    assert kept[-1] == 14
+    assert {row["step"] for row in events(run, "checkpoint.skipped")} == set(range(1, 15)) - set(kept)
+    assert {rank.newest_step for rank in ranks.ranks} == {14}
+    assert_of_one_step(run)
+
+
+@pytest.mark.parametrize("failing", range(RANKS))
+@pytest.mark.parametrize(
+    "error", [StorageFullError("no space left"), StorageDeniedError("no key"), SupersededError("2")]
+)
+def test_what_ends_the_saves_of_one_rank_ends_those_of_all_for_the_same_reason(
+    run: Run, failing: int, error: StorageError
+) -> None:
+    ranks = Ranks(run, {failing: at([2], error)})
+    ranks.save(1)
+    ranks.save(2)
+    found = ranks.close()
+    assert [(type(one), str(one)) for one in found] == [(type(error), str(error))] * RANKS
+    assert [one.step for one in run.checkpoints()] == [1]
+
+
+def test_a_manifest_that_is_refused_ends_all_ranks(run: Run) -> None:
+    ranks = Ranks(run, {0: at([1], StorageDeniedError("read only"), "write", "manifest.json")})
+    ranks.save(1)
+    assert [type(one) for one in ranks.close()] == [StorageDeniedError] * RANKS
+    assert run.checkpoints() == []
+
+
+def test_an_error_of_our_own_on_one_rank_is_raised_there_and_is_a_lost_rank_to_the_others(run: Run) -> None:
+    ranks = Ranks(run, {1: at([1], ZeroDivisionError("a mistake"))})
+    ranks.save(1)
+    first, own, last = ranks.close()
+    assert isinstance(own, ZeroDivisionError)
+    for other in (first, last):
+        assert isinstance(other, InfrastructureError)
+        assert str(other) == "another rank is gone: rank 1 could not save: a mistake"
+
+
+def test_storage_that_stays_away_from_one_rank_ends_all_after_a_while(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "PATIENCE", 0.2)
+    ranks = Ranks(run, {2: at(range(2, 99), StorageError("no answer"))})
+    ranks.save(1)
+    ranks.save(2)
+    assert [str(one) for one in ranks.close()] == ["no answer"] * RANKS
+    assert [one.step for one in run.checkpoints()] == [1]
+
+
+def test_a_rank_that_is_slow_after_an_outage_still_has_saves_finished(run: Run) -> None:
+    is_back = threading.Event()
+
+    def slow(name: str, *_: Any) -> None:
+        if name != "upload":
+            return
+        if not is_back.is_set():
+            is_back.set()
+            raise StorageError("no answer")
+        time.sleep(0.2)
+
+    ranks = Ranks(run, {1: slow})
+    for step in range(1, 40):
+        ranks.save(step)
+        time.sleep(0.02)
+    assert ranks.close() == [None] * RANKS
+    assert len(run.checkpoints()) > 3, "not the last alone"
+
+
+def test_while_one_rank_writes_slowly_no_rank_begins_the_next_save(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_LONGEST_WAIT", 20.0)
+    begun: list[int] = []
+
+    def slow(name: str, *_: Any) -> None:
+        if name == "upload":
+            time.sleep(0.3)
+
+    def note(name: str, *_: Any) -> None:
+        if name == "upload":
+            begun.append(len(run.checkpoints()))
+
+    ranks = Ranks(run, {1: slow, 2: note})
+    for step in range(1, 4):
+        ranks.save(step)
+    ranks.close()
+    assert begun == [0, 1, 2], "rank 2 waits for the save before to be whole"
+    told = {row["step"]: row["blocked"] for row in events(run, "checkpoint")}
+    assert min(told[2], told[3]) > 0.2, "how long the loops stood still is told"

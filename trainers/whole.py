@@ -1,0 +1,74 @@
+"""The state of a training <-> files; here the whole of it, as one rank holds it."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cluster.runs import Checkpoint, Run
+from cluster.shards import INDEX_FILE, Index, Layout, consolidate
+from trainers import state
+from trainers.host_memory import HostMemory
+
+if TYPE_CHECKING:
+    from trainers.loop import Trainer
+
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+_MODEL_METADATA = {"format": "pt"}
+
+
+@dataclass(frozen=True)
+class State:
+    """A copy of model and optimizer, or of one rank's parts of them."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    rest: dict[str, Any]  # of the optimizer, plain JSON
+    layout: Layout = field(default_factory=dict)  # what parts are parts of
+
+    @property
+    def metadata(self) -> dict[str, dict[str, str]]:
+        """What the files of the whole model and optimizer carry beside their tensors."""
+        return {"model": _MODEL_METADATA, "optimizer": state.metadata_of(self.rest)}
+
+
+class StateFiles(Protocol):
+    """How a rank's state goes into files, and comes out of them."""
+
+    def copy(self, trainer: Trainer, memory: HostMemory) -> State: ...
+
+    def write(self, copied: State, folder: Path) -> None:
+        """Raises OSError, SafetensorError."""
+        ...
+
+    def restore(self, trainer: Trainer, run: Run, checkpoint: Checkpoint, folder: Path) -> None:
+        """Load model and optimizer from a checkpoint of either kind; its other files are in the folder then."""
+        ...
+
+
+class WholeFiles:
+    """Model and optimizer in one file each."""
+
+    def copy(self, trainer: Trainer, memory: HostMemory) -> State:
+        optimizer, rest = state.flatten(trainer.optimizer)
+        model = memory.copy("model", trainer.model.state_dict())
+        return State(model, memory.copy("optimizer", optimizer), deepcopy(rest))
+
+    def write(self, copied: State, folder: Path) -> None:
+        save_file(copied.model, folder / MODEL_FILE, metadata=_MODEL_METADATA)
+        state.write(copied.optimizer, copied.rest, folder / OPTIMIZER_FILE)
+
+    def restore(self, trainer: Trainer, run: Run, checkpoint: Checkpoint, folder: Path) -> None:
+        run.fetch(checkpoint, folder)
+        if INDEX_FILE in checkpoint.files:
+            index = Index.read(folder / INDEX_FILE)
+            for part in index.tensors:
+                consolidate(folder, index, part)
+        trainer.model.load_state_dict(load_file(folder / MODEL_FILE))
+        state.load_optimizer(trainer.optimizer, folder / OPTIMIZER_FILE)
