@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import re
@@ -202,6 +203,27 @@ def test_what_ends_the_saves_of_one_rank_ends_those_of_all_for_the_same_reason(
     ranks.save(2)
     found = ranks.close()
     assert [(type(one), str(one)) for one in found] == [(type(error), str(error))] * RANKS
+    assert [one.step for one in run.checkpoints()] == [1]
+
+
+@pytest.mark.parametrize("full", range(RANKS))
+def test_a_full_disk_under_one_rank_ends_all_with_the_reason(
+    run: Run, monkeypatch: pytest.MonkeyPatch, full: int
+) -> None:
+    write = Halves.write
+
+    def fill(files: Halves, copied: State, folder: Path) -> None:
+        if files.rank == full and copied.rest["step"] == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(files, copied, folder)
+
+    monkeypatch.setattr(Halves, "write", fill)
+    ranks = Ranks(run, {})
+    ranks.save(1)
+    ranks.save(2)
+    for error in ranks.close():
+        assert isinstance(error, StorageFullError)
+        assert "could not write the checkpoint of step 2" in str(error)
     assert [one.step for one in run.checkpoints()] == [1]
 
 
