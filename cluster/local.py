@@ -28,6 +28,7 @@ from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus, 
 
 UNRECORDED = "unrecorded.txt"  # how a run ended, where storage would not take it
 LAUNCH = "launch.json"
+FINAL = (0, 1, 2, 3, 4)  # exit codes of a driver that came to its end; of the others it is started again
 PREEMPTED = 75  # exit code of a driver whose machine is taken away: all is saved, nothing is over
 _TEMPORARY = "tmp"  # in the scratch folder: a link to where the run's processes keep their temporary files
 _STARTED: list[subprocess.Popen[bytes]] = []  # supervisors are left alone, on purpose: kept, that is no warning

@@ -24,14 +24,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
-from cluster.local import LAUNCH, PREEMPTED, UNRECORDED, clear, end_processes, is_alive, ray_folder
+from cluster.local import FINAL, LAUNCH, PREEMPTED, UNRECORDED, clear, end_processes, is_alive, ray_folder
 
 if TYPE_CHECKING:
     from cluster.runs import Attempt, Result, Run
 
-FINAL = (0, 1, 2, 3, 4)  # exit codes of a driver that came to its end; of the others it is started again
 _SAID = (0, 4)  # it comes to these by way of a result alone
 _POLL = 0.2  # seconds
+_FROZEN = 8.0  # seconds that the driver, or its Ray, may be stopped by a signal; the ranks have as long
 _PR_SET_CHILD_SUBREAPER = 36
 _LOG_TAIL = 64 * 1024  # bytes
 
@@ -46,6 +46,7 @@ class Supervisor:
         self.driver: subprocess.Popen[bytes] | None = None
         self.stopping = False
         self.started = time.time()
+        self.frozen = ""  # the process for which the driver was ended
         self.recorded = 0  # the newest attempt whose crash is written down
 
     def run(self) -> int:
@@ -89,10 +90,16 @@ class Supervisor:
         with (self.scratch / "driver.log").open("ab") as log:
             self.driver = self._start(environment, log)
             node: list[psutil.Process] = []
+            driver, polls = psutil.Process(self.driver.pid), 0
             while (code := self.driver.poll()) is None:
                 time.sleep(_POLL)
                 node = node or self._node_processes()
-                if node and not all(is_alive(process) for process in node):
+                stopped = [process for process in (driver, *node) if _is_stopped(process)]
+                polls = polls + 1 if stopped else 0
+                if polls * _POLL > _FROZEN:
+                    self.frozen = "driver" if stopped[0] == driver else stopped[0].name()
+                    self.driver.kill()
+                elif node and not all(is_alive(process) for process in node):
                     self._give_up_on(self.driver)  # without its raylet or GCS a driver only waits
         self.driver = None
         return code
@@ -143,7 +150,8 @@ class Supervisor:
         from cluster.segments import SegmentWriter
 
         log = _tail(self.scratch / "driver.log")
-        reason = _reason(code, log)
+        reason = f"the {self.frozen} froze, and was ended" if self.frozen else _reason(code, log)
+        self.frozen = ""
         try:
             attempt = self._crashed_attempt(self._open_run())
             if attempt is None:
@@ -190,6 +198,12 @@ class Supervisor:
         from cluster.runs import Run
 
         return Run.at(self.launch["run_uri"])
+
+
+def _is_stopped(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() == psutil.STATUS_STOPPED)
+    return False
 
 
 def _reason(code: int, log: bytes) -> str:

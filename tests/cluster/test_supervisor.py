@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from cluster.local import LocalProvider, processes_of, ray_folder, scratch_folde
 from cluster.provider import LaunchRequest, State
 from cluster.runs import Result, Run
 from cluster.storage.file import FileStorage
-from tests.harness import ROOT, wait_for
+from tests.harness import ROOT, find_process, wait_for
 
 DRIVER = """
 import os, signal, subprocess, sys, time
@@ -279,6 +280,29 @@ def test_teardown_ends_every_process_and_says_which(driven: Driven) -> None:
     assert len(pids) == 2
     assert not driven.scratch.exists()
     assert not driven.provider.teardown(driven.run.id).removed
+
+
+def test_a_driver_that_freezes_is_ended_and_started_again(driven: Driven) -> None:
+    driven.launch("hang", "succeed")
+    driven.until_waiting()
+    driver = wait_for(lambda: find_process(driven.run.id, "driver"), "the driver")
+    driver.suspend()
+    driven.until_over()
+    assert driven.starts() == 2
+    assert driven.events("recovering") == ["the driver froze, and was ended"]
+    assert driven.run.results()[2].state == "SUCCEEDED"
+
+
+def test_a_driver_that_stands_still_for_a_moment_is_left_alone(driven: Driven) -> None:
+    driven.launch("wait")
+    driven.until_waiting()
+    driver = wait_for(lambda: find_process(driven.run.id, "driver"), "the driver")
+    driver.suspend()
+    time.sleep(3)
+    driver.resume()
+    driven.provider.stop(driven.run.id)
+    driven.until_over()
+    assert driven.starts() == 1
 
 
 def test_a_driver_goes_on_without_its_supervisor_and_is_found(driven: Driven) -> None:
