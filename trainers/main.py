@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cluster.config import LocalCluster
 from cluster.errors import InfrastructureError, RayliftError, StorageDeniedError, StorageError, StorageFullError
-from cluster.local import PREEMPTED, UNRECORDED
+from cluster.local import FINAL, PREEMPTED, UNRECORDED, clear, end_processes, scratch_folder
 from cluster.runs import Attempt, Checkpoint, Result, Run, SupersededError
 from cluster.segments import SegmentWriter
 from trainers.jobs import load_job
@@ -43,6 +43,7 @@ _SAME_STEP = 3  # attempts that are lost after the same step: the next would be 
 _SHORT_OF_MEMORY = "; the system killed a process for lack of memory: try fewer cluster.workers, or smaller batches"
 _SUPERVISED = "RAYLIFT_RAY_FOLDER" in os.environ  # then whoever started this process ends Ray, faster than Ray does
 
+_PARENT = os.getppid()
 
 @dataclass(frozen=True)
 class Ready:
@@ -126,7 +127,7 @@ class Driver:
                 return prepare(self.job)
             except RayliftError as error:
                 if _SUPERVISED:  # the Ray that is starting is ended with us
-                    os._exit(self._finish(attempt, events, _failed(error)))
+                    _exit(self._finish(attempt, events, _failed(error)))
                 raise
 
         with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
@@ -275,7 +276,7 @@ def _leaving_at_once(run: Run, attempt: Attempt, events: SegmentWriter) -> Itera
             with contextlib.suppress(RayliftError):
                 if (result := run.result_of(attempt.number)) is not None:
                     _close(events)
-                    os._exit(result.exit_code)
+                    _exit(result.exit_code)
 
     thread = threading.Thread(target=watch, name="result", daemon=True)
     thread.start()
@@ -318,6 +319,16 @@ def _root(failure: Exception) -> Exception:
 
 def _reason_of(error: Exception, folder: Path) -> str:
     """Say in a line which rank was lost and how; a rank that only missed another is named last."""
+def _exit(code: int) -> NoReturn:
+    """End this process at once; whoever started it ends the rest of the run, and where they are gone, we do."""
+    if os.getppid() != _PARENT:
+        scratch = Path.cwd()
+        end_processes(scratch)
+        if code in FINAL and not Path(UNRECORDED).exists():
+            clear(scratch)
+    os._exit(code)
+
+
     from ray.exceptions import OutOfMemoryError, RayError
 
     causes = _causes(error)
@@ -371,5 +382,5 @@ if __name__ == "__main__":
     sys.stdout.flush()
     sys.stderr.flush()
     if _SUPERVISED:
-        os._exit(code)
+        _exit(code)
     sys.exit(code)

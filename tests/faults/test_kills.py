@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.runs import Run
+from tests.faults.screens import wait_for_nothing_left
 from tests.harness import (
     assert_nothing_left,
     find_process,
@@ -49,6 +50,8 @@ SEED = 20261123
 CHANCE = random.Random(SEED)
 KILLS = [(what, CHANCE.random()) for what in ("worker", "driver", "raylet") for _ in range(5)]
 KILLS += [("worker and driver", CHANCE.random()), ("supervisor and driver", CHANCE.random())]
+KILLS += [("gcs_server", CHANCE.random())]
+KILLS += [("worker and driver and supervisor and raylet and gcs_server", CHANCE.random())]
 KILLS_IN_A_SAVE = [(what, CHANCE.random()) for what in ("worker", "driver", "raylet")]
 _SLOW = 0.1  # seconds for every 64 kB that go to storage: a save then takes more than a second
 
@@ -82,6 +85,20 @@ def test_a_killed_run_ends_with_the_losses_of_an_undisturbed_one(
             kill(victim)
         output, _ = process.communicate(timeout=240)
         _check_the_end(run, undisturbed, process.returncode, output)
+
+
+def test_a_run_whose_supervisor_is_killed_goes_on_and_leaves_nothing_all_the_same(job: Path, undisturbed: Run) -> None:
+    run = open_run(job.parent / "runs", fresh_id("orphan"))
+    with start_raylift("run", job, "--id", run.id, "--storage", job.parent / "runs") as process:
+        _wait_for_step(run, 20)
+        supervisor = find_process(run.id, "supervisor")
+        assert supervisor is not None
+        kill(supervisor)
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+        assert len(run.attempts()) == 1
+        assert losses(run) == losses(undisturbed)
+        wait_for_nothing_left(run.id)
 
 
 @pytest.mark.parametrize(("what", "when"), KILLS_IN_A_SAVE)
