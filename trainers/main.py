@@ -29,7 +29,7 @@ from cluster.local import FINAL, PREEMPTED, UNRECORDED, clear, end_processes, sc
 from cluster.runs import Attempt, Checkpoint, Result, Run, SupersededError
 from cluster.segments import SegmentWriter
 from trainers.jobs import load_job
-from trainers.memory import peak_memory
+from trainers.memory import kills_for_memory, peak_memory
 from trainers.output import shipped_output
 from trainers.pulse import pulse_folder, verdicts
 from trainers.pulse import read as read_pulse
@@ -162,7 +162,7 @@ class Driver:
             scratch=os.getcwd(),
             own_ray=self.cluster.address is None,
         )
-        kills = _kills_for_memory()
+        kills = kills_for_memory()
         try:
             with _leaving_at_once(self.run, attempt, events):
                 trainer.fit()
@@ -170,8 +170,8 @@ class Driver:
             for cause in _causes(error).values():
                 if isinstance(cause, StorageFullError | StorageDeniedError | SupersededError):
                     raise cause from error  # another attempt would meet it too, or take the run back
-            reason = _reason_of(error, pulse_folder(self.run.uri, attempt.number))
-            return reason + _SHORT_OF_MEMORY * (_kills_for_memory() > kills)
+            reason = self._verdict_elsewhere(attempt, error) or _reason_of(error, pulses)
+            return reason + _SHORT_OF_MEMORY * (kills_for_memory() > kills)
         finally:
             shutil.rmtree(pulse_folder(self.run.uri, attempt.number), ignore_errors=True)
         return "the ranks ended without a result"
@@ -353,14 +353,6 @@ def _exit(code: int) -> NoReturn:
 def _held(folder: Path, rank: int) -> str:
     reading = read_pulse(folder / f"rank-{rank}")
     return f" (it held {reading.peak_bytes / 1e9:.1f} GB at most)" if reading is not None else ""
-
-
-def _kills_for_memory() -> int:
-    """Return how many processes the system has killed for lack of memory in this container; 0 where it counts none."""
-    with contextlib.suppress(OSError, ValueError):
-        counts = dict(line.split() for line in Path("/sys/fs/cgroup/memory.events").read_text().splitlines())
-        return int(counts.get("oom_kill", 0))
-    return 0
 
 
 def main() -> int:

@@ -1,0 +1,30 @@
+"""A rank that the system kills for lack of memory: said as such, and not tried for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.screens import DIGITS, assert_ended, write_job
+from tests.harness import fresh_id, open_run, start_raylift
+from tests.real.memory_limit import memory_limit
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.root, pytest.mark.timeout(600)]
+
+LARGE = DIGITS.replace("split: 0.2}}", "split: 0.2}, image_size: 128}").replace("batch_size: 64", "batch_size: 1438")
+LIMIT = 3_000_000_000  # bytes, of which Ray, the driver and two ranks that have not begun take half
+
+
+def test_a_run_without_enough_memory_says_so_and_gives_up_after_three_tries(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "runs", fresh_id("memory"))
+    job = write_job(tmp_path, LARGE)
+    with memory_limit(LIMIT) as limit:  # noqa: SIM117 - its processes end before it does
+        with start_raylift("run", job, "--id", run.id, "--storage", run.storage.uri) as process:
+            limit.add(process.pid)
+            output, _ = process.communicate(timeout=400)
+            words = ("GB at most); the system killed a process for lack of memory", "third time in a row after step 0")
+            status = [row["reason"] for row in run.rows("events") if row["event"] == "recovering"]
+            assert len(run.attempts()) == 3, output
+            assert all("the system killed a process for lack of memory" in reason for reason in status), status
+            assert_ended(output[output.index("FAILED in") :], process.returncode, run, 1, "FAILED", *words)
