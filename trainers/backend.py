@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, fields
 from typing import Any
 
+import psutil
 import ray
 from ray.train import BackendConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend
@@ -31,6 +32,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a rank prints is shipped as it is
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it starts the ranks again by itself; see is_draining
 }
+_UNREACHABLE_AFTER = 30  # seconds without an answer from a rank on another machine; Ray itself waits ten minutes
+_UNREACHABLE = "WorkerHealthCheckTimeoutError"
 _SPARED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")
 _SPARED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
@@ -66,6 +69,8 @@ def build_trainer(
 ) -> DataParallelTrainer:
     """Return a trainer whose `fit` runs `function(config)` on every rank, once: a failure is the caller's to retry."""
     os.environ.update(_ENVIRONMENT)
+    if not own_ray:
+        os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(_UNREACHABLE_AFTER))
     return (_LocalTrainer if own_ray else DataParallelTrainer)(
         function,
         train_loop_config=config,
@@ -89,6 +94,11 @@ def is_draining() -> bool:
     from ray._private.state import state
 
     return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Whether Ray Train gave a rank up because it no longer answered."""
+    return type(error).__name__ == _UNREACHABLE
 
 
 @dataclass
@@ -188,4 +198,13 @@ def _free_address() -> tuple[str, int]:
 
 def _set_environment(values: dict[str, str]) -> None:
     os.environ.update(values)
+    if values["LOCAL_WORLD_SIZE"] != values["WORLD_SIZE"] and (interface := _interface_of_this_node()) is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else it takes what the host's name means, if anything
     notice.listen()  # here, as the ranks train in a thread
+
+
+def _interface_of_this_node() -> str | None:
+    """Return the network interface that has the address by which Ray knows this machine."""
+    address = ray.util.get_node_ip_address()
+    found = (name for name, ones in psutil.net_if_addrs().items() for one in ones if one.address == address)
+    return next(found, None)

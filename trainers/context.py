@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from datetime import timedelta
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class WorkerContext(Protocol):
     local_rank: int
     local_world_size: int  # ranks on this machine
     is_supervised: bool  # whether a rank that dies is started again
+    temporary: Path  # the folder in which the ranks of a machine meet
 
     def device(self) -> torch.device:
         """Return the accelerator that is this rank's own, or the CPU."""
@@ -50,6 +53,7 @@ class LocalContext:
     """Ranks started by torchrun, or a single process."""
 
     is_supervised = False
+    temporary = Path(tempfile.gettempdir())
 
     def __init__(self) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
@@ -100,6 +104,10 @@ class RayContext(LocalContext):
     """A worker of Ray Train; the environment is torchrun's, set by trainers.backend."""
 
     is_supervised = True
+
+    def __init__(self, temporary: Path) -> None:
+        super().__init__()
+        self.temporary = temporary
 
     def device(self) -> torch.device:
         import ray

@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -31,7 +32,7 @@ from cluster.segments import SegmentWriter
 from trainers.jobs import load_job
 from trainers.memory import kills_for_memory, peak_memory
 from trainers.output import shipped_output
-from trainers.pulse import pulse_folder, verdicts
+from trainers.pulse import ENDED, pulse_folder, verdicts
 from trainers.pulse import read as read_pulse
 from trainers.worker import run_under_ray
 
@@ -39,11 +40,12 @@ if TYPE_CHECKING:
     from trainers.tasks.base import Prepared
 
 _WATCH = 0.25  # seconds
+_WORD_FROM_AFAR = 5.0  # seconds
 _SAME_STEP = 3  # attempts that are lost after the same step: the next would be too
 _SHORT_OF_MEMORY = "; the system killed a process for lack of memory: try fewer cluster.workers, or smaller batches"
+_PARENT = os.getppid()
 _SUPERVISED = "RAYLIFT_RAY_FOLDER" in os.environ  # then whoever started this process ends Ray, faster than Ray does
 
-_PARENT = os.getppid()
 
 @dataclass(frozen=True)
 class Ready:
@@ -68,6 +70,11 @@ class Driver:
             if ("RAYLIFT_CLUSTER" in os.environ)
             else LocalCluster.model_validate(whole.get("cluster", {}))
         )
+
+    @property
+    def temporary(self) -> Path:
+        """Where ranks and driver meet on this machine; a Ray of somebody else knows nothing of ours."""
+        return Path(tempfile.gettempdir()) if self.cluster.address is None else scratch_folder(self.run.id).parents[1]
 
     def drive(self) -> int:
         """Run attempts until one writes a result; return the exit code."""
@@ -153,7 +160,9 @@ class Driver:
             "job": self.job,
             "meta": ready.meta,
             "arrays": ready.arrays,
+            "temporary": str(self.temporary),
         }
+        pulses = pulse_folder(self.temporary, self.run.uri, attempt.number)
         trainer = build_trainer(
             run_under_ray,
             config,
@@ -173,8 +182,23 @@ class Driver:
             reason = self._verdict_elsewhere(attempt, error) or _reason_of(error, pulses)
             return reason + _SHORT_OF_MEMORY * (kills_for_memory() > kills)
         finally:
-            shutil.rmtree(pulse_folder(self.run.uri, attempt.number), ignore_errors=True)
+            for number in range(1, attempt.number + 1):  # also of those whose driver was killed
+                shutil.rmtree(pulse_folder(self.temporary, self.run.uri, number), ignore_errors=True)
         return "the ranks ended without a result"
+
+    def _verdict_elsewhere(self, attempt: Attempt, error: Exception) -> str | None:
+        """Return why a watchdog of another machine ended a rank, where the ranks are on several; waits a little."""
+        from ray.exceptions import RayError
+
+        deadline = time.monotonic() + _WORD_FROM_AFAR
+        died = any(isinstance(cause, RayError) for cause in _causes(error).values())
+        while self.cluster.address is not None and died and time.monotonic() < deadline:
+            with contextlib.suppress(StorageError):
+                for row in self.run.rows_of(attempt.number, "events"):
+                    if row["event"] == ENDED:
+                        return f"rank {row['rank']} was ended: {row['reason']}"
+            time.sleep(_WATCH)
+        return None
 
     def _save_when_asked_to_end(self, attempt: Attempt) -> None:
         """Have SIGTERM tell the ranks, by way of storage, and go on telling where that does not answer."""
@@ -295,6 +319,16 @@ def _told(attempt: Attempt) -> bool:
     return True
 
 
+def _exit(code: int) -> NoReturn:
+    """End this process at once; whoever started it ends the rest of the run, and where they are gone, we do."""
+    if os.getppid() != _PARENT:
+        scratch = Path.cwd()
+        end_processes(scratch)
+        if code in FINAL and not Path(UNRECORDED).exists():
+            clear(scratch)
+    os._exit(code)
+
+
 def _failed(error: RayliftError) -> Result:
     return Result(state="FAILED", message=str(error), exit_code=error.exit_code)
 
@@ -319,17 +353,9 @@ def _root(failure: Exception) -> Exception:
 
 def _reason_of(error: Exception, folder: Path) -> str:
     """Say in a line which rank was lost and how; a rank that only missed another is named last."""
-def _exit(code: int) -> NoReturn:
-    """End this process at once; whoever started it ends the rest of the run, and where they are gone, we do."""
-    if os.getppid() != _PARENT:
-        scratch = Path.cwd()
-        end_processes(scratch)
-        if code in FINAL and not Path(UNRECORDED).exists():
-            clear(scratch)
-    os._exit(code)
-
-
     from ray.exceptions import OutOfMemoryError, RayError
+
+    from trainers.backend import is_unreachable
 
     causes = _causes(error)
     for rank, why in verdicts(folder).items():
@@ -338,7 +364,10 @@ def _exit(code: int) -> NoReturn:
         if isinstance(cause, OutOfMemoryError):
             return f"rank {rank} ran out of memory, and Ray ended it{_held(folder, rank)}"
         if isinstance(cause, RayError):
-            return f"rank {rank} died{_held(folder, rank)}"
+            machine = " with its machine" if "node has died" in str(cause) else ""
+            return f"rank {rank} died{machine}{_held(folder, rank)}"
+        if is_unreachable(cause):
+            return f"rank {rank} no longer answers: its machine is off, or cut off from this one"
     for cause in causes.values():
         if isinstance(cause, InfrastructureError) and "another rank is gone" not in str(cause):
             return str(cause)

@@ -9,7 +9,6 @@ import mmap
 import os
 import signal
 import struct
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from trainers.memory import peak_memory
 
+ENDED = "rank.ended"  # an event: the watchdog of a machine has ended a rank
 _LAYOUT = struct.Struct("<6q2d")
 _BEAT = 0.5  # seconds
 _WARM_UP = 2  # steps that compile, connect and allocate, and so tell nothing of the others
@@ -139,10 +139,10 @@ def read(path: Path) -> Reading | None:
     return Reading(rank, pid, beats, Phase(phase), entries, peak, step, evaluation) if pid else None
 
 
-def pulse_folder(run_uri: str, attempt: int) -> Path:
-    """Return where the ranks of an attempt have their files on this machine."""
+def pulse_folder(temporary: Path, run_uri: str, attempt: int) -> Path:
+    """Return where the ranks of an attempt have their files on this machine, in its folder for temporary ones."""
     name = hashlib.sha256(run_uri.encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"raylift-pulse-{os.getuid()}-{name}-{attempt}"
+    return temporary / f"raylift-pulse-{os.getuid()}-{name}-{attempt}"
 
 
 def verdicts(folder: Path) -> dict[int, str]:

@@ -1,11 +1,12 @@
 """Ends ranks that hang, so that the run goes on without them: one process a machine.
 
-    python -P -m trainers.watchdog FOLDER RANKS_OF_THE_RUN PARENT
+    python -P -m trainers.watchdog FOLDER RANKS_OF_THE_RUN PARENT RUN_URI ATTEMPT HOST_OF_THE_DRIVER
 
 Ray and torch notice a rank that hangs after minutes; this does so within seconds. It learns from the run's own steps
 how long one may take: a rank is ended that takes five times as long as its longest, and no less than eight seconds.
-Compilation and the first collective, evaluation and saves have limits of their own. It counts only the time in which
-it runs itself, so that a machine that sleeps, or has no time for anybody, ends nothing.
+Compilation and the first collective, evaluation and saves have limits of their own. A rank that waits for those of
+other machines, whose own watchdogs may be cut off from us, is given time for what these would end, and for a save. It
+counts only the time in which it runs itself, so that a machine that sleeps, or has no time for anybody, ends nothing.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from trainers.pulse import Phase, Reading, read
+from cluster.errors import RayliftError
+from trainers.pulse import ENDED, Phase, Reading, read
 
 POLL = 0.25  # seconds
 SILENT = 8.0  # seconds without a beat: stopped, or held by code that never lets go of the interpreter
@@ -31,6 +36,7 @@ _TIMES = 5.0  # the longest so far
 _LEAST_EVALUATION = 30.0
 _FIRST = 30 * 60.0  # seconds for what has not been seen yet: start and first evaluation
 _SAVE = 60 * 60.0  # a storage that is away holds up the next save; see trainers.checkpoint for how long
+_FAR_SAVE = 30.0  # seconds that a save on another machine may hold up training: see trainers.checkpoint
 _LAST_WORDS = 0.3  # seconds for a rank to print where it hangs
 
 
@@ -84,9 +90,15 @@ class Watchdog:
         alone = {rank: watched for rank, watched in late.items() if watched.now.phase is not Phase.WAITING}
         if alone:
             return {rank: _describe(watched) for rank, watched in alone.items()}
-        if len(late) == self._world_size:  # with ranks elsewhere, one of those may be the reason: torch's limit holds
+        if len(late) == self._world_size:
             first = min(late)
             return {first: f"the ranks wait for each other in vain: no step for {late[first].still:.0f} s"}
+        if late and len(late) == len(self._ranks):  # a rank that hangs elsewhere has been ended there by now
+            return {
+                rank: f"it waited in vain for ranks on other machines: no step for {watched.still:.0f} s"
+                for rank, watched in late.items()
+                if watched.still > 2 * _limit(watched.now) + _FAR_SAVE
+            }
         return {}
 
 
@@ -121,25 +133,48 @@ def end_rank(folder: Path, reading: Reading, reason: str) -> None:
         os.kill(reading.pid, signal.SIGKILL)
 
 
-def start_watchdog(folder: Path, world_size: int) -> subprocess.Popen[bytes]:
+def tell(run_uri: str, attempt: int, events: Sequence[dict[str, Any]]) -> None:
+    """Write down in storage whom it has ended: the driver may be on another machine."""
+    if not events:
+        return
+    from cluster.runs import Run
+    from cluster.segments import SegmentWriter
+
+    with contextlib.suppress(RayliftError):
+        writer = SegmentWriter(Run.at(run_uri), attempt, "events", f"watchdog-{socket.gethostname()}-{os.getpid()}")
+        for event in events:
+            writer.append(event)
+        writer.close()
+
+
+def start_watchdog(
+    folder: Path, world_size: int, run_uri: str, attempt: int, driver_host: str
+) -> subprocess.Popen[bytes]:
     """Start the watchdog of this machine; it ends with this process."""
     command = [sys.executable, "-P", "-m", "trainers.watchdog", str(folder), str(world_size), str(os.getpid())]
+    command += [run_uri, str(attempt), driver_host]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def main(arguments: Sequence[str]) -> None:
     folder, world_size, parent = Path(arguments[0]), int(arguments[1]), int(arguments[2])
+    run_uri, attempt, driver_host = arguments[3], int(arguments[4]), arguments[5]
     watchdog, ended = Watchdog(folder, world_size), set[int]()
     last = time.monotonic()
     while os.getppid() == parent:
         time.sleep(POLL)
         now = time.monotonic()
+        told: list[dict[str, Any]] = []
         for reading, reason in watchdog.look(min(now - last, 2 * POLL)).values():
             if reading.pid not in ended:
                 ended.add(reading.pid)
                 print(f"rank {reading.rank} is ended: {reason}", file=sys.stderr, flush=True)
                 end_rank(folder, reading, reason)
+                told.append({"event": ENDED, "rank": reading.rank, "reason": reason})
+        tell(run_uri, attempt, told)
         last = now
+    if driver_host != socket.gethostname():  # else the driver reads what is there, and takes it away
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import contextlib
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import InfrastructureError, PreemptedError, RayliftError, TrainingError
@@ -33,7 +34,7 @@ def run_under_ray(config: dict[str, Any]) -> None:
 
     run = Run.at(config["run_uri"])
     attempt = Attempt.reopen(run, config["attempt"])
-    context = RayContext()
+    context = RayContext(Path(config["temporary"]))
     with shipped_output(attempt, f"rank-{context.rank}"):
         arrays = dict(zip(config["arrays"], ray.get(list(config["arrays"].values())), strict=True))
         prepared = Prepared(arrays=arrays, meta=config["meta"])
@@ -105,10 +106,10 @@ def _show_life(context: WorkerContext, attempt: Attempt) -> Pulse:
     """Beat, and where somebody would start the ranks again, have a watchdog listen: one a machine."""
     if not context.is_supervised:
         return Pulse(context.rank)
-    folder = pulse_folder(attempt.run.uri, attempt.number)
+    folder = pulse_folder(context.temporary, attempt.run.uri, attempt.number)
     folder.mkdir(mode=0o700, exist_ok=True)
     if context.local_rank == 0:
-        start_watchdog(folder, context.world_size)
+        start_watchdog(folder, context.world_size, attempt.run.uri, attempt.number, attempt.claim.host)
     show_stacks_when_asked()
     return Pulse(context.rank, folder)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 
@@ -24,8 +25,11 @@ class Proxy:
     busy: the request is answered with 503 and never reaches the server. lose-reply: the server does what was
     asked, and its reply is lost. cut-reply: the reply breaks off after 20 kB; cut-request: the request does.
     flip-request: one byte of the request, 20 kB from its start, arrives as another.
-    A request that holds `reject` is always answered with `refusal`, a status and a body. Every 64 kB of a request
-    take `delay` seconds, which may be changed. `heads` has the head of every request that came.
+    A request that holds `reject`, which may be changed, is answered with `refusal`, a status and a body. Every 64 kB
+    of a request take `delay` seconds, which may be changed. `heads` has the head of every request that came. `outage`
+    makes the server "silent" (it refuses connections) or "busy" (503 to all) until it is None again; `cut` ends all
+    connections that stand. `before` is told the number of every request, from 1 on, and may take it away by returning
+    True: then its connection ends. `listener` is where to stand, if not on a free port of this machine.
     """
 
     def __init__(
@@ -35,26 +39,39 @@ class Proxy:
         reject: bytes | None = None,
         refusal: tuple[int, str] | None = None,
         delay: float = 0.0,
+        listener: socket.socket | None = None,
     ) -> None:
         self._target = port
         self.faults = list(faults)
-        self._reject = reject
+        self.reject = reject
         self._refusal = refusal or (400, _s3_error("InvalidRequest"))
         self.delay = delay
         self.heads: list[str] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._sockets = [self._listener]
+        self.outage: Literal["silent", "busy"] | None = None
+        self.before: Callable[[int], bool] | None = None
+        self._counter, self._counting = itertools.count(1), threading.Lock()
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = []
         self.connections = 0
         threading.Thread(target=self._serve, daemon=True).start()
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        address, port = self._listener.getsockname()
+        return f"http://{address}:{port}"
+
+    def cut(self) -> None:
+        """End all connections that stand, whatever is on its way."""
+        standing, self._sockets = self._sockets, []
+        for one in standing:
+            _end(one)
 
     def close(self) -> None:
-        for one in self._sockets:
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+        _end(self._listener)
+        self._listener.close()
+        standing = self._sockets
+        self.cut()
+        for one in standing:
             one.close()
 
     def _serve(self) -> None:
@@ -62,7 +79,10 @@ class Proxy:
             while True:
                 client, _ = self._listener.accept()
                 self.connections += 1
-                fault = self.faults.pop(0) if self.faults else None
+                if self.outage == "silent":
+                    client.close()
+                    continue
+                fault = "busy" if self.outage == "busy" else self.faults.pop(0) if self.faults else None
                 upstream = socket.create_connection(("127.0.0.1", self._target))
                 self._sockets += [client, upstream]
                 if fault == "busy":
@@ -77,7 +97,10 @@ class Proxy:
             while data := client.recv(65536):
                 if head := _HEAD.match(data):
                     self.heads.append(head[0].decode())
-                if self._reject is not None and self._reject in data:
+                    with self._counting:
+                        if self.before is not None and self.before(next(self._counter)):
+                            break
+                if self.reject is not None and self.reject in data:
                     _refuse(client, *self._refusal)
                     return
                 time.sleep(self.delay)
@@ -135,9 +158,10 @@ def proxy(
     reject: bytes | None = None,
     refusal: tuple[int, str] | None = None,
     delay: float = 0.0,
+    listener: socket.socket | None = None,
 ) -> Iterator[Proxy]:
     """Start a proxy for the length of the block."""
-    standing = Proxy(port, *faults, reject=reject, refusal=refusal, delay=delay)
+    standing = Proxy(port, *faults, reject=reject, refusal=refusal, delay=delay, listener=listener)
     try:
         yield standing
     finally:

@@ -138,6 +138,16 @@ def test_a_rank_that_ray_ended_for_its_memory_is_told_as_that(folder: Path) -> N
     assert told == "rank 0 ran out of memory, and Ray ended it (it held 3.2 GB at most)"
 
 
+def test_a_machine_that_is_gone_is_told_as_that(folder: Path) -> None:
+    class WorkerHealthCheckTimeoutError(Exception):  # by its name alone: Ray has it among its inner parts
+        pass
+
+    silent = FailedError(rank_1=WorkerHealthCheckTimeoutError("Set the RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"))
+    assert _reason_of(silent, folder) == "rank 1 no longer answers: its machine is off, or cut off from this one"
+    dead = FailedError(rank_1=ActorDiedError(cause="The actor died because its node has died. Node Id: 7"))
+    assert _reason_of(dead, folder / "none") == "rank 1 died with its machine"
+
+
 def test_a_cause_comes_before_a_rank_that_only_missed_another(folder: Path) -> None:
     missed, cause = InfrastructureError("another rank is gone"), InfrastructureError("rank 1 ran out of memory")
     assert _reason_of(FailedError(rank_0=missed, rank_1=cause), folder) == "rank 1 ran out of memory"

@@ -117,8 +117,16 @@ def test_where_all_wait_for_each_other_one_is_ended(tmp_path: Path) -> None:
     assert machine.after(9) == {0: "the ranks wait for each other in vain: no step for 9 s"}
 
 
-def test_where_some_ranks_are_elsewhere_waiting_proves_nothing(tmp_path: Path) -> None:
+def test_where_some_ranks_are_elsewhere_waiting_proves_nothing_for_a_while(tmp_path: Path) -> None:
     machine = Machine(tmp_path, *pair(Phase.WAITING), world_size=4)
+    assert machine.after(45) == {}
+    reason = "it waited in vain for ranks on other machines: no step for 47 s"
+    assert machine.after(2) == {0: reason, 1: reason}, "a collective between machines is stuck"
+
+
+def test_a_rank_that_waits_for_another_machine_while_one_here_computes_is_left_alone(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.WAITING, Phase.EVALUATING), world_size=4)
+    machine.ranks[1] = replace(machine.ranks[1], longest_evaluation=100.0)
     assert machine.after(300) == {}
 
 
@@ -203,7 +211,8 @@ def test_a_rank_beats_by_itself_and_takes_its_file_along(tmp_path: Path) -> None
 
 
 def test_attempts_and_runs_have_folders_of_their_own() -> None:
-    assert len({pulse_folder("/runs/a", 1), pulse_folder("/runs/a", 2), pulse_folder("/runs/b", 1)}) == 3
+    folders = {pulse_folder(Path("/tmp"), *of) for of in (("/runs/a", 1), ("/runs/a", 2), ("/runs/b", 1))}
+    assert len(folders) == 3
 
 
 # -- the process
@@ -243,8 +252,12 @@ def test_a_real_process_that_hangs_is_killed_with_a_verdict(
 
 def test_the_watchdog_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     script = "import sys; from pathlib import Path; from trainers.watchdog import start_watchdog; "
-    script += "print(start_watchdog(Path(sys.argv[1]), 1).pid, flush=True); sys.stdin.read()"
-    command = [sys.executable, "-P", "-c", script, str(tmp_path)]
+    script += (
+        "print(start_watchdog(Path(sys.argv[1]), 1, 'runs/none', 1, 'elsewhere').pid, flush=True); sys.stdin.read()"
+    )
+    folder = tmp_path / "pulse"
+    folder.mkdir()
+    command = [sys.executable, "-P", "-c", script, str(folder)]
     parent = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), cwd=tmp_path
     )
@@ -254,6 +267,7 @@ def test_the_watchdog_ends_with_the_process_that_started_it(tmp_path: Path) -> N
     parent.kill()
     parent.communicate()
     wait_for(lambda: not _runs(pid), "the end of the watchdog", timeout=20)
+    assert not folder.exists(), "where the driver is elsewhere, it takes its folder away"
 
 
 def _runs(pid: int) -> bool:

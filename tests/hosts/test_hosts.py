@@ -1,0 +1,199 @@
+"""A run on several hosts, of which one loses its power, its cable, or its way to the other."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.runs import Run
+from cluster.storage.open import open_storage
+from tests.harness import ROOT, environment, losses, wait_for
+from tests.hosts.lab import Host, Network, lab
+from tests.real.proxy import Proxy, proxy
+from tests.real.seaweedfs import OTHER_SETTINGS, SeaweedFS
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.root, pytest.mark.timeout(900)]
+
+Losses = list[tuple[Any, ...]]
+PORT = 6379
+EPOCHS, STEPS_PER_EPOCH = 16, 23
+JOB = f"""
+task: image-classification
+model: {{name: cnn, dropout: 0.3}}
+data: {{train: builtin:digits, eval: {{split: 0.2}}, image_size: 28}}
+train: {{epochs: {EPOCHS}, batch_size: 64, seed: 11, precision: fp32}}
+checkpoint: {{every: 10 steps, keep: 3}}
+cluster: {{provider: local, workers: 2, address: "ADDRESS"}}
+"""
+NOTICED = 90.0  # seconds; torch alone would wait for ten minutes
+
+
+class Cluster:
+    """A Ray that somebody has on three hosts; its head trains nothing, each of the others has room for one rank."""
+
+    def __init__(self, network: Network, folder: Path, link: Proxy, server: SeaweedFS) -> None:
+        token = folder / "token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        self.server = server
+        self.env = {
+            **{name: value for name, value in environment().items() if name in ("LANG", "PYTHONPATH", "COLUMNS")},
+            **server.env_of(server.admin, link.endpoint),
+            "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/tmp",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": "300",  # three hosts start at once, on the processors of one
+        }
+        self.head, *self.workers = (network.host(name, ROOT, folder) for name in ("head", "one", "two"))
+        self._job = folder / "job.yaml"
+        self._job.write_text(JOB.replace("ADDRESS", f"{self.head.address}:{PORT}"))
+        self._ray(self.head, "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false")
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self.join, self.workers))
+
+    def join(self, host: Host) -> None:
+        """Start Ray on a host, as whoever runs the cluster would; one that stands there is ended before."""
+        for process in host.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name().startswith("ray") or "/ray/" in " ".join(process.cmdline()):
+                    process.kill()
+        self._ray(host, f"--address={self.head.address}:{PORT}", "--num-cpus=1")
+
+    def run(self, name: str) -> tuple[Run, subprocess.Popen[str]]:
+        run = Run(open_storage(self.server.fresh_uri()), f"{name}-{secrets.token_hex(3)}")
+        arguments = ["run", str(self._job), "--id", run.id, "--storage", run.storage.uri]
+        command = self.head.command(sys.executable, "-P", "-m", "launcher.cli.main", *arguments, env=self.env)
+        return run, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def host_of_rank_0(self) -> Host:
+        return next(host for host in self.workers if list(host.root.glob("tmp/raylift-pulse-*/rank-0")))
+
+    def assert_nothing_left(self) -> None:
+        """Fail where a host has still something of a run that is over."""
+
+        def left() -> list[str]:
+            hosts = [self.head, *self.workers]
+            folders = [str(path) for host in hosts for path in host.root.glob("tmp/raylift-*") if any(path.iterdir())]
+            ranks = [one for host in hosts for one in host.processes() if "RayTrainWorker" in " ".join(one.cmdline())]
+            return [*folders, *map(str, ranks)]
+
+        wait_for(lambda: not left(), "the hosts to be as before", timeout=90)
+
+    def _ray(self, host: Host, *options: str) -> None:
+        ray = Path(sys.executable).with_name("ray")
+        address = f"--node-ip-address={host.address}"
+        start = [sys.executable, "-P", ray, "start", "--disable-usage-stats", address, *options]
+        host.run(*start, env=self.env, timeout=400)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, s3_server: SeaweedFS) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("hosts")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        lab(folder) as network,
+        proxy(s3_server.port, listener=network.listener()) as link,
+    ):
+        for name in OTHER_SETTINGS:
+            patch.delenv(name, raising=False)
+        for name, value in s3_server.env.items():
+            patch.setenv(name, value)
+        yield Cluster(network, folder, link, s3_server)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster) -> Losses:
+    run, process = cluster.run("whole")
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    return losses(run)
+
+
+def test_two_hosts_train_together_and_keep_nothing_of_it(cluster: Cluster, undisturbed: Losses) -> None:
+    assert len(undisturbed) == EPOCHS * (STEPS_PER_EPOCH + 2)
+    cluster.assert_nothing_left()
+
+
+def test_a_host_that_loses_its_power_is_noticed_and_costs_the_steps_since_the_checkpoint(
+    cluster: Cluster, undisturbed: Losses
+) -> None:
+    run, process = cluster.run("power")
+    _until_it_trains(run)
+    victim, at = cluster.host_of_rank_0(), time.time()
+    victim.power_off()
+    reason = _noticed(run, after=at)
+    assert reason.startswith("rank 0 ")
+    assert "its machine" in reason
+    victim.boot()
+    cluster.join(victim)
+    _assert_equal(run, process, undisturbed)
+    cluster.assert_nothing_left()
+
+
+def test_a_host_whose_cable_is_pulled_is_noticed_and_commits_nothing_when_it_is_plugged_in_again(
+    cluster: Cluster, undisturbed: Losses
+) -> None:
+    run, process = cluster.run("cable")
+    _until_it_trains(run)
+    victim, at = cluster.host_of_rank_0(), time.time()
+    victim.unplug()
+    assert "its machine" in _noticed(run, after=at)
+    wait_for(lambda: len(run.attempts()) > 1, "the next attempt")
+    before = [entry.path for entry in run.storage.list(run.path("attempts/000001/checkpoints/"))]
+    victim.plug_in()
+    time.sleep(5)  # for what the zombie may have had on its way
+    cluster.join(victim)
+    _assert_equal(run, process, undisturbed)
+    assert [entry.path for entry in run.storage.list(run.path("attempts/000001/checkpoints/"))] == before
+    cluster.assert_nothing_left()
+
+
+def test_ranks_that_no_longer_reach_each_other_are_ended_though_ray_reaches_both(
+    cluster: Cluster, undisturbed: Losses
+) -> None:
+    run, process = cluster.run("apart")
+    _until_it_trains(run)
+    at = time.time()
+    for host in cluster.workers:
+        host.isolate(True)
+    reason = _noticed(run, after=at)
+    for host in cluster.workers:
+        host.isolate(False)
+    assert "was ended: it waited in vain for ranks on other machines: no step for " in reason
+    _assert_equal(run, process, undisturbed)
+    cluster.assert_nothing_left()
+
+
+def _until_it_trains(run: Run) -> None:
+    wait_for(lambda: run.attempts() and run.checkpoints(), "the first checkpoint", timeout=240)
+
+
+def _noticed(run: Run, *, after: float) -> str:
+    """Wait until the loss of a rank is noticed; return the reason."""
+
+    def lost() -> list[dict[str, Any]]:
+        return [row for row in run.rows_of(1, "events") if row["event"] == "recovering"]
+
+    (row,) = wait_for(lost, "the loss to be noticed", timeout=240)
+    print(f"noticed after {row['time'] - after:.0f} s: {row['reason']}")
+    assert row["time"] - after < NOTICED
+    return str(row["reason"])
+
+
+def _assert_equal(run: Run, process: subprocess.Popen[str], undisturbed: Losses) -> None:
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    assert len(run.attempts()) == 2, output
+    assert losses(run) == undisturbed
