@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 REGION = "us-east-1"
 OTHER_SETTINGS = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE")
@@ -35,6 +38,7 @@ class SeaweedFS:
     def __init__(self, folder: Path) -> None:
         self.admin = ("admin-" + uuid.uuid4().hex[:8], uuid.uuid4().hex)
         self.reader = ("reader-" + uuid.uuid4().hex[:8], uuid.uuid4().hex)
+        self._temporary: list[tuple[str, str]] = []
         self._folder = folder
         for _ in range(3):  # a free port may be taken before the server listens on it
             self._start()
@@ -64,6 +68,18 @@ class SeaweedFS:
                 time.sleep(0.1)
         raise RuntimeError(f"SeaweedFS did not start again; its log is {self._folder / 'log.txt'}")
 
+    def let_in(self, *users: tuple[str, str]) -> None:
+        """Know these keys and their secrets beside its own, and no others; return once it does."""
+        gone = [user for user in self._temporary if user not in users]
+        self._temporary = list(users)
+        self._config(self._home / "s3.json")
+        server = next(child for child in psutil.Process(self._process.pid).children() if child.name() == "weed")
+        server.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + _START_S
+        while [*map(self._knows, users), *map(self._knows, gone)] != [True] * len(users) + [False] * len(gone):
+            assert time.monotonic() < deadline, "SeaweedFS did not read its users again"
+            time.sleep(0.05)
+
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
@@ -88,10 +104,7 @@ class SeaweedFS:
     @cached_property
     def client(self) -> Any:
         """A plain boto3 client of the administrator, to look at what is really stored."""
-        import boto3
-
-        key, secret = self.admin
-        return boto3.session.Session(key, secret, region_name=REGION).client("s3", endpoint_url=self.endpoint)
+        return _client(self.endpoint, self.admin)
 
     def fresh_bucket(self) -> str:
         """Make an empty bucket. Each takes disk volumes of its own: prefer a fresh prefix in `bucket`."""
@@ -133,14 +146,26 @@ class SeaweedFS:
                 env={"WEED_S3_SSE_KEY": "any", "HOME": str(self._home), "PATH": "/usr/bin:/bin"},
             )
 
+    def _knows(self, user: tuple[str, str]) -> bool:
+        from botocore.exceptions import ClientError
+
+        try:
+            _client(self.endpoint, user).list_objects_v2(Bucket=self.bucket, MaxKeys=1)
+        except ClientError:
+            return False
+        return True
+
     def _config(self, path: Path) -> None:
-        users = [
-            ("admin", self.admin, ["Admin", "Read", "Write", "List", "Tagging"]),
-            ("reader", self.reader, ["Read", "List"]),
-        ]
+        everything = ["Admin", "Read", "Write", "List", "Tagging"]
+        users = [("admin", [self.admin], everything), ("reader", [self.reader], ["Read", "List"])]
+        users += [("temporary", self._temporary, everything)]  # one that is missing later would be known still
         identities = [
-            {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
-            for name, (key, secret), actions in users
+            {
+                "name": name,
+                "credentials": [{"accessKey": key, "secretKey": secret} for key, secret in keys],
+                "actions": actions,
+            }
+            for name, keys, actions in users
         ]
         path.write_text(json.dumps({"identities": identities}))
 
@@ -159,6 +184,12 @@ class SeaweedFS:
             except (OSError, urllib.error.URLError, BotoCoreError, ClientError):
                 time.sleep(0.1)
         return False
+
+
+def _client(endpoint: str, user: tuple[str, str]) -> Any:
+    import boto3
+
+    return boto3.session.Session(*user, region_name=REGION).client("s3", endpoint_url=endpoint)
 
 
 def _free_ports(count: int) -> list[int]:
