@@ -94,7 +94,7 @@ class Cluster:
     def _ray(self, host: Host, *options: str) -> None:
         ray = Path(sys.executable).with_name("ray")
         address = f"--node-ip-address={host.address}"
-        start = [sys.executable, "-P", ray, "start", "--disable-usage-stats", address, *options]
+        start: list[str | Path] = [sys.executable, "-P", ray, "start", "--disable-usage-stats", address, *options]
         host.run(*start, env=self.env, timeout=400)
 
 

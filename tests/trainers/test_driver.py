@@ -142,10 +142,13 @@ def test_a_machine_that_is_gone_is_told_as_that(folder: Path) -> None:
     class WorkerHealthCheckTimeoutError(Exception):  # by its name alone: Ray has it among its inner parts
         pass
 
+    class NodeDiedError(ActorDiedError):
+        def __str__(self) -> str:
+            return "The actor died because its node has died. Node Id: 7"
+
     silent = FailedError(rank_1=WorkerHealthCheckTimeoutError("Set the RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"))
     assert _reason_of(silent, folder) == "rank 1 no longer answers: its machine is off, or cut off from this one"
-    dead = FailedError(rank_1=ActorDiedError(cause="The actor died because its node has died. Node Id: 7"))
-    assert _reason_of(dead, folder / "none") == "rank 1 died with its machine"
+    assert _reason_of(FailedError(rank_1=NodeDiedError()), folder / "none") == "rank 1 died with its machine"
 
 
 def test_a_cause_comes_before_a_rank_that_only_missed_another(folder: Path) -> None:
