@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.config import Workers
 from cluster.errors import InfrastructureError, RunExistsError, RunNotFoundError
 from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus, State
 
@@ -39,8 +40,7 @@ class LocalProvider:
     """The provider `local`."""
 
     def render(self, request: LaunchRequest) -> Plan:
-        workers = request.cluster.workers
-        ranks = request.cluster.accelerators or (f"{workers} CPU" if workers else "one per accelerator, or 1 CPU")
+        ranks = request.cluster.accelerators or _in_words(request.cluster.workers)
         where = request.cluster.address or "started for this run, ended with it"
         return Plan(
             provider="local",
@@ -128,6 +128,12 @@ class LocalProvider:
     def audit(self) -> Sequence[Resource]:
         root = scratch_folder("x").parent
         return [_resource(process, _run_of(process, root)) for process in processes_of(root)]
+
+
+def _in_words(workers: int | Workers | None) -> str:
+    if workers is None:
+        return "one per accelerator, or 1 CPU"
+    return f"{workers} CPU" if isinstance(workers, int) else f"{workers.min} to {workers.max} CPU"
 
 
 def scratch_folder(run_id: str) -> Path:

@@ -118,14 +118,21 @@ class _Found:
 
 
 def _one_for_each_union(model: type[BaseModel], found: Sequence[_Found], document: Document) -> Iterator[_Found]:
-    """Where several types may stand, keep what is wrong with the block that was meant, or say once that none fits."""
+    """Where several types may stand, keep what is wrong with the block that was meant, or say once that none fits.
+
+    A number that is only too large or too small is told as that.
+    """
     done: set[Keys] = set()
+    out_of_range = {each.union: each for each in found if each.error["type"] in _BOUNDS and not each.in_block}
     blocks_meant = {each.union for each in found if each.in_block and isinstance(document.get(each.union or ()), dict)}
     for each in found:
         if each.union is None or (each.in_block and each.union in blocks_meant):
             yield each
         elif each.union not in done | blocks_meant:
             done.add(each.union)
+            if each.union in out_of_range:
+                yield out_of_range[each.union]
+                continue
             error: ErrorDetails = {**each.error, "type": "union", "input": document.get(each.union)}
             yield _Found(error, each.union, blocks.at(model, each.union))
 

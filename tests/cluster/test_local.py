@@ -173,7 +173,12 @@ def test_runs_of_different_ids_share_no_folder() -> None:
 
 @pytest.mark.parametrize(
     ("cluster", "ranks"),
-    [({"workers": 3}, "3 CPU"), ({"accelerators": "GPU:2"}, "GPU:2"), ({}, "one per accelerator, or 1 CPU")],
+    [
+        ({"workers": 3}, "3 CPU"),
+        ({"workers": {"min": 1, "max": 3}}, "1 to 3 CPU"),
+        ({"accelerators": "GPU:2"}, "GPU:2"),
+        ({}, "one per accelerator, or 1 CPU"),
+    ],
     ids=str,
 )
 def test_a_plan_names_ray_the_ranks_and_the_folder(cluster: dict[str, object], ranks: str) -> None:

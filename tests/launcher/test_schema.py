@@ -28,6 +28,7 @@ RIGHT = [
     "model:\ncluster:\n  # workers: 2",
     "name: digits-2\nstorage: s3://bucket/runs\nenv: {LOG_LEVEL: info}",
     "cluster: {provider: local, accelerators: 'GPU:2'}",
+    "cluster: {provider: local, workers: {min: 1, max: 4}, address: 'host:6379'}",
 ]
 WRONG = [
     "epochs: 3",
@@ -41,6 +42,8 @@ WRONG = [
     "train: {epochs: true}",
     "checkpoint: {every: often}",
     "cluster: {workers: 0}",
+    "cluster: {workers: {min: 1}}",
+    "cluster: {workers: {min: 1, max: many}}",
     "cluster: {accelerators: 2 GPUs}",
     "env: {1X: a}",
     "env: {X: 1}",

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from cluster.config import Workers
 from cluster.errors import UsageError
 from cluster.runs import RUN_ID, new_run_id
 from launcher.mistakes import JobFileError
@@ -49,7 +50,41 @@ def test_a_block_whose_keys_are_all_comments_is_its_defaults(job: Job) -> None:
     assert spec == load(job()).spec
 
 
-@pytest.mark.parametrize("block", ["cluster: {workers: 2}", "cluster: {accelerators: 'GPU:2'}", "cluster: {}"])
+@pytest.mark.parametrize(
+    ("workers", "mistake"),
+    [
+        ("0", "cluster.workers: 0 is out of range: it must be at least 1"),
+        ("513", "cluster.workers: 513 is out of range: it must be at most 512"),
+        ("two", "cluster.workers: 'two' is not a whole number or a block of min, max"),
+        ("{min: 3, max: 2}", "cluster.workers.min: 3 is more than max, which is 2"),
+        ("{min: 0, max: 2}", "cluster.workers.min: 0 is out of range: it must be at least 1"),
+        ("{min: 1}", "cluster.workers.max: this key is missing"),
+        ("{min: 1, most: 2}", "cluster.workers.most: unknown key"),
+        ("{min: true, max: 2}", "cluster.workers.min: true is not a whole number"),
+    ],
+)
+def test_a_number_of_workers_that_cannot_be_is_told(job: Job, workers: str, mistake: str) -> None:
+    with pytest.raises(JobFileError) as raised:
+        load(job(f"cluster: {{workers: {workers}}}\n"))
+    assert mistake in str(raised.value)
+
+
+def test_workers_may_be_a_range(job: Job) -> None:
+    path = job("cluster: {workers: {min: 1, max: 4}}\n")
+    assert load(path).spec.cluster.workers == Workers(min=1, max=4)
+    assert load(path, overrides=["cluster.workers.max=8"]).spec.cluster.workers == Workers(min=1, max=8)
+    assert load(path, overrides=["cluster.workers=2"]).spec.cluster.workers == 2
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "cluster: {workers: {min: 1, max: 2}}",
+        "cluster: {workers: 2}",
+        "cluster: {accelerators: 'GPU:2'}",
+        "cluster: {}",
+    ],
+)
 def test_a_frozen_job_reads_back_equal(job: Job, block: str) -> None:
     loaded = load(job(f"{block}\ncheckpoint: {{every: 1234567 steps}}\nenv: {{A: 'yes', B: '1'}}\n"))
     assert load_frozen(freeze(loaded)) == loaded.spec
@@ -159,7 +194,7 @@ def test_a_mistake_in_the_file_given_by_on_names_that_file(job: Job, home: Path)
     with pytest.raises(JobFileError) as caught:
         load(job(), on="box.yaml")
     assert [str(mistake) for mistake in caught.value.mistakes] == [
-        "box.yaml:2:12: cluster.workers: 'none' is not a whole number",
+        "box.yaml:2:12: cluster.workers: 'none' is not a whole number or a block of min, max",
         "box.yaml:3:3: cluster.workers: this key is here twice; first at box.yaml:2:3",
     ]
 
