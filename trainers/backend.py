@@ -3,6 +3,8 @@
 Start-up is what people feel, and every Python process that Ray starts costs seconds of a laptop's processor. So a Ray
 of our own starts without the parts that serve a dashboard, a driver's screen or an autoscaler, and Ray Train without
 its actors for datasets and autoscaling. Where a version of Ray has another inside, all of it is left as Ray has it.
+
+On a Ray that runs already, Ray Train's elastic scaling says how many ranks an attempt has.
 """
 
 from __future__ import annotations
@@ -12,18 +14,25 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, fields
 from typing import Any
 
 import psutil
 import ray
-from ray.train import BackendConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import BackendConfig, FailureConfig, RunConfig
 from ray.train.backend import Backend
+from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from trainers import notice
+from cluster.config import Workers
+from cluster.errors import InfrastructureError
+from trainers import elastic, notice
+from trainers.elastic import Room
 
 _ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",  # Prometheus metrics of the controller
@@ -34,13 +43,20 @@ _ENVIRONMENT = {
 }
 _UNREACHABLE_AFTER = 30  # seconds without an answer from a rank on another machine; Ray itself waits ten minutes
 _UNREACHABLE = "WorkerHealthCheckTimeoutError"
+_ELASTIC = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",  # room that was there may be gone: it is looked for anew
+}
+_LOOK = 5.0  # seconds between looks for how many ranks there is room
+_PAUSE = 0.5  # seconds between them, while no rank runs
+_SHORT = 60.0  # seconds until too little room is the driver's to wait for, who tells
+_ANSWER = 1.0  # seconds that a node has to answer
 _SPARED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")
 _SPARED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 
 
 def start_ray(*, cpus: int, temp_folder: str | None) -> None:
     """Start a single-node Ray of our own, of gcs_server and raylet with its agents alone."""
-    with _without_spared_processes():
+    with without_spared_processes():
         ray.init(
             address="local",
             num_cpus=cpus,
@@ -58,24 +74,35 @@ def join_ray(address: str) -> None:
     ray.init(address=address, log_to_driver=False, configure_logging=False)
 
 
+def look_for_room(*, gpus: bool) -> list[Room]:
+    """Return for how many ranks each node of Ray has room."""
+    return _rooms({"GPU": 1.0} if gpus else {"CPU": 1.0}, Counter())
+
+
 def build_trainer(
     function: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
     *,
-    workers: int,
+    workers: Workers,
     gpus: bool,
     scratch: str,
     own_ray: bool,
 ) -> DataParallelTrainer:
-    """Return a trainer whose `fit` runs `function(config)` on every rank, once: a failure is the caller's to retry."""
+    """Return a trainer whose `fit` runs `function(config)` on every rank, once: a failure is the caller's to retry.
+
+    On a Ray of our own there are `workers.min` ranks, elsewhere as many of them as there is room for. Where there
+    comes to be room for more, `elastic.tell_room` is called in rank 0's process.
+    """
     os.environ.update(_ENVIRONMENT)
     if not own_ray:
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(_UNREACHABLE_AFTER))
-    return (_LocalTrainer if own_ray else DataParallelTrainer)(
+        os.environ.update(_ELASTIC)
+    number = workers.min if own_ray else (workers.min, workers.max)
+    return (_LocalTrainer if own_ray else _ElasticTrainer)(
         function,
         train_loop_config=config,
         backend_config=ProcessGroupConfig(own_ray=own_ray),
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+        scaling_config=ScalingConfig(num_workers=number, use_gpu=gpus, elastic_resize_monitor_interval_s=_LOOK),
         run_config=RunConfig(name="train", storage_path=scratch, failure_config=_never_again()),
     )
 
@@ -140,18 +167,121 @@ class ProcessGroupBackend(Backend):
         ray.get(started)
 
 
-class _LocalTrainer(DataParallelTrainer):
-    """Ray Train on a Ray of our own: the supervisor ends the whole of it, nothing scales, no Ray dataset is read."""
+class _LeanTrainer(DataParallelTrainer):
+    """Ray Train without what a run has no use for.
+
+    No Ray dataset is read, and the ranks' resources go back with the driver, however that ends.
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ not in _SPARED_CALLBACKS]
+
+
+class _LocalTrainer(_LeanTrainer):
+    """Ray Train on a Ray of our own: the supervisor ends the whole of it, and nothing scales."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         policy = arguments.get("scaling_policy")
         if hasattr(policy, "_maybe_send_resource_request"):
             arguments["scaling_policy"] = _without_autoscaling(policy)
         return super()._initialize_and_run_controller(**arguments)
+
+
+class _ElasticTrainer(_LeanTrainer):
+    """Ray Train on a Ray that runs already, whose nodes come and go."""
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        arguments["scaling_policy"] = _with_wishes(arguments["scaling_policy"])
+        return super()._initialize_and_run_controller(**arguments)
+
+
+def _with_wishes(policy: Any) -> Any:
+    """Return Ray's elastic policy, but for two things.
+
+    What there is room for, it sees for itself: Ray notices a lost node after a quarter of a minute, a new one after
+    up to twenty seconds, and not at all what others hold. And where Ray ends running ranks to change their number,
+    with no time for a save, it tells them, and they end when they have saved.
+    """
+    from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]
+    from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+
+    class Wishing(type(policy)):  # type: ignore[misc]
+        def __init__(self, scaling_config: ScalingConfig) -> None:
+            super().__init__(scaling_config)
+            self._own: Counter[str] = Counter()  # ranks that run, by node
+            self._nodes: list[str] = []  # with room
+            self._began: float | None = None
+            self._seen: int | None = None
+            self._told: int | None = None
+
+        def make_decision_for_non_running_worker_group(self) -> Any:
+            self._began = self._began or time.monotonic()
+            self._own.clear()
+            decision = super().make_decision_for_non_running_worker_group()
+            if isinstance(decision, NoopDecision):
+                if time.monotonic() - self._began > _SHORT:
+                    least = self.scaling_config.min_workers
+                    raise InfrastructureError(f"there is no room any more for cluster.workers.min, which is {least}")
+                time.sleep(_PAUSE)
+            return decision
+
+        def on_controller_start_worker_group(self, **_: Any) -> dict[str, str]:
+            return {RAY_NODE_ID_KEY: f"in({','.join(self._nodes)})"}
+
+        def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+            self._own = Counter(worker.metadata.node_id for worker in worker_group_state.workers)
+            looked = self._latest_monitor_time
+            decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+            if self._latest_monitor_time != looked:
+                now = len(worker_group_state.workers)
+                room = decision.num_workers if isinstance(decision, ResizeDecision) else now
+                if room == self._seen != self._told:  # twice: nodes often come one after another
+                    worker_group_state.workers[0].execute_async(elastic.tell_room, room)
+                    self._told = room
+                self._seen = room
+            return NoopDecision()
+
+        def _get_reserved_resources(self) -> Any:
+            needs = self.scaling_config._resources_per_worker_not_none
+            rooms = _rooms(needs, self._own)
+            if not self._own:
+                least, most = self.scaling_config.min_workers, self.scaling_config.max_workers
+                waited = time.monotonic() - (self._began or 0.0)
+                if elastic.ranks_to_start(rooms, least, most, waited) is None:
+                    return None
+                self._nodes = [room.node for room in rooms if room.free]
+            return {room.node: {name: room.free * amount for name, amount in needs.items()} for room in rooms}
+
+    return Wishing(policy.scaling_config)
+
+
+def _rooms(needs: Mapping[str, float], own: Mapping[str, int]) -> list[Room]:
+    """Return for how many ranks that need so much each node has room; those of our own, by node, do not take any."""
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    with ThreadPoolExecutor(16) as pool:
+        answering = list(pool.map(_answers, nodes))
+
+    def fit(resources: Mapping[str, float]) -> int:
+        return int(min(resources.get(name, 0.0) // amount for name, amount in needs.items()))
+
+    found = []
+    for node in [node for node, answers in zip(nodes, answering, strict=True) if answers]:
+        name, total = node["NodeID"], fit(node["Resources"])
+        found.append(Room(name, min(fit(free.get(name, {})) + own.get(name, 0), total), total))
+    return found
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    """Whether a node is there, as far as its raylet takes a connection: Ray itself needs longer to notice."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_ANSWER).close()
+    except OSError:
+        return False
+    return True
 
 
 def _without_autoscaling(policy: Any) -> Any:
@@ -170,7 +300,7 @@ def _without_autoscaling(policy: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _without_spared_processes() -> Iterator[None]:
+def without_spared_processes() -> Iterator[None]:
     """Have Ray's node start without the processes that a run has no use for."""
     from ray._private.node import Node
 

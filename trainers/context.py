@@ -20,6 +20,7 @@ class StopReason(Enum):
 
     PERSON = "a person asked for it"
     PREEMPTED = "the machine will be taken away"
+    RESIZE = "there is room for more ranks"
 
 
 class WorkerContext(Protocol):

@@ -1,4 +1,6 @@
-"""What a run is asked while it trains: to stop. That a newer attempt has taken over, it learns at its next save.
+"""What a run is asked while it trains: to stop, or to go on with more ranks.
+
+That a newer attempt has taken over, it learns at its next save.
 
 In a rehearsal, this is also where its faults come from.
 """
@@ -11,6 +13,7 @@ from cluster.errors import StorageError
 from cluster.runs import Attempt
 from trainers import notice
 from trainers.context import StopReason
+from trainers.elastic import Growth
 from trainers.rehearsal import Faults
 
 _POLL = 1.0  # seconds
@@ -26,6 +29,8 @@ class Control:
         self._attempt = attempt
         self._faults = Faults(rank, world_size, driver=attempt.claim.pid)
         self._stop: StopReason | None = None
+        self.growth: Growth | None = None  # of rank 0, where the number of ranks may change
+        self.resize_to: int | None = None  # set with the wish for it
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         notice.ask(self._closed)
@@ -34,12 +39,21 @@ class Control:
             self._thread.start()
 
     def after(self, step: int) -> None:
-        """Meet the faults of a rehearsal; outside one, there are none."""
+        """Count a step, and meet the faults of a rehearsal; outside one, there are none."""
+        if self.growth is not None:
+            self.growth.after(step)
         self._faults.at(step)
 
     def stop(self) -> StopReason | None:
         """Return this rank's wish to stop; never blocks."""
-        return self._stop or (StopReason.PREEMPTED if notice.is_given() else None)
+        if self._stop is not None:
+            return self._stop
+        if notice.is_given():
+            return StopReason.PREEMPTED
+        if self.growth is not None and (wanted := self.growth.wanted()) is not None:
+            self.resize_to = wanted
+            return StopReason.RESIZE
+        return None
 
     def close(self) -> None:
         self._closed.set()

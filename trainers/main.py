@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cluster.config import LocalCluster
+from cluster.config import LocalCluster, Workers
 from cluster.errors import InfrastructureError, RayliftError, StorageDeniedError, StorageError, StorageFullError
 from cluster.local import FINAL, PREEMPTED, UNRECORDED, clear, end_processes, scratch_folder
 from cluster.runs import Attempt, Checkpoint, Result, Run, SupersededError
@@ -34,13 +34,15 @@ from trainers.memory import kills_for_memory, peak_memory
 from trainers.output import shipped_output
 from trainers.pulse import ENDED, pulse_folder, verdicts
 from trainers.pulse import read as read_pulse
-from trainers.worker import run_under_ray
+from trainers.worker import Elastic, run_under_ray
 
 if TYPE_CHECKING:
     from trainers.tasks.base import Prepared
 
 _WATCH = 0.25  # seconds
 _WORD_FROM_AFAR = 5.0  # seconds
+_LOOK = 1.0  # seconds between looks for room for the ranks
+PATIENCE = 30 * 60.0  # seconds that there may be too little of it, until a run gives up
 _SAME_STEP = 3  # attempts that are lost after the same step: the next would be too
 _SHORT_OF_MEMORY = "; the system killed a process for lack of memory: try fewer cluster.workers, or smaller batches"
 _PARENT = os.getppid()
@@ -51,8 +53,9 @@ _SUPERVISED = "RAYLIFT_RAY_FOLDER" in os.environ  # then whoever started this pr
 class Ready:
     """What every attempt of a launch shares: a Ray that runs, and the data in it."""
 
-    ranks: int
+    workers: Workers
     gpus: bool
+    own_ray: bool
     meta: dict[str, Any]
     arrays: dict[str, Any]  # name -> object reference
 
@@ -84,15 +87,21 @@ class Driver:
                 ready = self._start(attempt, events)
                 while True:
                     self._save_when_asked_to_end(attempt)  # after Ray's start, which sets a handler of its own
-                    if (reason := self.run.stop_reason()) is not None:
-                        return self._finish(attempt, events, Result(state="STOPPED", message=reason, exit_code=4))
+                    if (final := self._wait_for_room(events, ready)) is not None:
+                        return self._finish(attempt, events, final)
+                    if self.leaving:
+                        base = attempt.claim.base
+                        events.append({"event": "preempted", "step": base.step if base is not None else 0})
+                        events.close()
+                        return PREEMPTED
                     lost = self._fit(attempt, events, ready)
                     if (result := self.run.result_of(attempt.number)) is not None:
                         _close(events)
                         return result.exit_code
                     if (final := self._why_not_again(attempt, lost)) is not None:
                         return self._finish(attempt, events, final)
-                    events.append({"event": "recovering", "reason": lost})
+                    if not self._ended_with(attempt.number, "resizing"):
+                        events.append({"event": "recovering", "reason": lost})
                     events.close()
                     if self.leaving:
                         return PREEMPTED
@@ -139,14 +148,40 @@ class Driver:
 
         with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
             preparing = pool.submit(prepare_or_leave)
-            ranks, gpus = _start_ray(self.cluster)
+            workers, gpus = _start_ray(self.cluster)
             prepared = preparing.result()
         for note in prepared.notes:
             events.append(note)
         events.append(
-            {"event": "cluster", "ranks": ranks, "gpus": gpus, "seconds": round(time.monotonic() - started, 3)}
+            {"event": "cluster", "ranks": workers.max, "gpus": gpus, "seconds": round(time.monotonic() - started, 3)}
         )
-        return Ready(ranks, gpus, dict(prepared.meta), _share(prepared))
+        return Ready(workers, gpus, self.cluster.address is None, dict(prepared.meta), _share(prepared))
+
+    def _wait_for_room(self, events: SegmentWriter, ready: Ready) -> Result | None:
+        """Wait until there is room for enough ranks; return how the run ends where nothing comes of it."""
+        from trainers.backend import look_for_room
+
+        began, least, told = time.monotonic(), ready.workers.min, 0
+        while (reason := self._stop_reason()) is None and not self.leaving:
+            missing = 0 if ready.own_ray else least - sum(room.free for room in look_for_room(gpus=ready.gpus))
+            if missing <= 0:
+                break
+            if missing != told:
+                events.append({"event": "waiting", "workers": missing, "least": least})
+                told = missing
+            if time.monotonic() - began > PATIENCE:
+                message = f"waited {PATIENCE / 60:.0f} min for {missing} more of the {least} workers that it needs"
+                return Result(state="FAILED", message=message, exit_code=3)
+            time.sleep(_LOOK)
+        if told:
+            events.append({"event": "waited", "seconds": round(time.monotonic() - began, 3)})
+        return Result(state="STOPPED", message=reason, exit_code=4) if reason is not None else None
+
+    def _stop_reason(self) -> str | None:
+        """Return why a person wants the run to stop; while storage is away, nobody does."""
+        with contextlib.suppress(StorageError):
+            return self.run.stop_reason()
+        return None
 
     def _fit(self, attempt: Attempt, events: SegmentWriter, ready: Ready) -> str:
         """Run the ranks of one attempt to their end; return what was lost, for a message."""
@@ -161,15 +196,16 @@ class Driver:
             "meta": ready.meta,
             "arrays": ready.arrays,
             "temporary": str(self.temporary),
+            "elastic": None if ready.own_ray else Elastic(time.time(), self._ranks_before(attempt)),
         }
         pulses = pulse_folder(self.temporary, self.run.uri, attempt.number)
         trainer = build_trainer(
             run_under_ray,
             config,
-            workers=ready.ranks,
+            workers=ready.workers,
             gpus=ready.gpus,
             scratch=os.getcwd(),
-            own_ray=self.cluster.address is None,
+            own_ray=ready.own_ray,
         )
         kills = kills_for_memory()
         try:
@@ -200,6 +236,15 @@ class Driver:
             time.sleep(_WATCH)
         return None
 
+    def _ranks_before(self, attempt: Attempt) -> int | None:
+        """Return how many ranks trained last, before an attempt; None: none did."""
+        for claim in reversed(self.run.claims()):
+            if claim.attempt < attempt.number:
+                for row in self.run.rows_of(claim.attempt, "events"):
+                    if row["event"] == "training":
+                        return int(row["world_size"])
+        return None
+
     def _save_when_asked_to_end(self, attempt: Attempt) -> None:
         """Have SIGTERM tell the ranks, by way of storage, and go on telling where that does not answer."""
 
@@ -215,13 +260,14 @@ class Driver:
         signal.signal(signal.SIGTERM, leave)
 
     def _why_not_again(self, attempt: Attempt, lost: str) -> Result | None:
-        """Return how the run ends where no further attempt makes sense; a preemption is no failure."""
-        if self._was_preempted(attempt.number):
+        """Return how the run ends where no further attempt makes sense; what was planned is no failure."""
+        planned = ("preempted", "resizing")
+        if self._ended_with(attempt.number, *planned):
             return None
         failed = [
             claim.attempt
             for claim in self.run.claims()
-            if claim.launch == self.launch and not self._was_preempted(claim.attempt)
+            if claim.launch == self.launch and not self._ended_with(claim.attempt, *planned)
         ]
         reached = [self._last_step(attempt) for attempt in failed[-_SAME_STEP:]]
         if len(reached) == _SAME_STEP and len(set(reached)) == 1:
@@ -233,8 +279,8 @@ class Driver:
             return Result(state="FAILED", message=message, exit_code=3)
         return None
 
-    def _was_preempted(self, attempt: int) -> bool:
-        return any(row["event"] == "preempted" for row in self.run.rows_of(attempt, "events"))
+    def _ended_with(self, attempt: int, *events: str) -> bool:
+        return any(row["event"] in events for row in self.run.rows_of(attempt, "events"))
 
     def _last_step(self, attempt: int) -> int:
         """Return the last step that an attempt is known for: not all are logged, and not all are saved."""
@@ -255,7 +301,7 @@ class Driver:
         return result.exit_code
 
 
-def _start_ray(cluster: LocalCluster) -> tuple[int, bool]:
+def _start_ray(cluster: LocalCluster) -> tuple[Workers, bool]:
     """Start or join Ray; return the number of ranks and whether each has a GPU. Raises InfrastructureError."""
     import ray
 
@@ -266,7 +312,7 @@ def _start_ray(cluster: LocalCluster) -> tuple[int, bool]:
         if cluster.address is not None:
             join_ray(cluster.address)
         else:
-            cpus = max(os.cpu_count() or 1, cluster.workers or 1, asked or 1)
+            cpus = max(os.cpu_count() or 1, _on_this_machine(cluster.workers) or 1, asked or 1)
             start_ray(cpus=cpus, temp_folder=os.environ.get("RAYLIFT_RAY_FOLDER"))
     except Exception as error:  # ray raises whatever its many parts raise
         raise InfrastructureError(f"Ray did not start: {error}") from error
@@ -274,10 +320,20 @@ def _start_ray(cluster: LocalCluster) -> tuple[int, bool]:
     if asked is not None and asked > there:
         raise InfrastructureError(f"cluster.accelerators asks for {asked}, this machine has {there}")
     if asked is not None:
-        return asked, True
+        return Workers(min=asked, max=asked), True
     if cluster.workers is None and there:
-        return there, True
-    return cluster.workers or 1, False
+        return Workers(min=there, max=there), True
+    if isinstance(cluster.workers, Workers) and cluster.address is not None:
+        return cluster.workers, False
+    ranks = _on_this_machine(cluster.workers) or 1
+    return Workers(min=ranks, max=ranks), False
+
+
+def _on_this_machine(workers: int | Workers | None) -> int | None:
+    """Return with how many ranks a Ray of our own trains: one machine does not change while a run goes on."""
+    if isinstance(workers, Workers):
+        return min(max(os.cpu_count() or 1, workers.min), workers.max)
+    return workers
 
 
 def _share(prepared: Prepared) -> dict[str, Any]:
@@ -357,6 +413,8 @@ def _reason_of(error: Exception, folder: Path) -> str:
 
     from trainers.backend import is_unreachable
 
+    if (failure := getattr(error, "controller_failure", None)) is not None:
+        return str(failure).strip().splitlines()[0][:200]
     causes = _causes(error)
     for rank, why in verdicts(folder).items():
         return f"rank {rank} was ended: {why}"

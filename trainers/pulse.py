@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import hashlib
 import json
 import mmap
 import os
+import shutil
 import signal
 import struct
 import threading
@@ -90,6 +92,8 @@ class Pulse:
         self._thread.join()
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path.parent.rmdir()  # the last one out, where nothing is left to tell the driver
 
     def _end_step(self) -> None:
         self._steps += 1
@@ -143,6 +147,12 @@ def pulse_folder(temporary: Path, run_uri: str, attempt: int) -> Path:
     """Return where the ranks of an attempt have their files on this machine, in its folder for temporary ones."""
     name = hashlib.sha256(run_uri.encode()).hexdigest()[:12]
     return temporary / f"raylift-pulse-{os.getuid()}-{name}-{attempt}"
+
+
+def forget_earlier_attempts(temporary: Path, run_uri: str, attempt: int) -> None:
+    """Remove what ranks that were lost left on this machine, where their driver is not here to do it."""
+    for earlier in range(1, attempt):
+        shutil.rmtree(pulse_folder(temporary, run_uri, earlier), ignore_errors=True)
 
 
 def verdicts(folder: Path) -> dict[int, str]:

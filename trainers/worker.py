@@ -9,6 +9,7 @@ import contextlib
 import sys
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,24 @@ from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
 from trainers import notice
 from trainers.context import LocalContext, RayContext, StopReason, WorkerContext
-from trainers.pulse import Pulse, pulse_folder, show_stacks_when_asked
+from trainers.elastic import Growth
+from trainers.pulse import Pulse, forget_earlier_attempts, pulse_folder, show_stacks_when_asked
 from trainers.tasks.base import Prepared
 from trainers.watchdog import start_watchdog
 
 if TYPE_CHECKING:
     from trainers.config import TrainJob
+    from trainers.control import Control
     from trainers.loop import Outcome
+    from trainers.record import Recorder
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """What ranks need to know whose number may change."""
+
+    began: float  # when their start began, in seconds since the epoch
+    ranks_before: int | None  # how many trained before them; None: none did
 
 
 def run_under_ray(config: dict[str, Any]) -> None:
@@ -38,12 +50,15 @@ def run_under_ray(config: dict[str, Any]) -> None:
     with shipped_output(attempt, f"rank-{context.rank}"):
         arrays = dict(zip(config["arrays"], ray.get(list(config["arrays"].values())), strict=True))
         prepared = Prepared(arrays=arrays, meta=config["meta"])
-        run_rank(context, attempt, config["job"], prepared)
+        run_rank(context, attempt, config["job"], prepared, config["elastic"])
 
 
-def run_rank(context: WorkerContext, attempt: Attempt, job: TrainJob, prepared: Prepared) -> Outcome:
+def run_rank(
+    context: WorkerContext, attempt: Attempt, job: TrainJob, prepared: Prepared, elastic: Elastic | None = None
+) -> Outcome:
     """Train as one rank and, as rank 0, write down how it ended.
 
+    Where it ended for another number of ranks, only that is written down: there is no result yet.
     Raises TrainingError where a retry would fail again (that is written down too), InfrastructureError where one
     may help, PreemptedError where the machine is taken away and all is saved.
     """
@@ -77,7 +92,13 @@ def run_rank(context: WorkerContext, attempt: Attempt, job: TrainJob, prepared: 
         trainer = Trainer(
             job, task, context, checkpointer=checkpointer, recorder=recorder, control=control, pulse=pulse
         )
+        if elastic is not None:
+            _watch_the_number(context, attempt, control, recorder, elastic, last_step=trainer.last_step)
         outcome = trainer.run()
+        if outcome.stopped is StopReason.RESIZE:
+            recorder.event("resizing", **{"from": context.world_size, "to": control.resize_to, "step": outcome.step})
+            recorder.close()
+            return outcome
         if outcome.stopped is StopReason.PREEMPTED:
             recorder.event("preempted", step=outcome.step)
             recorder.close()
@@ -102,6 +123,18 @@ def run_rank(context: WorkerContext, attempt: Attempt, job: TrainJob, prepared: 
         pulse.close()
 
 
+def _watch_the_number(
+    context: WorkerContext, attempt: Attempt, control: Control, recorder: Recorder, elastic: Elastic, *, last_step: int
+) -> None:
+    """Write down that the number of ranks is another one, and let rank 0 find out when it is time for more."""
+    before, base = elastic.ranks_before, attempt.claim.base
+    if before is not None and before != context.world_size:
+        step = base.step if base is not None else 0
+        recorder.event("resized", **{"from": before, "to": context.world_size, "step": step})
+    if context.rank == 0:
+        control.growth = Growth(context.world_size, last_step=last_step, began=elastic.began)
+
+
 def _show_life(context: WorkerContext, attempt: Attempt) -> Pulse:
     """Beat, and where somebody would start the ranks again, have a watchdog listen: one a machine."""
     if not context.is_supervised:
@@ -109,6 +142,7 @@ def _show_life(context: WorkerContext, attempt: Attempt) -> Pulse:
     folder = pulse_folder(context.temporary, attempt.run.uri, attempt.number)
     folder.mkdir(mode=0o700, exist_ok=True)
     if context.local_rank == 0:
+        forget_earlier_attempts(context.temporary, attempt.run.uri, attempt.number)
         start_watchdog(folder, context.world_size, attempt.run.uri, attempt.number, attempt.claim.host)
     show_stacks_when_asked()
     return Pulse(context.rank, folder)
@@ -150,7 +184,7 @@ def _result_of(outcome: Outcome) -> Result:
     return Result(state="SUCCEEDED", message=message, step=outcome.step, metrics=outcome.metrics)
 
 
-def _write_down(attempt: Attempt, recorder: Any, result: Result, seconds: float | None = None) -> None:
+def _write_down(attempt: Attempt, recorder: Recorder, result: Result, seconds: float | None = None) -> None:
     values = {} if seconds is None else {"seconds": round(seconds, 3)}
     recorder.event("finished", state=result.state, message=result.message, **values)
     recorder.close()

@@ -6,16 +6,20 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 
+from cluster.config import Workers
 from cluster.errors import InfrastructureError, PreemptedError, StorageError
-from cluster.runs import Attempt, Run
-from tests.finished import training, write_rows
+from cluster.runs import Attempt, Result, Run
+from cluster.segments import SegmentWriter
+from tests.finished import started, training, write_rows
 from tests.harness import wait_for
 from tests.trainers.training import start
-from trainers.main import Driver, _reason_of
+from trainers.elastic import Room
+from trainers.main import Driver, Ready, _on_this_machine, _reason_of
 from trainers.pulse import Phase, Reading
 
 LOST = "rank 1 died"
@@ -27,12 +31,12 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     return Driver(start(tmp_path, {"train": {"max_failures": 3}}))
 
 
-def attempt_that_reached(run: Run, step: int, *, launch: str = "launch-1", preempted: bool = False) -> Attempt:
+def attempt_that_reached(run: Run, step: int, *, launch: str = "launch-1", ended_with: str = "") -> Attempt:
     attempt = run.claim(launch=launch)
     if step:
         write_rows(attempt, "metrics", training(0, step, begin=1000.0))
-    if preempted:
-        write_rows(attempt, "events", [{"event": "preempted", "step": step}])
+    if ended_with:
+        write_rows(attempt, "events", [{"event": ended_with, "step": step}])
     return attempt
 
 
@@ -93,10 +97,93 @@ def test_a_loss_further_on_begins_the_count_anew(driver: Driver) -> None:
         assert driver._why_not_again(attempt_that_reached(driver.run, step), LOST) is None
 
 
-def test_a_preemption_is_no_failure_however_often_it_comes(driver: Driver) -> None:
+@pytest.mark.parametrize("planned", ["preempted", "resizing"])
+def test_what_was_planned_is_no_failure_however_often_it_comes(driver: Driver, planned: str) -> None:
     for step in (3, 3, 3, 4, 5, 6):
-        assert driver._why_not_again(attempt_that_reached(driver.run, step, preempted=True), LOST) is None
-    assert driver._why_not_again(attempt_that_reached(driver.run, 8), LOST) is None
+        assert driver._why_not_again(attempt_that_reached(driver.run, step, ended_with=planned), LOST) is None
+    for step in (8, 8):
+        assert driver._why_not_again(attempt_that_reached(driver.run, step), LOST) is None
+    assert driver._why_not_again(attempt_that_reached(driver.run, 8, ended_with=planned), LOST) is None
+
+
+# -- whether there is room for the ranks
+
+
+@pytest.fixture
+def rooms(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """For how many ranks there is room, look after look; the last stays."""
+    counts: list[int] = []
+
+    def look(*, gpus: bool) -> list[Room]:
+        assert not gpus
+        count = counts.pop(0) if len(counts) > 1 else counts[0]
+        return [Room("a", count, count)]
+
+    monkeypatch.setattr("trainers.backend.look_for_room", look)
+    monkeypatch.setattr("trainers.main._LOOK", 0.0)
+    return counts
+
+
+def waited(driver: Driver, least: int = 2, *, own_ray: bool = False) -> tuple[Result | None, list[dict[str, Any]]]:
+    """Return how waiting ended, and what was written down meanwhile."""
+    attempt = driver.run.claim()
+    events = SegmentWriter(driver.run, attempt.number, "events", "driver")
+    ready = Ready(Workers(min=least, max=4), gpus=False, own_ray=own_ray, meta={}, arrays={})
+    final = driver._wait_for_room(events, ready)
+    events.close()
+    return final, driver.run.rows_of(attempt.number, "events")
+
+
+def test_a_driver_waits_for_the_fewest_ranks_and_says_for_how_many(driver: Driver, rooms: list[int]) -> None:
+    rooms += [0, 0, 1, 1, 2]
+    final, told = waited(driver)
+    assert final is None
+    assert [(row["event"], row.get("workers")) for row in told] == [("waiting", 2), ("waiting", 1), ("waited", None)]
+
+
+def test_a_driver_that_has_room_does_not_wait(driver: Driver, rooms: list[int]) -> None:
+    rooms.append(2)
+    assert waited(driver) == (None, [])
+    assert waited(driver, 4, own_ray=True) == (None, [])
+
+
+def test_a_driver_gives_up_when_no_room_comes(
+    driver: Driver, rooms: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms.append(1)
+    monkeypatch.setattr("trainers.main.PATIENCE", -1.0)
+    final, _ = waited(driver)
+    assert final is not None
+    assert (final.state, final.exit_code) == ("FAILED", 3)
+    assert "for 1 more of the 2 workers that it needs" in final.message
+
+
+def test_a_run_that_waits_can_be_stopped_and_preempted(driver: Driver, rooms: list[int]) -> None:
+    rooms.append(1)
+    driver.leaving = True
+    assert waited(driver) == (None, [])
+    driver.leaving = False
+    driver.run.request_stop("a person asked for it")
+    final, _ = waited(driver)
+    assert final is not None
+    assert (final.state, final.message, final.exit_code) == ("STOPPED", "a person asked for it", 4)
+
+
+@pytest.mark.parametrize(("processors", "ranks"), [(1, 2), (3, 3), (64, 4)])
+def test_one_machine_has_as_many_ranks_as_processors_within_the_range(
+    monkeypatch: pytest.MonkeyPatch, processors: int, ranks: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    assert _on_this_machine(Workers(min=2, max=4)) == ranks
+
+
+def test_how_many_ranks_trained_before_is_known_from_the_run(driver: Driver) -> None:
+    first = attempt_that_reached(driver.run, 4)
+    assert driver._ranks_before(first) is None
+    write_rows(first, "events", [started(0, at=1.0)])
+    lost_at_its_start = attempt_that_reached(driver.run, 0)
+    assert driver._ranks_before(lost_at_its_start) == 2
+    assert driver._ranks_before(attempt_that_reached(driver.run, 0)) == 2
 
 
 # -- in which words
@@ -160,3 +247,9 @@ def test_a_cause_comes_before_a_rank_that_only_missed_another(folder: Path) -> N
 def test_a_preemption_is_told_with_its_step(folder: Path) -> None:
     told = PreemptedError("preempted: the machine will be taken away; saved at step 40")
     assert _reason_of(FailedError(rank_0=told, rank_1=told), folder) == str(told)
+
+
+def test_a_start_that_failed_is_told_with_what_ray_says(folder: Path) -> None:
+    error = FailedError()
+    error.controller_failure = InfrastructureError("there is no room any more")  # type: ignore[attr-defined]
+    assert _reason_of(error, folder) == "there is no room any more"

@@ -14,7 +14,7 @@ import pytest
 
 from tests.harness import environment, wait_for
 from trainers import watchdog
-from trainers.pulse import Phase, Pulse, Reading, pulse_folder, read, verdicts
+from trainers.pulse import Phase, Pulse, Reading, forget_earlier_attempts, pulse_folder, read, verdicts
 from trainers.watchdog import SILENT, Watchdog
 
 RANK = Reading(0, 4242, 10, Phase.COMPUTING, 100, 10**9, longest_step=0.1, longest_evaluation=2.0)
@@ -275,3 +275,28 @@ def _runs(pid: int) -> bool:
         return "trainers.watchdog" in Path(f"/proc/{pid}/cmdline").read_text()
     except FileNotFoundError:
         return False
+
+
+# -- what is left in the end
+
+
+def test_the_last_rank_out_takes_the_folder_along(tmp_path: Path) -> None:
+    folder = tmp_path / "pulse"
+    folder.mkdir()
+    ranks = [Pulse(rank, folder) for rank in (0, 1)]
+    ranks[0].close()
+    assert [path.name for path in folder.iterdir()] == ["rank-1"]
+    ranks[1].close()
+    assert not folder.exists()
+
+
+def test_what_lost_ranks_left_goes_with_the_next_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for uri, attempt in (("runs/a", 1), ("runs/a", 2), ("runs/a", 3), ("runs/b", 1)):
+        pulse_folder(uri, attempt).mkdir()
+        (pulse_folder(uri, attempt) / "rank-1").touch()
+    forget_earlier_attempts("runs/a", 3)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        pulse_folder("runs/a", 3).name,
+        pulse_folder("runs/b", 1).name,
+    }

@@ -22,7 +22,7 @@ from trainers.jobs import load_job
 from trainers.loop import Outcome
 from trainers.tasks.base import Prepared
 from trainers.tasks.registry import prepare
-from trainers.worker import run_rank
+from trainers.worker import Elastic, run_rank
 
 Change = dict[str, dict[str, Any]]  # keys of a job file's blocks
 # 200 digits, 160 of them to train on: four steps an epoch, the last one of 13 samples
@@ -66,10 +66,10 @@ def start(folder: Path, *changes: Change, run_id: str = "digits") -> Run:
     return new_run(folder, run_id, stream.getvalue())
 
 
-def train(run: Run) -> Outcome:
+def train(run: Run, elastic: Elastic | None = None) -> Outcome:
     """Run one attempt to its end, from the newest checkpoint on."""
     job, _ = load_job(run)
-    return run_rank(LocalContext(), run.claim(), job, _prepared(run.uri, run.job()))
+    return run_rank(LocalContext(), run.claim(), job, _prepared(run.uri, run.job()), elastic)
 
 
 @cache
