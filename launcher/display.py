@@ -73,6 +73,7 @@ class LiveDisplay(PlainDisplay):
         )
         self._task: TaskID = self._progress.add_task("starting", total=None, facts="")
         self._checkpoint: int | None = None
+        self._on = 1
         self._first: tuple[float, int] | None = None  # time and step of this attempt's first row: for the ETA
 
     def __enter__(self) -> LiveDisplay:
@@ -87,8 +88,9 @@ class LiveDisplay(PlainDisplay):
         if row.get("event") == "training":
             self._progress.update(self._task, total=row["last_step"], completed=row["step"], description="training")
             self._first = None
-        if row.get("event") == "recovering":
-            self._progress.update(self._task, description="recovering")
+            self._on = row["world_size"]
+        if row.get("event") in ("recovering", "resizing", "waiting"):
+            self._progress.update(self._task, description=row["event"])
         if row.get("event") == "checkpoint":
             self._checkpoint = row["step"]
         if row.get("kind") == "step":
@@ -106,7 +108,7 @@ class LiveDisplay(PlainDisplay):
         saved = f"  saved {self._checkpoint}" if self._checkpoint is not None else ""
         facts = (
             f"{row['step']}/{self._last_step}  loss {decimal(row['loss'])}  {number(row['samples_per_s'])}/s"
-            f"{saved}  ETA {eta}"
+            f" on {_ranks(self._on)}{saved}  ETA {eta}"
         )
         self._progress.update(self._task, completed=row["step"], description=f"epoch {row['epoch']}", facts=facts)
 
@@ -129,8 +131,7 @@ def describe_event(row: dict[str, Any], attempt: int) -> str:
             )
         case "training":
             return (
-                f"training: {row['last_step']} steps, {row['world_size']} "
-                f"{'rank' if row['world_size'] == 1 else 'ranks'} on {row['device']}, "
+                f"training: {row['last_step']} steps, {_ranks(row['world_size'])} on {row['device']}, "
                 f"{number(row['parameters'])} parameters"
             )
         case "checkpoint":
@@ -143,8 +144,21 @@ def describe_event(row: dict[str, Any], attempt: int) -> str:
             return f"warning: the checkpoint of step {row['step']} is damaged and passed over: {row['reason']}"
         case "recovering":
             return f"recovering: {row['reason']}"
+        case "resizing":
+            return (
+                f"resizing: there is room for {row['to']} ranks instead of {row['from']}; saved at step {row['step']}"
+            )
+        case "resized":
+            return f"resized: the number of ranks is {row['to']} instead of {row['from']}, from step {row['step']} on"
+        case "waiting":
+            more = f"{row['workers']} more {'worker' if row['workers'] == 1 else 'workers'}"
+            return f"waiting for {more}: there is no room yet for cluster.workers.min, which is {row['least']}"
         case _:
             return ""
+
+
+def _ranks(number: int) -> str:
+    return f"{number} {'rank' if number == 1 else 'ranks'}"
 
 
 def describe_metrics(row: dict[str, Any]) -> str:

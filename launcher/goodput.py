@@ -41,7 +41,7 @@ class Goodput:
     evaluating: int = 0
     repeated: int = 0  # all that an attempt did after the step from which a later one went on
     saves: int = 0  # in which training stood still; what goes on behind it costs nothing
-    waiting: int = 0  # from the last sign of an attempt that was lost to the next one's claim
+    waiting: int = 0  # from the last sign of an attempt that has no result to the next one's claim, and for room
     other: int = 0  # the end of an attempt, above all: its last checkpoint on its way
     paused: int = 0  # from an attempt's result to the next one's claim: a person stopped it, and went on later
 
@@ -115,9 +115,10 @@ class _Attempt:
             end = max([heard, *(_ms(row["time"]) for row in self.events)])
         heard = min(heard, end)
         began = min(max(self._first_step(heard), begin), heard)
-        restoring = min(sum(_ms(row.get("seconds", 0)) for row in self._of("restored")), began - begin)
-        spent = Counter(restoring=restoring, start_up=began - begin - restoring)
-        spent["waiting" if self.result is None else "paused"] = end - heard
+        waited = min(self._took("waited"), began - begin)
+        restoring = min(self._took("restored"), began - begin - waited)
+        spent = Counter(restoring=restoring, waiting=waited, start_up=began - begin - waited - restoring)
+        spent["waiting" if self.result is None else "paused"] += end - heard
         spent.update(self._share_out(began, heard, bound))
         return spent
 
@@ -174,6 +175,9 @@ class _Attempt:
                 found.append((max(last - _ms(row.get("seconds", 0)), at), last, row["step"]))
                 at = last
         return found
+
+    def _took(self, event: str) -> int:
+        return sum(_ms(row.get("seconds", 0)) for row in self._of(event))
 
     def _of(self, event: str) -> list[Mapping[str, Any]]:
         return [row for row in self.events if row["event"] == event]

@@ -83,6 +83,9 @@ def ending_of(data: ReportData, claim: Claim) -> tuple[str, str]:
     result = data.results.get(claim.attempt)
     if result is not None:
         return result.state, result.message
+    resizing = [row for row in data.events if row["attempt"] == claim.attempt and row["event"] == "resizing"]
+    if resizing:
+        return "RESIZED", "all was saved, to go on with another number of ranks"
     told = [row["reason"] for row in data.events if row["attempt"] == claim.attempt and row["event"] == "recovering"]
     if told:
         return "LOST", str(told[-1])

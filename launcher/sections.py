@@ -23,7 +23,7 @@ _PARTS = {
     "evaluating": "measuring on the evaluation data",
     "repeated": "what was done after the checkpoint that a later attempt went on from, and had to be done again",
     "saves": "training stood still while a checkpoint was copied; uploading goes on behind it",
-    "waiting": "from the last sign of an attempt that was lost to the start of the next",
+    "waiting": "from the last sign of an attempt to the start of the next, and for machines with room for the ranks",
     "other": "what is left: the end of an attempt, above all, with its last checkpoint on its way",
     "paused": "between the end of an attempt and a person's resume; in no share",
 }
@@ -181,11 +181,13 @@ def _attempts(data: ReportData) -> Html:
     for claim in data.claims:
         state, why = ending_of(data, claim)
         steps = [row["step"] for row in data.metrics if row["attempt"] == claim.attempt and row["kind"] == "step"]
+        ranks = [row["world_size"] for row in data.events if row["attempt"] == claim.attempt and "world_size" in row]
         began = claim.base.step if claim.base else 0
         reached = f"{began:,} to {max(steps):,}" if steps else f"{began:,}"
         chip = tag("span", state, class_=f"state {_slug(state)}")
-        rows.append([str(claim.attempt), _moment(claim.at), claim.host, reached, chip, why])
-    return _section("Attempts", table(["attempt", "started", "host", "steps", "ended", "why"], rows))
+        on = str(ranks[-1]) if ranks else ""
+        rows.append([str(claim.attempt), _moment(claim.at), claim.host, on, reached, chip, why])
+    return _section("Attempts", table(["attempt", "started", "host", "ranks", "steps", "ended", "why"], rows))
 
 
 def _samples(data: ReportData) -> Html:

@@ -12,6 +12,7 @@ from cluster.errors import RunNotFoundError
 from cluster.local import LocalProvider
 from cluster.provider import Receipt, State
 from cluster.runs import Claim, Run, counted
+from launcher.display import describe_event
 from launcher.goodput import Goodput, measure
 from launcher.text import typed
 
@@ -33,6 +34,7 @@ class Summary:
     metrics: dict[str, float] = field(default_factory=dict)
     checkpoints: tuple[int, ...] = ()
     restarts: int = 0
+    ranks: int | None = None
     host: str = ""
     exit_code: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
@@ -105,7 +107,10 @@ def _while_it_runs(run: Run, claim: Claim) -> tuple[State, str]:
     if claim.host != socket.gethostname():
         return State.RUNNING, f"as far as storage tells: it runs on {claim.host}"
     if is_running(run):
-        starting = not any(row["event"] == "training" for row in run.rows_of(claim.attempt, "events"))
+        events = run.rows_of(claim.attempt, "events")
+        starting = not any(row["event"] == "training" for row in events)
+        if starting and (missing := _missing_workers(events)):
+            return State.RECOVERING if claim.attempt > 1 else State.PROVISIONING, missing
         if starting and claim.attempt > 1:
             return State.RECOVERING, "starting again from its newest checkpoint"
         return (State.PROVISIONING, "Ray and the data are getting ready") if starting else (State.RUNNING, "")
@@ -115,6 +120,12 @@ def _while_it_runs(run: Run, claim: Claim) -> tuple[State, str]:
     if saved:
         return State.RECOVERING, f"preempted: its machine was taken away, all up to step {saved[-1]} is saved"
     return State.FAILED, _last_words(run) or "its processes are gone"
+
+
+def _missing_workers(events: Sequence[dict[str, Any]]) -> str:
+    """Say for how many workers an attempt waits; an empty text where it waits for none."""
+    waits = [row for row in events if row["event"] in ("waiting", "waited")]
+    return describe_event(waits[-1], 0) if waits and waits[-1]["event"] == "waiting" else ""
 
 
 def _last_words(run: Run) -> str:
@@ -131,7 +142,7 @@ def _progress(run: Run, claims: Sequence[Claim]) -> dict[str, Any]:
     found: dict[str, Any] = {"data": {}, "goodput": measure(claims, run.results(), events, metrics)}
     for row in events:
         if row["event"] == "training":
-            found["last_step"] = row["last_step"]
+            found |= {"last_step": row["last_step"], "ranks": row["world_size"]}
         if row["event"] == "data.ready":
             found["data"] = {key: value for key, value in row.items() if key not in ("time", "event")}
     for row in counted(metrics, claims):

@@ -23,6 +23,7 @@ def status_command(name: RunName, storage: StorageOption = None, json: JsonOptio
         "run": summary.uri,
         "state": f"{summary.state}{': ' + summary.reason if summary.reason else ''}",
         "step": f"{summary.step}{of}{f', epoch {summary.epoch}' if summary.epoch else ''}",
+        "ranks": str(summary.ranks) if summary.ranks else "",
         "loss": decimal(summary.loss) if summary.loss is not None else "",
         "metrics": "  ".join(f"{key} {decimal(value)}" for key, value in summary.metrics.items()),
         "goodput": describe(summary.goodput) if summary.goodput is not None else "",

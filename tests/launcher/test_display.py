@@ -49,6 +49,19 @@ def shown(*rows: dict[str, Any], attempt: int = 1) -> list[str]:
             "warning: the checkpoint of step 8 is damaged and passed over: model.safetensors is damaged",
         ),
         ({"event": "recovering", "reason": "rank 1 died"}, "recovering: rank 1 died"),
+        (
+            {"event": "resizing", "from": 1, "to": 2, "step": 40},
+            "resizing: there is room for 2 ranks instead of 1; saved at step 40",
+        ),
+        (
+            {"event": "resized", "from": 2, "to": 1, "step": 40},
+            "resized: the number of ranks is 1 instead of 2, from step 40 on",
+        ),
+        (
+            {"event": "waiting", "workers": 1, "least": 2},
+            "waiting for 1 more worker: there is no room yet for cluster.workers.min, which is 2",
+        ),
+        ({"event": "waited", "seconds": 3.0}, ""),
         ({"event": "memory", "process": "rank 0", "peak_bytes": 1}, ""),
         ({"event": "of a newer version"}, ""),
     ],
@@ -96,7 +109,7 @@ def test_a_terminal_shows_a_bar_with_step_loss_rate_checkpoint_and_time_left() -
         live._progress.refresh()
     text = out.getvalue()
     assert "epoch 2" in text
-    assert "6/12  loss 0.3333  640/s  saved 4  ETA 0.6 s" in text
+    assert "6/12  loss 0.3333  640/s on 2 ranks  saved 4  ETA 0.6 s" in text
     assert "saved: checkpoint of step 4" in text
 
 

@@ -165,6 +165,35 @@ def test_waiting_is_from_the_last_sign_of_a_lost_attempt_to_the_next_claim() -> 
     assert spent([claim(1, 1.0), claim(2, 65.0)], events, [step(2.0, 1)]) == {"repeated": 1.0, "waiting": 63.0}
 
 
+def test_a_planned_change_of_the_ranks_repeats_nothing_and_costs_its_start() -> None:
+    events = [
+        event(2.0, "training", step=0),
+        event(5.5, "resizing", step=2, **{"from": 1, "to": 2}),
+        event(8.0, "resized", 2, step=2, **{"from": 1, "to": 2}),
+        event(9.0, "restored", 2, step=2, seconds=0.5),
+        event(9.0, "training", 2, step=2),
+    ]
+    metrics = [step(3.0, 1), step(5.0, 2), step(10.0, 3, 2)]
+    claims = [claim(1, 1.0), claim(2, 6.0, (1, 2))]
+    assert spent(claims, events, metrics) == {
+        "start-up": 1.0 + 2.5,
+        "restoring": 0.5,
+        "training": 3.0 + 1.0,
+        "waiting": 0.5,
+        "other": 0.5,
+    }
+
+
+def test_the_wait_for_room_is_no_start_up() -> None:
+    events = [
+        event(2.0, "waiting", workers=1, least=2),
+        event(7.0, "waited", seconds=5.0),
+        event(9.0, "training", step=0),
+    ]
+    found = spent([claim(1, 1.0)], events, [step(10.0, 1)])
+    assert found == {"start-up": 3.0, "waiting": 5.0, "training": 1.0}
+
+
 def test_a_run_that_lost_its_rank_and_has_not_gone_on_yet_is_waiting() -> None:
     events = [event(1.0, "training", step=0), event(5.0, "recovering")]
     assert spent([claim(1, 1.0)], events, [step(2.0, 1)]) == {"training": 1.0, "waiting": 3.0}

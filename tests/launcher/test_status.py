@@ -65,6 +65,27 @@ def test_a_later_attempt_that_does_not_train_yet_is_recovering(run: Run) -> None
         assert state(run) is State.RECOVERING
 
 
+@pytest.mark.parametrize(
+    ("attempts", "expected"), [(1, State.PROVISIONING), (2, State.RECOVERING)], ids=["at first", "later"]
+)
+def test_a_run_that_waits_for_workers_says_for_how_many(run: Run, attempts: int, expected: State) -> None:
+    for _ in range(attempts):
+        attempt = run.claim()
+    write_rows(attempt, "events", [{"event": "waiting", "workers": 2, "least": 4}], by="driver")
+    with living(run.id):
+        summary = summarize(run)
+        assert (summary.state, summary.reason.partition(":")[0]) == (expected, "waiting for 2 more workers")
+        write_rows(attempt, "events", [{"event": "waited", "seconds": 9.0}], by="later")
+        assert "waiting" not in summarize(run).reason
+
+
+def test_the_number_of_ranks_is_the_newest(run: Run) -> None:
+    write_rows(run.claim(), "events", [started(0, at=1.0)])
+    assert summarize(run).ranks == 2
+    write_rows(run.claim(), "events", [{**started(0, at=2.0), "world_size": 1}])
+    assert summarize(run).ranks == 1
+
+
 def test_a_run_of_another_machine_is_running_as_far_as_one_knows(run: Run) -> None:
     move_elsewhere(run.claim())
     summary = summarize(run)
