@@ -1,0 +1,60 @@
+"""One node of a real Ray, and the process that started it; it ends with its standard input.
+
+    python -P -m tests.real.ray_node FOLDER [ADDRESS IP]
+
+Without an address it is a head. It prints the address of the GCS once it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+
+import ray
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+
+from trainers.backend import start_ray, without_spared_processes
+
+
+def start_head(folder: str) -> str:
+    start_ray(cpus=1, temp_folder=folder)
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def join(folder: str, address: str, ip: str) -> None:
+    parameters = RayParams(
+        gcs_address=address,
+        node_ip_address=ip,
+        num_cpus=1,
+        object_store_memory=80_000_000,
+        temp_dir=folder,
+        min_worker_port=0,
+        max_worker_port=0,
+    )
+    with without_spared_processes():
+        Node(parameters, head=False, shutdown_at_exit=False, spawn_reaper=False)
+
+
+def reap() -> None:
+    """Let what has died be gone: its workers end only then."""
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                return
+        except ChildProcessError:
+            return
+
+
+if __name__ == "__main__":
+    folder, *rest = sys.argv[1:]
+    if rest:
+        address, ip = rest
+        join(folder, address, ip)
+    else:
+        address = start_head(folder)
+    print(f"running {address}", flush=True)
+    while not select.select([sys.stdin], [], [], 0.2)[0]:
+        reap()
+    os._exit(0)
