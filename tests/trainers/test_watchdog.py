@@ -290,13 +290,10 @@ def test_the_last_rank_out_takes_the_folder_along(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_what_lost_ranks_left_goes_with_the_next_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_what_lost_ranks_left_goes_with_the_next_attempt(tmp_path: Path) -> None:
     for uri, attempt in (("runs/a", 1), ("runs/a", 2), ("runs/a", 3), ("runs/b", 1)):
-        pulse_folder(uri, attempt).mkdir()
-        (pulse_folder(uri, attempt) / "rank-1").touch()
-    forget_earlier_attempts("runs/a", 3)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        pulse_folder("runs/a", 3).name,
-        pulse_folder("runs/b", 1).name,
-    }
+        pulse_folder(tmp_path, uri, attempt).mkdir()
+        (pulse_folder(tmp_path, uri, attempt) / "rank-1").touch()
+    forget_earlier_attempts(tmp_path, "runs/a", 3)
+    left = {pulse_folder(tmp_path, "runs/a", 3), pulse_folder(tmp_path, "runs/b", 1)}
+    assert set(tmp_path.iterdir()) == left
