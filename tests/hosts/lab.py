@@ -170,7 +170,7 @@ class Host:
         assert self._first is not None
         assert self._first.poll() is None, f"{self._name} did not boot"
         with contextlib.suppress(psutil.Error, IndexError):
-            return Path(f"/proc/{self._init().pid}/root/tmp/booted").exists()
+            return (self.root / "tmp" / "booted").exists()
         return False
 
     def _on_bridge(self, *arguments: str) -> None:
