@@ -22,7 +22,7 @@ def test_a_sharded_training_goes_through_every_fault_and_its_model_is_exported_a
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
     assert told["verdict"]["equal"] is True
-    assert len(told["faults"]) == 5
+    assert len(told["faults"]) == 4  # the outage is for a bucket
     disturbed = next(run for run in list_runs(open_storage(str(runs))) if len(run.attempts()) > 1)
     names = disturbed.checkpoints()[-1].files
     assert {f"model-rank-{rank}-of-2.safetensors" for rank in range(2)} < set(names)
