@@ -24,7 +24,9 @@ from trainers.pulse import pulse_folder
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1500)]
 
 BATCH, SEED = 256, 3
-TOLERANCE = 1e-5  # of losses and gradient norms, relative: sums of float32 in another order give some 1e-7
+# Relative. Sums of float32 in another order differ by some 1e-7; a tie in a pooling, or a ReLU at nought, that falls
+# the other way for it changes the gradient of a sample, and hardly a loss.
+TOLERANCES = {"loss": 1e-5, "grad_norm": 5e-3}
 PATIENT = 600.0  # seconds; a start of the ranks takes ten on an idle machine
 JOB = f"""
 task: image-classification
@@ -96,8 +98,8 @@ def assert_as_if_undisturbed(run: Run, folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     theirs = steps(undisturbed)
     assert [row["seen"] for row in ours] == [row["seen"] for row in theirs]
-    for what in ("loss", "grad_norm"):
-        np.testing.assert_allclose([row[what] for row in ours], [row[what] for row in theirs], rtol=TOLERANCE)
+    for what, tolerance in TOLERANCES.items():
+        np.testing.assert_allclose([row[what] for row in ours], [row[what] for row in theirs], rtol=tolerance)
     assert_each_sample_once_an_epoch(run)
 
 
