@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,10 @@ def find_weed() -> str | None:
 class SeaweedFS:
     """A running server; `stop` ends it. It also ends by itself when this process dies, however it dies."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1", within: Sequence[str] = ()) -> None:
+        """Start it, at an address of this machine; `within` goes before its command, as what enters a namespace."""
+        self._host = host
+        self._within = within
         self.admin = ("admin-" + uuid.uuid4().hex[:8], uuid.uuid4().hex)
         self.reader = ("reader-" + uuid.uuid4().hex[:8], uuid.uuid4().hex)
         self._temporary: list[tuple[str, str]] = []
@@ -82,7 +86,7 @@ class SeaweedFS:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -124,7 +128,8 @@ class SeaweedFS:
         data = self._folder / uuid.uuid4().hex[:8]
         data.mkdir(parents=True)
         self._config(data / "s3.json")
-        command = [weed, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
+        command = [*self._within, weed, "server", f"-dir={data}", "-filer", "-s3"]
+        command += [f"-ip={self._host}", f"-ip.bind={self._host}"]
         command += ["-master.telemetry=false", "-volume.max=400", "-master.volumeSizeLimitMB=256"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
         command += [f"-filer.localSocket={data / 'filer.sock'}", f"-s3.localSocket={data / 's3.sock'}"]
@@ -143,7 +148,7 @@ class SeaweedFS:
                 start_new_session=True,  # Ctrl-C is for the tests alone
                 stdout=log,
                 stderr=log,
-                env={"WEED_S3_SSE_KEY": "any", "HOME": str(self._home), "PATH": "/usr/bin:/bin"},
+                env={"WEED_S3_SSE_KEY": "any", "HOME": str(self._home), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
             )
 
     def _knows(self, user: tuple[str, str]) -> bool:
