@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import ray
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.train import BackendConfig, FailureConfig, RunConfig
 from ray.train.backend import Backend
 from ray.train.v2.api.config import ScalingConfig
@@ -52,6 +53,9 @@ _SHORT = 60.0  # seconds until too little room is the driver's to wait for, who 
 _ANSWER = 1.0  # seconds that a node has to answer
 _SPARED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")
 _SPARED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+_AT_START = "trainers.spares.import_what_ranks_need"
+_LONG = 10 * 365 * 86400  # seconds that a spare process waits at most; Ray ends it with the run
+_PATIENCE = 10.0  # seconds for Ray to answer
 
 
 def start_ray(*, cpus: int, temp_folder: str | None) -> None:
@@ -103,7 +107,12 @@ def build_trainer(
         train_loop_config=config,
         backend_config=ProcessGroupConfig(own_ray=own_ray),
         scaling_config=ScalingConfig(num_workers=number, use_gpu=gpus, elastic_resize_monitor_interval_s=_LOOK),
-        run_config=RunConfig(name="train", storage_path=scratch, failure_config=_never_again()),
+        run_config=RunConfig(  # type: ignore[call-arg]  # what type checkers see is the class of Ray Train's first version
+            name="train",
+            storage_path=scratch,
+            failure_config=_never_again(),
+            worker_runtime_env=_standing_by() if own_ray else None,
+        ),
     )
 
 
@@ -126,6 +135,32 @@ def is_draining() -> bool:
 def is_unreachable(error: Exception) -> bool:
     """Whether Ray Train gave a rank up because it no longer answered."""
     return type(error).__name__ == _UNREACHABLE
+
+
+def _standing_by() -> dict[str, Any]:
+    """Return the environment that ranks share with their spares: each begins with what takes long to import."""
+    return {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: _AT_START}}
+
+
+def start_spares(count: int) -> None:
+    """Start processes on this machine that Ray will take for ranks; called on a rank, whose environment they share.
+
+    Returns at once. Raises what Ray does, and AttributeError or ImportError where it is another inside.
+    """
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
+
+    node: Any = ray._private.worker._global_node
+    context = ray.get_runtime_context()
+    request = node_manager_pb2.PrestartWorkersRequest(  # type: ignore[attr-defined]
+        language=common_pb2.Language.PYTHON,  # type: ignore[attr-defined]
+        job_id=bytes.fromhex(context.get_job_id()),
+        num_workers=count,
+        keep_alive_duration_secs=_LONG,
+    )
+    request.runtime_env_info.serialized_runtime_env = context.get_runtime_env_string()
+    with init_grpc_channel(f"{node.node_ip_address}:{node.node_manager_port}") as channel:
+        node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=_PATIENCE)
 
 
 @dataclass
@@ -179,13 +214,40 @@ class _LeanTrainer(DataParallelTrainer):
 
 
 class _LocalTrainer(_LeanTrainer):
-    """Ray Train on a Ray of our own: the supervisor ends the whole of it, and nothing scales."""
+    """Ray Train on a Ray of our own: the supervisor ends the whole of it, and nothing scales.
+
+    Its controller, a process that takes seconds to start, serves one attempt after the other.
+    """
+
+    _controller: ClassVar[Any] = None  # of the attempt before
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         policy = arguments.get("scaling_policy")
         if hasattr(policy, "_maybe_send_resource_request"):
             arguments["scaling_policy"] = _without_autoscaling(policy)
+        controller = _LocalTrainer._controller
+        if controller is not None and _begins_again(controller, arguments):
+            ray.get(controller.run.remote())
+            return ray.get(controller.get_result.remote())
         return super()._initialize_and_run_controller(**arguments)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Keep the controller that Ray Train has just made."""
+        _LocalTrainer._controller = controller
+        super()._register_sigint_handler(controller)
+
+
+def _begins_again(controller: Any, arguments: dict[str, Any]) -> bool:
+    """Have a controller forget the attempt before and make ready for another; return whether it can."""
+    try:
+        ray.get(controller.__ray_call__.remote(_initialize, arguments))
+    except (ray.exceptions.RayError, AttributeError):  # it is gone, or this Ray cannot
+        return False
+    return True
+
+
+def _initialize(controller: Any, arguments: dict[str, Any]) -> None:
+    controller.__init__(**arguments)
 
 
 class _ElasticTrainer(_LeanTrainer):

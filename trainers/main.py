@@ -197,6 +197,7 @@ class Driver:
             "arrays": ready.arrays,
             "temporary": str(self.temporary),
             "elastic": None if ready.own_ray else Elastic(time.time(), self._ranks_before(attempt)),
+            "spares": self.cluster.address is None,  # in a Ray of others they could outlive the run
         }
         pulses = pulse_folder(self.temporary, self.run.uri, attempt.number)
         trainer = build_trainer(

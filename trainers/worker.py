@@ -43,11 +43,13 @@ def run_under_ray(config: dict[str, Any]) -> None:
     import ray
 
     from trainers.output import shipped_output
+    from trainers.spares import standing_by
 
     run = Run.at(config["run_uri"])
     attempt = Attempt.reopen(run, config["attempt"])
     context = RayContext(Path(config["temporary"]))
-    with shipped_output(attempt, f"rank-{context.rank}"):
+    spares = context.local_world_size if config["spares"] and context.local_rank == 0 else 0
+    with shipped_output(attempt, f"rank-{context.rank}"), standing_by(spares, attempt=attempt.number):
         arrays = dict(zip(config["arrays"], ray.get(list(config["arrays"].values())), strict=True))
         prepared = Prepared(arrays=arrays, meta=config["meta"])
         run_rank(context, attempt, config["job"], prepared, config["elastic"])
