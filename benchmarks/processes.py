@@ -50,13 +50,9 @@ def run(
     With `memory`, the memory of its processes is sampled meanwhile, which costs a little of the machine. Whatever
     ends this call early (Ctrl-C, or TimeoutError after `limit` seconds) ends the processes too.
     """
-    _adopt_orphans()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by way of `finally`
-    with log.open("wb") as output:
-        started, clock = time.time(), time.perf_counter()
-        root = subprocess.Popen(
-            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
+    _prepare()
+    begun, clock = time.time(), time.perf_counter()
+    root = _start(command, cwd, env, log)
     watch = MemoryWatch(root.pid) if memory else None
     try:
         with _at_most(limit):
@@ -67,9 +63,21 @@ def run(
     finally:
         _kill_all()
         peaks = watch.stop() if watch is not None else None
-    return Ran(
-        started=started, exit_code=root.returncode, command=seconds, gone=gone, leftovers=leftovers, memory=peaks
-    )
+    return Ran(started=begun, exit_code=root.returncode, command=seconds, gone=gone, leftovers=leftovers, memory=peaks)
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str], *, cwd: Path, env: Mapping[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command, its output in `log`; with the block end all the processes that it started."""
+    _prepare()
+    root = _start(command, cwd, env, log)
+    try:
+        yield root
+    finally:
+        _kill_all()
+        root.returncode = root.returncode or 0  # it was reaped with the others
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
@@ -80,11 +88,22 @@ def clean_environment(**extra: str) -> dict[str, str]:
     return {**kept, "RAY_USAGE_STATS_ENABLED": "0", **extra}
 
 
-def _adopt_orphans() -> None:
-    """Have the kernel hand us every process that outlives its parent. Raises SystemExit where it cannot."""
+def _start(command: Sequence[str], cwd: Path, env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+
+
+def _prepare() -> None:
+    """Have the kernel hand us every process that outlives its parent, and a SIGTERM go by way of `finally`.
+
+    Raises SystemExit where it cannot.
+    """
     if sys.platform != "linux":
         sys.exit(f"the benchmarks run on Linux, this is {sys.platform}: elsewhere nobody can wait for orphans")
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _wait_for(pid: int) -> int:
