@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -84,15 +85,24 @@ def remove_if_stale(partial: Path) -> bool:
     return True
 
 
+@dataclass
+class Arrival:
+    """A file that is being fetched."""
+
+    path: Path  # to be filled
+    found: Digest | None = None  # of what was written into it, where that is known: it is then not read again
+
+
 @contextmanager
-def arriving(target: Path, expect: Digest, name: str) -> Iterator[Path]:
-    """Yield a path to fill. It becomes `target` if it then holds `expect`, and is removed if not."""
+def arriving(target: Path, expect: Digest, name: str) -> Iterator[Arrival]:
+    """Yield a file to fill. It becomes `target` if it then holds `expect`, and is removed if not."""
     partial = target.with_name(f"{PARTIAL}{secrets.token_hex(_TOKEN_BYTES)}-{target.name}")
+    arrival = Arrival(partial)
     try:
         with disk_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            check_digest(Digest.of_file(partial), expect, name)
+            yield arrival
+            check_digest(arrival.found or Digest.of_file(partial), expect, name)
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             partial.replace(target)

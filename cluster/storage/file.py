@@ -59,8 +59,12 @@ class FileStorage:
         return digest
 
     def download(self, path: str, target: Path, *, expect: Digest) -> None:
-        with self._open(path) as stored, arriving(target, expect, stored.name) as partial, partial.open("xb") as file:
-            shutil.copyfileobj(stored, file, _CHUNK)
+        with (
+            self._open(path) as stored,
+            arriving(target, expect, stored.name) as arrival,
+            arrival.path.open("xb") as file,
+        ):
+            arrival.found = _copy_hashing(stored, file)
 
     def copy(self, source: str, target: str) -> None:
         goal = self._target(target)

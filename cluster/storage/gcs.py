@@ -17,6 +17,7 @@ from cluster.storage.disk import arriving, disk_errors
 from cluster.storage.gcs_errors import Place, explain, failures
 from cluster.storage.gcs_parts import CONNECTIONS, FOLDER, Parts, crc32c, digests
 from cluster.storage.gcs_retries import Retries
+from cluster.storage.parts import fetch
 from cluster.storage.rules import check_folder, check_path, check_prefix, holds
 
 PART = 8 << 20  # the most that google-cloud-storage sends in one request
@@ -105,21 +106,17 @@ class GCSStorage:
         return digest
 
     def download(self, path: str, target: Path, *, expect: Digest) -> None:
-        with arriving(target, expect, self._name(path)) as partial:
+        with arriving(target, expect, self._name(path)) as arrival:
             if expect.size <= self._part_size:
-                partial.write_bytes(self.read(path))
-                return
-            partial.touch()
-
-            def fetch(start: int) -> None:
-                end = start + self._part_size
-                data = self.read(path, start=start, end=end if end < expect.size else None)  # or more than expected
-                with partial.open("rb+") as file:
-                    file.seek(start)
-                    file.write(data)
-
-            with ThreadPoolExecutor(CONNECTIONS) as pool:
-                list(pool.map(fetch, range(0, expect.size, self._part_size)))
+                arrival.path.write_bytes(self.read(path))
+            else:
+                arrival.found = fetch(
+                    lambda start, end: self.read(path, start=start, end=end),
+                    arrival.path,
+                    size=expect.size,
+                    part_size=self._part_size,
+                    connections=CONNECTIONS,
+                )
 
     def copy(self, source: str, target: str) -> None:
         origin, goal, token = self._blob(source), self._blob(target), None

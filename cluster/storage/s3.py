@@ -14,6 +14,7 @@ from cluster.errors import CorruptObjectError, MissingExtraError, ObjectExistsEr
 from cluster.storage.base import Digest, Entry
 from cluster.storage.disk import arriving, disk_errors
 from cluster.storage.network import FIRST_ATTEMPTS, backoff
+from cluster.storage.parts import fetch
 from cluster.storage.rehearsed import rehearse_s3
 from cluster.storage.rules import check_folder, check_path, check_prefix, holds
 from cluster.storage.s3_errors import Place, explain
@@ -76,12 +77,17 @@ class S3Storage:
         return digest
 
     def download(self, path: str, target: Path, *, expect: Digest) -> None:
-        with arriving(target, expect, self._name(path)) as partial:
+        with arriving(target, expect, self._name(path)) as arrival:
             if expect.size <= self._part_size:
-                partial.write_bytes(self.read(path))
-            else:
-                with self._errors(path):
-                    self._transfers.download(self._bucket, self._key(path), partial)
+                arrival.path.write_bytes(self.read(path))
+            elif not self._transfers.download(self._bucket, self._key(path), arrival.path):
+                arrival.found = fetch(
+                    lambda start, end: self.read(path, start=start, end=end),
+                    arrival.path,
+                    size=expect.size,
+                    part_size=self._part_size,
+                    connections=_CONNECTIONS,
+                )
 
     def copy(self, source: str, target: str) -> None:
         from boto3.s3.transfer import TransferConfig

@@ -35,23 +35,26 @@ class Transfers:
 
     def upload(self, source: Path, bucket: str, key: str) -> None:
         """Send a file; a failed upload is aborted."""
-        self._transfer(lambda manager: manager.upload(str(source), bucket, key))
-
-    def download(self, bucket: str, key: str, target: Path) -> None:
-        self._transfer(lambda manager: manager.download(bucket, key, str(target)))
-
-    def _transfer(self, submit: Callable[[Any], Any]) -> None:
         from s3transfer.manager import TransferManager
 
+        if not self._try_crt(lambda manager: manager.upload(str(source), bucket, key)):
+            with TransferManager(self._client, self._config) as manager:
+                manager.upload(str(source), bucket, key).result()
+
+    def download(self, bucket: str, key: str, target: Path) -> bool:
+        """Fetch an object by the CRT; return whether that was possible."""
+        return self._try_crt(lambda manager: manager.download(bucket, key, str(target)))
+
+    def _try_crt(self, submit: Callable[[Any], Any]) -> bool:
+        if self._crt is None:
+            return False
         try:
-            if self._crt is not None:
-                with self._crt() as manager:
-                    submit(manager).result()
-                return
+            with self._crt() as manager:
+                submit(manager).result()
         except Exception:  # its errors are its own; those of the next try are botocore's
             _log.debug("the CRT gave up, boto3 takes over", exc_info=True)
-        with TransferManager(self._client, self._config) as manager:
-            submit(manager).result()
+            return False
+        return True
 
     @cached_property
     def _crt(self) -> Callable[[], Any] | None:
