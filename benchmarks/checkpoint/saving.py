@@ -197,7 +197,7 @@ def copier(name: str) -> Callable[[str, int], Saved]:
         import os
 
         from trainers import state
-        from trainers.checkpoint import MODEL_FILE, OPTIMIZER_FILE
+        from trainers.whole import MODEL_FILE, OPTIMIZER_FILE
 
         program = next(one for one in copiers()[0] if one.name == name)
         training = Training(size, seed=1)
