@@ -104,6 +104,7 @@ def run_rank(
         if outcome.stopped is StopReason.PREEMPTED:
             recorder.event("preempted", step=outcome.step)
             recorder.close()
+            context.gather(0)  # the first rank that raises has all others ended: by now rank 0 has saved and said so
             raise PreemptedError(f"preempted: {outcome.stopped.value}; saved at step {outcome.step}")
         for rank, peak in enumerate(context.gather(peak_memory())):
             recorder.event("memory", process=f"rank {rank}", peak_bytes=peak)

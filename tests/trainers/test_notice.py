@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import PreemptedError
 from cluster.runs import Attempt, Run
 from tests.harness import environment, losses, wait_for
 from tests.trainers.training import EVERYTHING, Change, events, start, train
 from trainers import notice
-from trainers.context import StopReason
+from trainers.context import LocalContext, StopReason
 from trainers.control import Control
 
 LONG: Change = {"train": {"epochs": 40, "eval_every": "120 steps"}, "checkpoint": {"every": "1000 epochs"}}
@@ -157,6 +158,21 @@ def test_a_process_that_is_told_to_end_saves_and_goes_on_later_as_if_it_had_not(
     assert step < 160
     _run_process(run)
     assert losses(run) == losses(whole)
+
+
+def test_no_rank_leaves_a_preempted_attempt_before_rank_0_has_saved(tmp_path: Path, given: threading.Event) -> None:
+    run = start(tmp_path)
+    given.set()
+    stored: list[tuple[list[int], list[int]]] = []
+
+    class Context(LocalContext):
+        def gather(self, value: int) -> list[int]:
+            stored.append(([one.step for one in run.checkpoints()], [row["step"] for row in events(run, "preempted")]))
+            return super().gather(value)
+
+    with pytest.raises(PreemptedError, match="saved at step 1"):
+        train(run, context=Context())
+    assert stored[-1] == ([1], [1]), "what is there when the ranks meet for the last time"
 
 
 def _start_process(run: Run) -> subprocess.Popen[str]:

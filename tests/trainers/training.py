@@ -17,7 +17,7 @@ from cluster.runs import Run
 from tests.finished import new_run
 from tests.harness import environment
 from tests.trainers.pictures import digits, write_idx
-from trainers.context import LocalContext
+from trainers.context import LocalContext, WorkerContext
 from trainers.jobs import load_job
 from trainers.loop import Outcome
 from trainers.tasks.base import Prepared
@@ -66,10 +66,10 @@ def start(folder: Path, *changes: Change, run_id: str = "digits") -> Run:
     return new_run(folder, run_id, stream.getvalue())
 
 
-def train(run: Run, elastic: Elastic | None = None) -> Outcome:
+def train(run: Run, elastic: Elastic | None = None, context: WorkerContext | None = None) -> Outcome:
     """Run one attempt to its end, from the newest checkpoint on."""
     job, _ = load_job(run)
-    return run_rank(LocalContext(), run.claim(), job, _prepared(run.uri, run.job()), elastic)
+    return run_rank(context or LocalContext(), run.claim(), job, _prepared(run.uri, run.job()), elastic)
 
 
 @cache
