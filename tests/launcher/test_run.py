@@ -67,7 +67,12 @@ def kind(process: psutil.Process) -> str:
         title = " ".join(process.cmdline())
     except psutil.Error:
         return "gone"
-    kinds = {"cluster.supervisor": "supervisor", "trainers.main": "driver", "RayTrainWorker": "worker"}
+    kinds = {
+        "cluster.supervisor": "supervisor",
+        "trainers.main": "driver",
+        "RayTrainWorker": "worker",
+        "ray::IDLE": "worker to be",  # it imports what ranks need before it becomes one
+    }
     return next((name for mark, name in kinds.items() if mark in title), "other")
 
 
