@@ -79,8 +79,8 @@ def test_a_killed_run_ends_with_the_losses_of_an_undisturbed_one(
     run = open_run(job.parent / "runs", fresh_id(f"kill-{KILLS.index((what, when))}"))
     with start_raylift("run", job, "--id", run.id, "--storage", job.parent / "runs") as process:
         _wait_for_step(run, _step_at(when))
-        for name in what.split(" and "):
-            victim = find_process(run.id, name)
+        victims = [(name, find_process(run.id, name)) for name in what.split(" and ")]
+        for name, victim in victims:  # at once: without some of them the others end by themselves
             assert victim is not None, f"there is no {name} to kill"
             kill(victim)
         output, _ = process.communicate(timeout=240)
