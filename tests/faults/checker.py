@@ -18,6 +18,7 @@ from cluster.runs import Claim, Result, counted, last_steps
 
 Row = dict[str, Any]
 INTACT = "intact"
+_RETIRED = ("gone", "partial")  # retention takes the manifest first; killed then, it leaves the rest to a sweep
 _NEEDS_A_RESUME = {State.FAILED, State.STOPPED}
 _NOT_COMPUTED = {"time", "attempt", "seconds", "samples_per_s"}
 
@@ -161,13 +162,13 @@ def _checkpoints(history: History) -> Iterator[str]:
         for what in seen.unreadable:
             yield f"at {seen.at:.1f} readers saw a checkpoint that could not be read: {what}"
     for attempt, steps in _Saves.of(history).times.items():
-        newest = sorted({*steps} | {step for number, step in history.stored if number == attempt})
+        adopted = {step for (number, step), what in history.stored.items() if number == attempt and what != "partial"}
+        kept = sorted({*steps} | adopted)[-history.keep :]
         for step in steps:
-            found = history.stored.get((attempt, step))
-            if found is None and step in newest[-history.keep :]:
-                yield f"step {step} of attempt {attempt} was saved and is gone, though retention keeps {history.keep}"
-            if found not in (None, INTACT):
-                yield f"step {step} of attempt {attempt} was saved and is {found}"
+            found = history.stored.get((attempt, step), "gone")
+            if found != INTACT and (step in kept or found not in _RETIRED):
+                though = f", though retention keeps {history.keep}" if found == "gone" else ""
+                yield f"step {step} of attempt {attempt} was saved and is {found}{though}"
 
 
 def _results(history: History) -> Iterator[str]:
@@ -188,10 +189,12 @@ def _results(history: History) -> Iterator[str]:
 
 def _states(history: History) -> Iterator[str]:
     resumes = [one.at for one in history.injected if one.name == "resume"]
+    since = 0.0  # when it came to the state that it is in
     for before, after in pairwise(history.seen):
         if before.state == after.state:
             continue
-        resumed = any(before.at <= at <= after.at for at in resumes)
+        resumed = any(since <= at <= after.at for at in resumes)  # it may be FAILED for a while yet
+        since = after.at
         if before.state is State.SUCCEEDED or (before.state in _NEEDS_A_RESUME and not resumed):
             yield f"at {after.at:.1f} it was {after.state}, after it had been {before.state}"
         if after.state is State.PENDING:

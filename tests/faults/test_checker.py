@@ -100,6 +100,27 @@ def with_states(*states: State) -> Change:
     return lambda history: replace(history, seen=[Seen(float(at), state) for at, state in enumerate(states)])
 
 
+def with_step_4_retired(found: str | None) -> Change:
+    """Let attempt 1 have saved step 10 too, and retention have left this of its step 4."""
+
+    def change(history: History) -> History:
+        stored = {(1, 8): INTACT, (1, 10): INTACT, (2, 10): INTACT, (2, LAST): INTACT}
+        return replace(
+            with_events(event(1, 2.0, "checkpoint", step=10))(history),
+            claims=[history.claims[0], claim(2, 3.0, Base(1, 10))],
+            stored=stored if found is None else {**stored, (1, 4): found},
+            visible=[(1, 8), (2, 10), (2, LAST)],
+            events=[row for row in history.events if row["event"] not in ("restored", "claimed")],
+            metrics=[*rows(1, 0, 10, 1.0), *rows(2, 10, LAST, 3.0)],
+        )
+
+    return change
+
+
+def failed_and_resumed(*states: State, at: float) -> Change:
+    return lambda history: replace(with_states(*states)(history), injected=[*history.injected, Injected(at, "resume")])
+
+
 VIOLATIONS: dict[str, tuple[Change, str]] = {
     "missing step": (without_a_row, "step rows missing: 11"),
     "doubled row": (with_a_row_twice, "step rows doubled: 12"),
@@ -123,6 +144,11 @@ VIOLATIONS: dict[str, tuple[Change, str]] = {
         "the attempts are [1, 2, 2]",
     ),
     "damaged": (with_stored((2, LAST), "damaged"), f"step {LAST} of attempt 2 was saved and is damaged"),
+    "damaged, not retired": (with_step_4_retired("damaged"), "step 4 of attempt 1 was saved and is damaged"),
+    "resumed before it failed": (
+        failed_and_resumed(State.RUNNING, State.FAILED, State.RUNNING, State.SUCCEEDED, at=0.5),
+        "at 2.0 it was RUNNING, after it had been FAILED",
+    ),
     "partial and visible": (
         with_stored((2, LAST), "partial"),
         f"readers see step {LAST} of attempt 2, which is partial",
@@ -182,10 +208,7 @@ def test_a_violation_is_found(history: History, change: Change, words: str) -> N
     "change",
     [
         with_states(State.RUNNING, State.RECOVERING, State.RUNNING, State.SUCCEEDED),
-        lambda history: replace(
-            with_states(State.RUNNING, State.FAILED, State.RECOVERING, State.SUCCEEDED)(history),
-            injected=[*history.injected, Injected(1.5, "resume")],
-        ),
+        failed_and_resumed(State.RUNNING, State.FAILED, State.RECOVERING, State.SUCCEEDED, at=1.5),
         lambda history: replace(
             with_base(Base(1, 4))(with_events(event(2, 3.0, "checkpoint.corrupt", step=8))(history)),
             events=[
@@ -195,16 +218,11 @@ def test_a_violation_is_found(history: History, change: Change, words: str) -> N
             ],
             metrics=[*rows(1, 0, 10, 1.0), *rows(2, 4, LAST, 3.0)],
         ),
-        lambda history: replace(
-            without_stored((1, 4))(with_events(event(1, 2.0, "checkpoint", step=10))(history)),
-            claims=[history.claims[0], claim(2, 3.0, Base(1, 10))],
-            stored={(1, 8): INTACT, (1, 10): INTACT, (2, 10): INTACT, (2, LAST): INTACT},
-            visible=[(1, 8), (2, 10), (2, LAST)],
-            events=[row for row in history.events if row["event"] not in ("restored", "claimed")],
-            metrics=[*rows(1, 0, 10, 1.0), *rows(2, 10, LAST, 3.0)],
-        ),
+        with_step_4_retired(None),
+        with_step_4_retired("partial"),
+        failed_and_resumed(State.RUNNING, State.FAILED, State.FAILED, State.RUNNING, State.SUCCEEDED, at=1.5),
     ],
-    ids=["recovering", "failed and resumed", "damaged base passed over", "retired"],
+    ids=["recovering", "failed and resumed", "damaged base passed over", "retired", "half retired", "failed a while"],
 )
 def test_what_may_happen_is_no_violation(history: History, change: Change) -> None:
     assert violations(change(history)) == []

@@ -62,16 +62,14 @@ class Proxy:
 
     def cut(self) -> None:
         """End all connections that stand, whatever is on its way."""
-        standing, self._sockets = self._sockets, []
-        for one in standing:
+        for one in list(self._sockets):
             _end(one)
 
     def close(self) -> None:
         _end(self._listener)
         self._listener.close()
-        standing = self._sockets
         self.cut()
-        for one in standing:
+        for one in self._sockets:
             one.close()
 
     def _serve(self) -> None:
