@@ -1,0 +1,21 @@
+"""A minute of random faults; for as long as you like: python -m tests.faults.sequence --minutes 30."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.sequence import check_sequence, undisturbed
+from tests.real.seaweedfs import SeaweedFS
+
+SEED = 20261126
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+def test_a_random_sequence_of_faults_leaves_a_history_as_it_must_be(tmp_path: Path, s3_env: SeaweedFS) -> None:
+    expected = undisturbed(tmp_path, s3_env.fresh_uri())
+    found = check_sequence(SEED, 4, tmp_path, s3_env, expected)
+    assert not found, "\n".join(found)
