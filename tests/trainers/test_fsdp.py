@@ -36,7 +36,7 @@ from tests.trainers.training import (
 from trainers.evaluate import evaluate
 from trainers.saved import load_saved
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(600)]
 LAST = 3 * STEPS_PER_EPOCH
 FSDP: Change = {"train": {"parallel": "fsdp"}}
 ALIKE: Change = {"model": {"dropout": 0.0}}  # dropout differs with the number of ranks
@@ -146,17 +146,17 @@ def test_one_rank_goes_on_from_the_parts_of_two(on_two: Run, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_two_ranks_go_on_from_the_whole_of_one_and_three_from_the_parts_of_two(on_two: Run, tmp_path: Path) -> None:
-    run = start(tmp_path, EVERYTHING, ALIKE, FSDP)
-    train(run)
-    run = cut_off(run, 4, tmp_path / "two")
+def test_two_ranks_go_on_from_the_whole_of_one_and_three_from_the_parts_of_two(tmp_path: Path) -> None:
+    alone = start(tmp_path, EVERYTHING, ALIKE, FSDP)
+    train(alone)
+    run = cut_off(alone, 4, tmp_path / "two")
     train_ranks(run, 2)
     run = cut_off(run, 8, tmp_path / "three")
     train_ranks(run, 3)
     assert [event["world_size"] for event in events(run, "training")] == [1, 2, 3]
     assert steps_of(run) == list(range(1, LAST + 1))
-    assert_alike(run, on_two, "step")
-    assert_alike(run, on_two, "eval")
+    assert_alike(run, alone, "step")
+    assert_alike(run, alone, "eval")
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
