@@ -19,7 +19,7 @@ import pytest
 from cluster.runs import Run
 from cluster.storage.open import open_storage
 from tests.faults.screens import DIGITS, wait_for_nothing_left, write_job
-from tests.harness import environment, fresh_id, losses, open_run, raylift, start_raylift, wait_for
+from tests.harness import Started, environment, fresh_id, losses, open_run, raylift, start_raylift, wait_for
 from tests.real.proxy import proxy
 from tests.real.seaweedfs import SeaweedFS
 from tests.trainers.training import EVERYTHING, Change, start
@@ -146,6 +146,6 @@ def _failed(run: Run) -> str:
     return told if "FAILED: " in told else ""
 
 
-def _train(run: Run, settings: dict[str, str]) -> subprocess.Popen[str]:
+def _train(run: Run, settings: dict[str, str]) -> Started:
     command = [sys.executable, "-P", "-m", "trainers.worker", run.uri]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**settings, "OMP_NUM_THREADS": "1"})
+    return Started(command, stderr=subprocess.PIPE, text=True, env={**settings, "OMP_NUM_THREADS": "1"})
