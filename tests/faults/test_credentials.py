@@ -26,8 +26,8 @@ from tests.trainers.training import EVERYTHING, Change, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-LONG: Change = {"train": {"epochs": 150}, "checkpoint": {"every": "10 steps", "keep": 3}}
-OVERLAP = 5.0  # seconds in which the old key and the new one are valid, for requests that are on their way
+LONG: Change = {"train": {"epochs": 300}, "checkpoint": {"every": "10 steps", "keep": 3}}
+OVERLAP = 4.0  # seconds in which the old key and the new one are valid, for requests that are on their way
 EXPIRED = "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
 
 
@@ -99,8 +99,9 @@ def test_credentials_that_expire_are_refreshed_and_the_run_goes_on(
     with _train(run, settings) as process:
         wait_for(run.checkpoints, "the first checkpoint")
         for _ in range(2):
-            old, issuer.user = issuer.user, issuer.new_user()
-            s3_env.let_in(old, issuer.user)
+            old, new = issuer.user, issuer.new_user()
+            s3_env.let_in(old, new)
+            issuer.user = new  # known by now: a key is good from the moment that it is given out
             time.sleep(OVERLAP)
             s3_env.let_in(issuer.user)  # which returns only once the old one is refused
         assert process.poll() is None, "it ended before its first keys were refused"
