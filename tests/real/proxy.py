@@ -53,7 +53,8 @@ class Proxy:
         self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
         self.connections = 0
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._server = threading.Thread(target=self._serve, daemon=True)
+        self._server.start()
 
     @property
     def endpoint(self) -> str:
@@ -67,6 +68,7 @@ class Proxy:
 
     def close(self) -> None:
         _end(self._listener)
+        self._server.join()  # a client that it has just let in is among the sockets then
         self._listener.close()
         self.cut()
         for one in self._sockets:
@@ -76,13 +78,14 @@ class Proxy:
         with suppress(OSError):  # closed
             while True:
                 client, _ = self._listener.accept()
+                self._sockets.append(client)
                 self.connections += 1
                 if self.outage == "silent":
                     client.close()
                     continue
                 fault = "busy" if self.outage == "busy" else self.faults.pop(0) if self.faults else None
                 upstream = socket.create_connection(("127.0.0.1", self._target))
-                self._sockets += [client, upstream]
+                self._sockets.append(upstream)
                 if fault == "busy":
                     threading.Thread(target=_refuse, args=(client, 503, _s3_error("SlowDown")), daemon=True).start()
                     continue
