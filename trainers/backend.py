@@ -118,11 +118,8 @@ def build_trainer(
 
 def _never_again() -> FailureConfig:
     """Have a failure end `fit`, whatever it was: ranks that start again belong to another attempt."""
-    budgets = {field.name for field in fields(FailureConfig)}
-    more: dict[str, Any] = (
-        {"max_preemption_failures": 0} if "max_preemption_failures" in budgets else {}
-    )  # since Ray 2.60
-    return FailureConfig(max_failures=0, **more)
+    none: dict[str, Any] = {"max_failures": 0, "max_preemption_failures": 0}  # the second one since Ray 2.60
+    return FailureConfig(**{field.name: none[field.name] for field in fields(FailureConfig) if field.name in none})
 
 
 def is_draining() -> bool:
@@ -180,7 +177,8 @@ class ProcessGroupBackend(Backend):
     share_cuda_visible_devices = True  # NCCL finds the peers of a node only if all see all its devices
 
     def on_start(self, worker_group: Any, config: BackendConfig) -> None:
-        joined = {} if getattr(config, "own_ray", True) else {notice.JOINED: "1"}
+        assert isinstance(config, ProcessGroupConfig)
+        joined = {} if config.own_ray else {notice.JOINED: "1"}
         address, port = worker_group.execute_single(0, _free_address)
         contexts = [worker.distributed_context for worker in worker_group.get_workers()]
         started = [

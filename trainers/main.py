@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from cluster.segments import SegmentWriter
 from trainers.jobs import load_job
 from trainers.memory import kills_for_memory, peak_memory
 from trainers.output import shipped_output
-from trainers.pulse import ENDED, pulse_folder, verdicts
+from trainers.pulse import ENDED, forget_attempts, pulse_folder, verdicts
 from trainers.pulse import read as read_pulse
 from trainers.worker import Elastic, run_under_ray
 
@@ -55,7 +54,6 @@ class Ready:
 
     workers: Workers
     gpus: bool
-    own_ray: bool
     meta: dict[str, Any]
     arrays: dict[str, Any]  # name -> object reference
 
@@ -75,9 +73,14 @@ class Driver:
         )
 
     @property
+    def own_ray(self) -> bool:
+        """Whether Ray is started for this run, on this machine, and ended with it."""
+        return self.cluster.address is None
+
+    @property
     def temporary(self) -> Path:
         """Where ranks and driver meet on this machine; a Ray of somebody else knows nothing of ours."""
-        return Path(tempfile.gettempdir()) if self.cluster.address is None else scratch_folder(self.run.id).parents[1]
+        return Path(tempfile.gettempdir()) if self.own_ray else scratch_folder(self.run.id).parents[1]
 
     def drive(self) -> int:
         """Run attempts until one writes a result; return the exit code."""
@@ -155,7 +158,7 @@ class Driver:
         events.append(
             {"event": "cluster", "ranks": workers.max, "gpus": gpus, "seconds": round(time.monotonic() - started, 3)}
         )
-        return Ready(workers, gpus, self.cluster.address is None, dict(prepared.meta), _share(prepared))
+        return Ready(workers, gpus, dict(prepared.meta), _share(prepared))
 
     def _wait_for_room(self, events: SegmentWriter, ready: Ready) -> Result | None:
         """Wait until there is room for enough ranks; return how the run ends where nothing comes of it."""
@@ -163,7 +166,7 @@ class Driver:
 
         began, least, told = time.monotonic(), ready.workers.min, 0
         while (reason := self._stop_reason()) is None and not self.leaving:
-            missing = 0 if ready.own_ray else least - sum(room.free for room in look_for_room(gpus=ready.gpus))
+            missing = 0 if self.own_ray else least - sum(room.free for room in look_for_room(gpus=ready.gpus))
             if missing <= 0:
                 break
             if missing != told:
@@ -196,8 +199,8 @@ class Driver:
             "meta": ready.meta,
             "arrays": ready.arrays,
             "temporary": str(self.temporary),
-            "elastic": None if ready.own_ray else Elastic(time.time(), self._ranks_before(attempt)),
-            "spares": self.cluster.address is None,  # in a Ray of others they could outlive the run
+            "elastic": None if self.own_ray else Elastic(time.time(), self._ranks_before(attempt)),
+            "spares": self.own_ray,  # in a Ray of others they could outlive the run
         }
         pulses = pulse_folder(self.temporary, self.run.uri, attempt.number)
         trainer = build_trainer(
@@ -206,7 +209,7 @@ class Driver:
             workers=ready.workers,
             gpus=ready.gpus,
             scratch=os.getcwd(),
-            own_ray=ready.own_ray,
+            own_ray=self.own_ray,
         )
         kills = kills_for_memory()
         try:
@@ -219,8 +222,7 @@ class Driver:
             reason = self._verdict_elsewhere(attempt, error) or _reason_of(error, pulses)
             return reason + _SHORT_OF_MEMORY * (kills_for_memory() > kills)
         finally:
-            for number in range(1, attempt.number + 1):  # also of those whose driver was killed
-                shutil.rmtree(pulse_folder(self.temporary, self.run.uri, number), ignore_errors=True)
+            forget_attempts(self.temporary, self.run.uri, up_to=attempt.number)
         return "the ranks ended without a result"
 
     def _verdict_elsewhere(self, attempt: Attempt, error: Exception) -> str | None:
@@ -229,7 +231,7 @@ class Driver:
 
         deadline = time.monotonic() + _WORD_FROM_AFAR
         died = any(isinstance(cause, RayError) for cause in _causes(error).values())
-        while self.cluster.address is not None and died and time.monotonic() < deadline:
+        while not self.own_ray and died and time.monotonic() < deadline:
             with contextlib.suppress(StorageError):
                 for row in self.run.rows_of(attempt.number, "events"):
                     if row["event"] == ENDED:

@@ -149,10 +149,10 @@ def pulse_folder(temporary: Path, run_uri: str, attempt: int) -> Path:
     return temporary / f"raylift-pulse-{os.getuid()}-{name}-{attempt}"
 
 
-def forget_earlier_attempts(temporary: Path, run_uri: str, attempt: int) -> None:
-    """Remove what ranks that were lost left on this machine, where their driver is not here to do it."""
-    for earlier in range(1, attempt):
-        shutil.rmtree(pulse_folder(temporary, run_uri, earlier), ignore_errors=True)
+def forget_attempts(temporary: Path, run_uri: str, *, up_to: int) -> None:
+    """Remove what the ranks of attempts left on this machine, also of those whose driver was killed or is elsewhere."""
+    for attempt in range(1, up_to + 1):
+        shutil.rmtree(pulse_folder(temporary, run_uri, attempt), ignore_errors=True)
 
 
 def verdicts(folder: Path) -> dict[int, str]:

@@ -19,7 +19,7 @@ from cluster.segments import SegmentWriter
 from trainers import notice
 from trainers.context import LocalContext, RayContext, StopReason, WorkerContext
 from trainers.elastic import Growth
-from trainers.pulse import Pulse, forget_earlier_attempts, pulse_folder, show_stacks_when_asked
+from trainers.pulse import Pulse, forget_attempts, pulse_folder, show_stacks_when_asked
 from trainers.tasks.base import Prepared
 from trainers.watchdog import start_watchdog
 
@@ -145,7 +145,7 @@ def _show_life(context: WorkerContext, attempt: Attempt) -> Pulse:
     folder = pulse_folder(context.temporary, attempt.run.uri, attempt.number)
     folder.mkdir(mode=0o700, exist_ok=True)
     if context.local_rank == 0:
-        forget_earlier_attempts(context.temporary, attempt.run.uri, attempt.number)
+        forget_attempts(context.temporary, attempt.run.uri, up_to=attempt.number - 1)
         start_watchdog(folder, context.world_size, attempt.run.uri, attempt.number, attempt.claim.host)
     show_stacks_when_asked()
     return Pulse(context.rank, folder)

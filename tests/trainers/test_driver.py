@@ -128,7 +128,8 @@ def waited(driver: Driver, least: int = 2, *, own_ray: bool = False) -> tuple[Re
     """Return how waiting ended, and what was written down meanwhile."""
     attempt = driver.run.claim()
     events = SegmentWriter(driver.run, attempt.number, "events", "driver")
-    ready = Ready(Workers(min=least, max=4), gpus=False, own_ray=own_ray, meta={}, arrays={})
+    driver.cluster = driver.cluster.model_copy(update={"address": None if own_ray else "somewhere:6379"})
+    ready = Ready(Workers(min=least, max=4), gpus=False, meta={}, arrays={})
     final = driver._wait_for_room(events, ready)
     events.close()
     return final, driver.run.rows_of(attempt.number, "events")

@@ -14,7 +14,7 @@ import pytest
 
 from tests.harness import environment, wait_for
 from trainers import watchdog
-from trainers.pulse import Phase, Pulse, Reading, forget_earlier_attempts, pulse_folder, read, verdicts
+from trainers.pulse import Phase, Pulse, Reading, forget_attempts, pulse_folder, read, verdicts
 from trainers.watchdog import SILENT, Watchdog
 
 RANK = Reading(0, 4242, 10, Phase.COMPUTING, 100, 10**9, longest_step=0.1, longest_evaluation=2.0)
@@ -294,6 +294,6 @@ def test_what_lost_ranks_left_goes_with_the_next_attempt(tmp_path: Path) -> None
     for uri, attempt in (("runs/a", 1), ("runs/a", 2), ("runs/a", 3), ("runs/b", 1)):
         pulse_folder(tmp_path, uri, attempt).mkdir()
         (pulse_folder(tmp_path, uri, attempt) / "rank-1").touch()
-    forget_earlier_attempts(tmp_path, "runs/a", 3)
+    forget_attempts(tmp_path, "runs/a", up_to=2)
     left = {pulse_folder(tmp_path, "runs/a", 3), pulse_folder(tmp_path, "runs/b", 1)}
     assert set(tmp_path.iterdir()) == left
