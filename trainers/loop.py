@@ -84,13 +84,13 @@ class Trainer:
         self.autocast, self.scaler = mixed_precision(self.precision, self.device)
         torch.manual_seed(seed_for(self.config.seed, MODEL))
         self.model = task.build_model().to(self.device)
-        self.is_sharded = is_sharded(job, context)
-        if self.is_sharded:
+        sharded = is_sharded(job, context)
+        if sharded:
             shard(self.model, context.world_size, self.device, self.precision)
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.schedule = Schedule(self.config.schedule, self.last_step)
         shared = share_memory(context, self.device)
-        whole = context.world_size > 1 and not self.is_sharded
+        whole = context.world_size > 1 and not sharded
         self.parallel = replicate(self.model, self.device, shared) if whole else self.model
         self.reduction = Reduction(context.world_size, self.device, shared)
         self.progress = Progress()
@@ -237,8 +237,6 @@ class Trainer:
     def finish(self, stop: StopReason | None, *, early: bool) -> Outcome:
         self.pulse.enter(Phase.SAVING)
         self.checkpointer.close()
-        if self.is_sharded:
-            self.context.gather(0)  # the others learn of the last save from rank 0's process, which must not end before
         self.pulse.enter(Phase.ENDING)
         metrics = dict(self.progress.evaluation)
         if self.recorder.last_loss is not None:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from trainers.record import Recorder
 
 
+_GOES_ON = (StopReason.PREEMPTED, StopReason.RESIZE)  # with another attempt: such an end has no result
+
+
 @dataclass(frozen=True)
 class Elastic:
     """What ranks need to know whose number may change."""
@@ -99,14 +102,17 @@ def run_rank(
         outcome = trainer.run()
         if outcome.stopped is StopReason.RESIZE:
             recorder.event("resizing", **{"from": context.world_size, "to": control.resize_to, "step": outcome.step})
-            recorder.close()
-            return outcome
         if outcome.stopped is StopReason.PREEMPTED:
             recorder.event("preempted", step=outcome.step)
+        if outcome.stopped in _GOES_ON:
             recorder.close()
-            context.gather(0)  # the first rank that raises has all others ended: by now rank 0 has saved and said so
+        # Here all meet for the last time: none is gone, or has the others ended, before rank 0 has saved and said so.
+        peaks = context.gather(peak_memory())
+        if outcome.stopped is StopReason.PREEMPTED:
             raise PreemptedError(f"preempted: {outcome.stopped.value}; saved at step {outcome.step}")
-        for rank, peak in enumerate(context.gather(peak_memory())):
+        if outcome.stopped is StopReason.RESIZE:
+            return outcome
+        for rank, peak in enumerate(peaks):
             recorder.event("memory", process=f"rank {rank}", peak_bytes=peak)
         if context.rank == 0:
             _write_down(attempt, recorder, _result_of(outcome), seconds=time.monotonic() - started)
