@@ -19,6 +19,8 @@ from cluster.runs import Run
 from cluster.storage.open import open_storage
 
 ROOT = Path(__file__).parents[1]
+_MODULES = {"driver": "trainers.main", "supervisor": "cluster.supervisor"}
+_RAY_ACTORS = {"worker": "RayTrainWorker", "controller": "TrainController"}
 
 
 def raylift(*arguments: str | Path, timeout: float = 240, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -81,16 +83,18 @@ def losses(run: Run) -> list[tuple[Any, ...]]:
 
 
 def find_process(run_id: str, what: str) -> psutil.Process | None:
-    """Return a process of a local run: "worker", "driver", "raylet", "gcs_server" or "supervisor"."""
+    """Return a process of a local run.
+
+    That is "worker", "controller" (of Ray Train), "driver", "supervisor", or one of Ray's own names, as "raylet".
+    """
     for process in processes_of(scratch_folder(run_id)):
         try:
             name, arguments = process.name(), process.cmdline()
         except psutil.Error:
             continue
-        modules = {"driver": "trainers.main", "supervisor": "cluster.supervisor"}
-        if what == "worker" and "RayTrainWorker" in " ".join([name, *arguments[:1]]):
+        if name == what or _MODULES.get(what) in arguments:
             return process
-        if name == what or modules.get(what) in arguments:
+        if what in _RAY_ACTORS and _RAY_ACTORS[what] in " ".join([name, *arguments[:1]]):
             return process
     return None
 

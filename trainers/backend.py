@@ -24,11 +24,13 @@ from typing import Any, ClassVar
 
 import psutil
 import ray
+from ray import PlacementGroupID
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.train import BackendConfig, FailureConfig, RunConfig
 from ray.train.backend import Backend
 from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import PlacementGroup
 
 from cluster.config import Workers
 from cluster.errors import InfrastructureError
@@ -120,6 +122,17 @@ def _never_again() -> FailureConfig:
     """Have a failure end `fit`, whatever it was: ranks that start again belong to another attempt."""
     none: dict[str, Any] = {"max_failures": 0, "max_preemption_failures": 0}  # the second one since Ray 2.60
     return FailureConfig(**{field.name: none[field.name] for field in fields(FailureConfig) if field.name in none})
+
+
+def release_resources(controller: str) -> None:
+    """Release what the ranks of a controller that died held, by its actor id; Ray does it when the driver ends."""
+    from ray._private.state import state
+    from ray.core.generated import gcs_pb2
+
+    for row in state._connect_and_get_accessor().get_placement_group_table():
+        group = gcs_pb2.PlacementGroupTableData.FromString(row)  # type: ignore[attr-defined]
+        if group.creator_actor_id.hex() == controller:
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
 def is_draining() -> bool:

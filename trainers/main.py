@@ -188,9 +188,10 @@ class Driver:
 
     def _fit(self, attempt: Attempt, events: SegmentWriter, ready: Ready) -> str:
         """Run the ranks of one attempt to their end; return what was lost, for a message."""
+        from ray.exceptions import RayActorError
         from ray.train import TrainingFailedError
 
-        from trainers.backend import build_trainer
+        from trainers.backend import build_trainer, release_resources
 
         config = {
             "run_uri": self.run.uri,
@@ -221,6 +222,9 @@ class Driver:
                     raise cause from error  # another attempt would meet it too, or take the run back
             reason = self._verdict_elsewhere(attempt, error) or _reason_of(error, pulses)
             return reason + _SHORT_OF_MEMORY * (kills_for_memory() > kills)
+        except RayActorError as error:  # with Ray Train's controller, its ranks end
+            release_resources(str(error.actor_id))
+            return "the process of Ray Train that looks after the ranks died"
         finally:
             forget_attempts(self.temporary, self.run.uri, up_to=attempt.number)
         return "the ranks ended without a result"

@@ -172,6 +172,22 @@ def test_a_driver_that_is_killed_between_the_save_and_the_next_ranks_changes_not
     assert_as_if_undisturbed(run, tmp_path)
 
 
+def test_a_node_that_ray_drains_is_left_with_a_save_and_no_step_is_repeated(
+    tmp_path: Path, ray_nodes: RayNodes
+) -> None:
+    second = ray_nodes.add()
+    run = open_run(tmp_path / "runs", fresh_id("drained"))
+    with start(tmp_path, ray_nodes, run) as process:
+        wait_for(lambda: rows_of(run, 1), "two ranks to train", timeout=PATIENT)
+        ray_nodes.drain(second, seconds=60)
+        saved = wait_for(lambda: rows_of(run, 1, "preempted"), "the save", timeout=PATIENT)[0]["step"]
+        output = stop(run, process, after=2)
+    assert begun(run) == [(0, 2), (saved, 1)]
+    assert [row["step"] for row in rows_of(run, 1)][-1] == saved
+    assert f"attempt 2: goes on from the checkpoint of step {saved}" in output
+    assert_nothing_left(run, ray_nodes)
+
+
 def test_a_run_that_has_too_few_workers_waits_for_more_and_can_be_stopped(tmp_path: Path, ray_nodes: RayNodes) -> None:
     run = open_run(tmp_path / "runs", fresh_id("waiting"))
     with start(tmp_path, ray_nodes, run, least=2) as process:

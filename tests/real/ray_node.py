@@ -2,7 +2,7 @@
 
     python -P -m tests.real.ray_node FOLDER [ADDRESS IP]
 
-Without an address it is a head. It prints the address of the GCS once it runs.
+Without an address it is a head. It prints the address of the GCS, and the node's id, once it runs.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from trainers.backend import start_ray, without_spared_processes
 
 def start_head(folder: str) -> str:
     start_ray(cpus=1, temp_folder=folder)
-    return str(ray.get_runtime_context().gcs_address)
+    context = ray.get_runtime_context()
+    return f"{context.gcs_address} {context.get_node_id()}"
 
 
-def join(folder: str, address: str, ip: str) -> None:
+def join(folder: str, address: str, ip: str) -> str:
     parameters = RayParams(
         gcs_address=address,
         node_ip_address=ip,
@@ -34,7 +35,8 @@ def join(folder: str, address: str, ip: str) -> None:
         max_worker_port=0,
     )
     with without_spared_processes():
-        Node(parameters, head=False, shutdown_at_exit=False, spawn_reaper=False)
+        node = Node(parameters, head=False, shutdown_at_exit=False, spawn_reaper=False)
+    return f"{address} {node.node_id}"
 
 
 def reap() -> None:
@@ -49,12 +51,7 @@ def reap() -> None:
 
 if __name__ == "__main__":
     folder, *rest = sys.argv[1:]
-    if rest:
-        address, ip = rest
-        join(folder, address, ip)
-    else:
-        address = start_head(folder)
-    print(f"running {address}", flush=True)
+    print(f"running {join(folder, *rest) if rest else start_head(folder)}", flush=True)
     while not select.select([sys.stdin], [], [], 0.2)[0]:
         reap()
     os._exit(0)

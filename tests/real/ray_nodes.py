@@ -36,12 +36,13 @@ class RayNode:
                 start_new_session=True,
             )
 
-    def wait(self) -> str:
-        """Return the address of the GCS, once the node runs. Raises RuntimeError where it ended."""
+    def wait(self) -> tuple[str, str]:
+        """Return the address of the GCS, and the node's id, once it runs. Raises RuntimeError where it ended."""
         wait_for(lambda: "running " in self._said() or self._process.poll() is not None, "a node of Ray")
         if self._process.poll() is not None:
             raise RuntimeError(self._said())
-        return self._said().rpartition("running ")[2].split()[0]
+        address, node = self._said().rpartition("running ")[2].split()
+        return address, node
 
     def take_away(self) -> None:
         """Let the node be gone without a word: its raylet, with which its workers end."""
@@ -79,7 +80,7 @@ class RayNodes:
         self._folder = folder
         self._nodes: list[RayNode] = []
         try:
-            self.address = self._start().wait()
+            self.address, _ = self._start().wait()
         except BaseException:
             self.close()
             raise
@@ -87,6 +88,18 @@ class RayNodes:
     def add(self) -> RayNode:
         """Return a further node, once it runs."""
         return self._start(self.address)
+
+    def drain(self, node: RayNode, seconds: int) -> None:
+        """Have Ray tell that a node will be preempted, as its autoscaler does."""
+        _, name = node.wait()
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        drain = ["drain-node", "--address", self.address, "--node-id", name, *reason]
+        subprocess.run(
+            [sys.executable, "-P", "-m", "ray.scripts.scripts", *drain, "--deadline-remaining-seconds", str(seconds)],
+            env={**environment(), **self.env},
+            capture_output=True,
+            check=True,
+        )
 
     def _start(self, *address: str) -> RayNode:
         """Return a node that runs. Ray gives up after half a minute, which a busy machine may need: then once more."""
