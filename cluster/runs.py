@@ -223,7 +223,7 @@ class Run:
             attempt = Attempt(self, claim)
             try:
                 attempt.adopt(base)
-            except (ObjectNotFoundError, CorruptObjectError):
+            except ObjectNotFoundError:
                 continue  # the base's own attempt let go of it in between: look again
             if on_corrupt is not None:
                 for found, why in damaged.values():
@@ -394,7 +394,10 @@ class Attempt:
         return cls(run, Claim.from_json(run.storage.read(run.path(f"{_attempt_folder(number)}/claim.json"))))
 
     def adopt(self, base: Checkpoint | None) -> None:
-        """Copy the base into this attempt's folder, its manifest last."""
+        """Copy the base, which has just been verified, into this attempt's folder, its manifest last.
+
+        The copy is verified by whoever reads it. Where it is damaged, the original is next in the history.
+        """
         if base is None or base.attempt == self.number:
             return
         target = _checkpoint_folder(self.number, base.step)
@@ -406,9 +409,7 @@ class Attempt:
                     base.files,
                 )
             )
-        adopted = Checkpoint(attempt=self.number, step=base.step, files=base.files, info=base.info)
-        self.run.verify(adopted)
-        self._write_manifest(adopted)
+        self._write_manifest(Checkpoint(attempt=self.number, step=base.step, files=base.files, info=base.info))
 
     def start_from(self) -> Checkpoint | None:
         """Return the newest checkpoint of this attempt: the adopted base, or one of its own."""
@@ -508,7 +509,7 @@ def _history(claims: Sequence[Claim]) -> Iterator[tuple[Claim, float]]:
     """
     by_number = {claim.attempt: claim for claim in claims}
     number, bound = max(by_number, default=0), math.inf
-    while claim := by_number.get(number):
+    while claim := by_number.pop(number, None):  # each once: a damaged claim may name itself
         yield claim, bound
         number, bound = (claim.base.attempt, claim.base.step) if claim.base else (0, 0)
 

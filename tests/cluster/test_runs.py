@@ -165,6 +165,35 @@ def test_an_adopted_copy_that_is_damaged_later_leaves_its_original(run: Run, com
     assert run.claim().claim.base == Base(attempt=1, step=10)
 
 
+def test_an_adopted_copy_that_is_damaged_at_once_is_not_read_and_leaves_its_original(
+    run: Run, commit: Commit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(run.claim(), 10)
+    copy = run.storage.copy
+
+    def copy_and_damage(source: str, target: str) -> None:
+        copy(source, target)
+        if target.endswith("model.safetensors"):
+            flip_a_byte(run, "attempts/000002/checkpoints/000000010")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.storage, "copy", copy_and_damage)
+        adopted = run.claim().start_from()
+    assert adopted is not None
+    with pytest.raises(CorruptObjectError, match=r"000002/checkpoints/000000010/model\.safetensors"):
+        run.fetch(adopted, tmp_path / "restored")
+    assert run.claim().claim.base == Base(attempt=1, step=10)
+
+
+def test_a_claim_that_names_itself_as_its_base_ends_the_history(run: Run, commit: Commit) -> None:
+    attempt = run.claim()
+    commit(attempt, 10)
+    damaged = {**asdict(attempt.claim), "base": {"attempt": 1, "step": 10}}
+    run.storage.write(run.path("attempts/000001/claim.json"), json.dumps(damaged).encode())
+    assert steps(run) == [10]
+    assert run.claim().claim.base == Base(attempt=1, step=10)
+
+
 def test_a_manifest_of_a_newer_format_is_refused_with_what_to_do(run: Run, commit: Commit) -> None:
     path = run.path(f"{commit(run.claim(), 10).folder}/manifest.json")
     manifest = json.loads(run.storage.read(path))
