@@ -32,6 +32,7 @@ from cluster.errors import (
 from cluster.storage.base import Digest, Storage
 from cluster.storage.open import open_storage, split_run_uri
 from cluster.storage.rules import check_digest, digest_in
+from cluster.storage.sources import Source
 
 FORMAT = 1
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -441,15 +442,15 @@ class Attempt:
 
     def commit(self, step: int, files: Sequence[Path], info: Mapping[str, Any]) -> Checkpoint:
         """Upload a checkpoint's files in parallel, then make it exist by its manifest. Raises SupersededError."""
-        return self.seal(step, self.upload(step, files), info)
+        return self.seal(step, self.upload(step, {file.name: file for file in files}), info)
 
-    def upload(self, step: int, files: Sequence[Path]) -> dict[str, Digest]:
+    def upload(self, step: int, files: Mapping[str, Path | Source]) -> dict[str, Digest]:
         """Upload files of a checkpoint in parallel; without a manifest there is none yet. Raises SupersededError."""
         self.check_current()
         folder = _checkpoint_folder(self.number, step)
 
-        def one(file: Path) -> tuple[str, Digest]:
-            return file.name, self.run.storage.upload(file, self.run.path(f"{folder}/{file.name}"))
+        def one(name: str) -> tuple[str, Digest]:
+            return name, self.run.storage.upload(files[name], self.run.path(f"{folder}/{name}"))
 
         with ThreadPoolExecutor(_PARALLEL) as pool:
             return dict(pool.map(one, files))

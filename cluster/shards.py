@@ -1,7 +1,6 @@
 """Checkpoints whose tensors are cut into parts, each in the file of the rank that held it; no torch is needed here.
 
-`shards.json` says which rank has which part of which tensor. The files are those of safetensors: the length of the
-header in 8 bytes, the header in JSON, then the tensors' bytes (https://huggingface.co/docs/safetensors).
+`shards.json` says which rank has which part of which tensor. The files are those of safetensors.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cluster.errors import CorruptObjectError
+from cluster.tensor_file import Entry, header_of
 
 INDEX_FILE = "shards.json"
 
@@ -109,17 +109,10 @@ def consolidate(folder: Path, index: Index, file: str) -> None:
             _check_whole(f"{name} of the {file}", tensor)
         dtypes = {name: shards[tensor.parts[0].rank].entry(name)["dtype"] for name, tensor in tensors.items()}
         widths = {name: shards[tensor.parts[0].rank].width(name) for name, tensor in tensors.items()}
-        header: dict[str, Any] = {"__metadata__": dict(index.metadata[file])}
-        order = sorted(tensors, key=lambda name: (-widths[name], name))  # the widest first, which keeps all aligned
-        end = 0
-        for name in order:
-            shape, start = tensors[name].shape, end
-            end += math.prod(shape) * widths[name]
-            header[name] = {"dtype": dtypes[name], "shape": list(shape), "data_offsets": [start, end]}
+        entries = {name: Entry(dtypes[name], tensor.shape, widths[name]) for name, tensor in tensors.items()}
+        header, order = header_of(entries, index.metadata[file])
         target = stack.enter_context((folder / f"{file}.safetensors").open("wb"))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        target.write(struct.pack("<Q", len(text)) + text)
+        target.write(header)
         for name in order:
             for part in sorted(tensors[name].parts, key=lambda part: part.offsets):
                 shards[part.rank].copy(name, part, target)

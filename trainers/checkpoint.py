@@ -7,20 +7,21 @@ import platform
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
-from safetensors import SafetensorError
 
 from cluster.errors import CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageError, StorageFullError
 from cluster.runs import Attempt, Checkpoint, SupersededError
 from cluster.selection import best_of
 from cluster.shards import INDEX_FILE, joined
 from cluster.storage.base import Digest
+from cluster.storage.sources import InMemory, Source
 from trainers.host_memory import HostMemory
 from trainers.peers import Looks, Peers, RankFailedError, Stand, Told
 from trainers.whole import State, StateFiles, WholeFiles
@@ -33,6 +34,7 @@ TRAINER_FILE = "trainer.json"
 META_FILE = "raylift.json"  # what evaluation and prediction need beside the weights
 PATIENCE = 30 * 60.0  # seconds that storage may be away, until a run gives up
 _LONGEST_WAIT = 30.0  # seconds that the loop stands still for the save before
+_ROOM = 1.5  # times the memory of a copy that must be free for another
 _PAUSE = 5.0  # seconds between tries, beside those that storage takes by itself
 _FINAL = (CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageFullError, SupersededError)  # no outage
 
@@ -46,6 +48,7 @@ class Snapshot:
     trainer: dict[str, Any]
     meta: dict[str, Any]
     evaluation: dict[str, float]
+    memory: HostMemory  # that the copy is in
     blocked: float  # seconds that the loop stood still for it
 
 
@@ -53,7 +56,8 @@ class Checkpointer:
     """Saves the whole state on rank 0 or, with `peers`, each rank's part of it on that; restores on every rank.
 
     One save is on its way at most: the next one waits for it, half a minute at most, and tells how long. While storage
-    is away nobody waits: the copy in memory is replaced by the next, and the newest goes out when storage is back.
+    is away nobody waits: a second copy is made, where there is memory for it, and replaced by the next, and the newest
+    goes out when storage is back. Copies are sent from memory, and never written to a disk of this machine.
     What is true of one rank's part holds for all: a save that one rank gives up for a newer one is given up by all.
     """
 
@@ -76,13 +80,13 @@ class Checkpointer:
         self._meta = meta
         self._peers = peers
         self._files = _files_of(peers)
-        self._memory = HostMemory()
+        self._memories: list[HostMemory] = []  # two at most
         self._base = attempt.start_from()
         self._unproven: Snapshot | None = None
         self._committed: list[Checkpoint] = []
         self._changed = threading.Condition()  # guards all that follows
         self._waiting: Snapshot | None = None  # to be written next
-        self._busy = False
+        self._writing: Snapshot | None = None
         self._away_since: float | None = None  # when storage ceased to answer
         self._error: BaseException | None = None
         self._closed = False
@@ -108,21 +112,27 @@ class Checkpointer:
         self._committed = [checkpoint]
         self._recorder.event("restored", step=checkpoint.step, seconds=round(time.monotonic() - started, 3))
 
-    def save(self, trainer: Trainer) -> None:
-        """Copy the state, for `confirm` to write; waits first for the save before. Raises what that one met."""
+    def save(self, trainer: Trainer, *, last: bool = False) -> None:
+        """Copy the state, for `confirm` to write; waits first for the save before. Raises what that one met.
+
+        The last state of a training is never left out, however long there is no memory for it.
+        """
         if self._rank != 0 and self._peers is None:
             return
         started = time.monotonic()
-        with self._memory_free():
-            snapshot = Snapshot(
-                step=trainer.progress.step,
-                state=self._files.copy(trainer, self._memory),
-                trainer=trainer.state(),
-                meta={**self._meta, "precision": trainer.precision},
-                evaluation=dict(trainer.progress.evaluation),
-                blocked=time.monotonic() - started,
-            )
-            self._unproven = snapshot
+        memory = self._free_memory(last=last)
+        if memory is None:
+            self._skip(trainer.progress.step)
+            return
+        self._unproven = Snapshot(
+            step=trainer.progress.step,
+            state=self._files.copy(trainer, memory),
+            trainer=trainer.state(),
+            meta={**self._meta, "precision": trainer.precision},
+            evaluation=dict(trainer.progress.evaluation),
+            memory=memory,
+            blocked=time.monotonic() - started,
+        )
 
     def confirm(self) -> None:
         """Begin to write the copy: the next step's loss, or the run's end, shows that its weights are good.
@@ -141,7 +151,7 @@ class Checkpointer:
     def wait(self) -> None:
         """Block until all that is confirmed is committed. Raises StorageError."""
         with self._changed:
-            self._changed.wait_for(lambda: self._error or not (self._busy or self._waiting))
+            self._changed.wait_for(lambda: self._error or not (self._writing or self._waiting))
             self._raise()
 
     def close(self) -> None:
@@ -154,20 +164,30 @@ class Checkpointer:
                 self._closed = True
                 self._changed.notify_all()
 
-    @contextmanager
-    def _memory_free(self) -> Iterator[None]:
+    def _free_memory(self, *, last: bool) -> HostMemory | None:
         """Wait until the save before is committed; where storage is away, or slow, not for long.
 
-        A copy that waits still is given up for the next one, which goes into its memory.
+        A copy that waits still is given up for the next one, which goes into its memory. Returns None where there is
+        only the memory of the save that is on its way, and not enough for as much again.
         """
         with self._changed:
-            free = lambda: self._error or self._away_since or not (self._busy or self._waiting)  # noqa: E731
+            free = lambda: self._error or self._away_since or not (self._writing or self._waiting)  # noqa: E731
             self._changed.wait_for(free, timeout=_LONGEST_WAIT)
             self._raise()
             if self._waiting is not None:
                 self._skip(self._waiting.step)
                 self._waiting = None
-            yield
+            taken = self._writing.memory if self._writing is not None else None
+        for memory in self._memories:
+            if memory is not taken:
+                return memory
+        if taken is not None and psutil.virtual_memory().available < _ROOM * taken.size:
+            if not last:
+                return None
+            self.wait()
+            return taken
+        self._memories.append(HostMemory())
+        return self._memories[-1]
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -185,27 +205,23 @@ class Checkpointer:
                     with suppress(torch.distributed.DistError):  # then they know without being told
                         self._peers.fail(snapshot.step, error)
                 with self._changed:
-                    self._error, self._busy = error, False
+                    self._error, self._writing = error, None
                     self._changed.notify_all()
                 return
 
     def _next(self) -> Snapshot | None:
         """Return what is to be written, once there is something; None when all is over."""
         with self._changed:
-            self._busy = False
+            self._writing = None
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            snapshot, self._waiting = self._waiting, None
-            self._busy = snapshot is not None
-            return snapshot
+            self._writing, self._waiting = self._waiting, None
+            return self._writing
 
     def _write(self, snapshot: Snapshot) -> None:
         started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="raylift-save-") as folder:
-            files = Path(folder)
-            with self._changed:  # while storage is away, the loop may want the copy's memory for the next one
-                self._write_files(snapshot, files)
-            committed = self._commit(snapshot, files)
+        snapshot.memory.wait()
+        committed = self._commit(snapshot, self._files_of(snapshot))
         if committed is None:
             self._skip(snapshot.step)
             return
@@ -231,17 +247,14 @@ class Checkpointer:
                 raise
             return  # the next save takes them away
 
-    def _write_files(self, snapshot: Snapshot, files: Path) -> None:
-        self._memory.wait()
-        try:
-            self._files.write(snapshot.state, files)
-            if self._rank == 0:
-                (files / TRAINER_FILE).write_text(json.dumps(snapshot.trainer))
-                (files / META_FILE).write_text(json.dumps(snapshot.meta, indent=1))
-        except (OSError, SafetensorError) as error:
-            raise _not_written(snapshot.step, error) from error
+    def _files_of(self, snapshot: Snapshot) -> dict[str, Source]:
+        files = self._files.files(snapshot.state)
+        if self._rank == 0:
+            files[META_FILE] = InMemory(json.dumps(snapshot.meta, indent=1).encode())
+            files[TRAINER_FILE] = InMemory(json.dumps(snapshot.trainer).encode())
+        return files
 
-    def _commit(self, snapshot: Snapshot, files: Path) -> tuple[Checkpoint, float] | None:
+    def _commit(self, snapshot: Snapshot, files: Mapping[str, Source]) -> tuple[Checkpoint, float] | None:
         """Upload, over and over while storage is away, and have the checkpoint exist; return it, and who stood still.
 
         That is the longest time that a rank's loop stood still for its copy. Returns None where a newer save has come
@@ -254,8 +267,8 @@ class Checkpointer:
                     return None
                 if uploaded is None:
                     self._recorder.flush()  # a checkpoint vouches for the rows up to its step
-                    uploaded = self._attempt.upload(snapshot.step, sorted(files.iterdir()))
-                committed = self._seal(snapshot, uploaded, files)
+                    uploaded = self._attempt.upload(snapshot.step, files)
+                committed = self._seal(snapshot, uploaded)
             except StorageError as error:
                 if isinstance(error, _FINAL) or time.monotonic() - self._note_away() > PATIENCE:
                     raise
@@ -273,7 +286,7 @@ class Checkpointer:
             self.newest_step = snapshot.step
             return committed
 
-    def _seal(self, snapshot: Snapshot, uploaded: dict[str, Digest], files: Path) -> tuple[Checkpoint, float] | None:
+    def _seal(self, snapshot: Snapshot, uploaded: dict[str, Digest]) -> tuple[Checkpoint, float] | None:
         """Make the checkpoint exist, as rank 0, or wait until it does; return None where it was given up."""
         step, info = snapshot.step, self._info(snapshot)
         if self._peers is None:
@@ -285,13 +298,9 @@ class Checkpointer:
         told = self._all_parts(self._peers, step, stored)
         if told is None:
             return None
-        index = files / INDEX_FILE
-        try:
-            index.write_bytes(joined([one.layout for one in told], snapshot.state.metadata).to_json())
-        except OSError as error:
-            raise _not_written(step, error) from error
+        index = InMemory(joined([one.layout for one in told], snapshot.state.metadata).to_json())
         uploaded = {name: digest for one in told for name, digest in one.files.items()}
-        checkpoint = self._attempt.seal(step, {**uploaded, **self._attempt.upload(step, [index])}, info)
+        checkpoint = self._attempt.seal(step, {**uploaded, **self._attempt.upload(step, {INDEX_FILE: index})}, info)
         self._peers.tell(step, Told(Stand.COMMITTED))
         self._peers.forget(step)
         return checkpoint, max(one.blocked for one in told)
@@ -357,13 +366,6 @@ class Checkpointer:
         """Wait a little for a newer save; return whether the loop has brought one."""
         with self._changed:
             return bool(self._changed.wait_for(lambda: self._waiting is not None, timeout=_PAUSE))
-
-
-def _not_written(step: int, error: Exception) -> StorageFullError:
-    return StorageFullError(
-        f"could not write the checkpoint of step {step}: {error}. Free some space there, or set "
-        "TMPDIR to another folder"
-    )
 
 
 def _files_of(peers: Peers | None) -> StateFiles:

@@ -26,6 +26,11 @@ class HostMemory:
             self._copied.record()  # a later one holds for those before: all go through one stream
         return copies
 
+    @property
+    def size(self) -> int:
+        """In bytes, once something was copied."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
     def wait(self) -> None:
         """Block until what was copied is there."""
         if self._copied is not None:

@@ -126,7 +126,7 @@ class Trainer:
             early = self.should_end_early()
             done = stop is not None or early or self.progress.step == self.last_step
             if done or wants_save or self.is_due(self.every):
-                self.save()
+                self.save(last=done)
             if done:
                 return self.finish(stop, early=early and self.progress.step < self.last_step)
             self.pulse.enter(Phase.COMPUTING)
@@ -228,9 +228,9 @@ class Trainer:
         stopping = self.config.early_stopping
         return stopping is not None and self.progress.evaluations_without_gain >= stopping.patience
 
-    def save(self) -> None:
+    def save(self, *, last: bool) -> None:
         self.pulse.enter(Phase.SAVING)
-        self.checkpointer.save(self)
+        self.checkpointer.save(self, last=last)
         self.saved_at = time.monotonic()
         self.saved_step = self.progress.step
 

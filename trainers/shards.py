@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
@@ -34,9 +33,11 @@ from torch.futures import Future
 from cluster.errors import CorruptObjectError
 from cluster.runs import Checkpoint, Run
 from cluster.shards import INDEX_FILE, Index, Part, TensorLayout, shard_name
+from cluster.storage.sources import Source
 from trainers import state
 from trainers.host_memory import HostMemory
 from trainers.sharding import own_part
+from trainers.tensor_file import tensor_file
 from trainers.whole import State
 
 if TYPE_CHECKING:
@@ -60,12 +61,13 @@ class ShardFiles:
             copies[file] = memory.copy(file, {name: own_part(tensors[name]) for name in layout[file]})
         return State(copies["model"], copies["optimizer"], deepcopy(rest), layout)
 
-    def write(self, copied: State, folder: Path) -> None:
+    def files(self, copied: State) -> dict[str, Source]:
+        found: dict[str, Source] = {}
         for file, tensors in (("model", copied.model), ("optimizer", copied.optimizer)):
             offsets = {name: {"saved_offsets": one.parts[0].offsets} for name, one in copied.layout[file].items()}
-            # one entry alone, as safetensors writes several in any order, and equal states are to be equal files
             for_torch = {"DCP_SHARDING_INFO": json.dumps(offsets)}
-            save_file(tensors, folder / shard_name(file, self._rank, self._ranks), for_torch)
+            found[shard_name(file, self._rank, self._ranks)] = tensor_file(tensors, for_torch)
+        return found
 
     def restore(self, trainer: Trainer, run: Run, checkpoint: Checkpoint, folder: Path) -> None:
         """Load this rank's parts. Collective. Of files in parts it fetches those alone that hold some of them."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from cluster.errors import CorruptObjectError, TrainingError
@@ -22,7 +21,8 @@ _OF_THE_MACHINE = ("params", "param_names", "foreach", "fused")  # not restored:
 def flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the state as tensors by name (`state.conv1.weight.exp_avg`) and the rest as plain JSON.
 
-    The tensors are the optimizer's own: clone them to write them later, while training goes on.
+    They go into a safetensors file, with `metadata_of` the rest; that knows no strides, which `load_optimizer` gives
+    back. The tensors are the optimizer's own: copy them to write them later, while training goes on.
     """
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, Any] = {}
@@ -36,21 +36,6 @@ def flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[s
         {key: value for key, value in group.items() if key not in _OF_THE_MACHINE} for group in optimizer.param_groups
     ]
     return tensors, {"layout": _layout(optimizer), "groups": groups, "scalars": scalars}
-
-
-def write(tensors: dict[str, Tensor], rest: dict[str, Any], path: Path) -> None:
-    """Write what `flatten` returned into a safetensors file. Blocks. Raises OSError, for example on a full disk."""
-    # safetensors knows no strides; `load_optimizer` gives them back
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(contiguous, path, metadata_of(rest))
-    except SafetensorError as error:  # which is no OSError
-        raise OSError(f"{path}: {error}") from error
-
-
-def save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Write the state of an optimizer into a safetensors file. Blocks. Raises OSError."""
-    write(*flatten(optimizer), path)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:

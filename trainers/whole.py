@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from cluster.runs import Checkpoint, Run
 from cluster.shards import INDEX_FILE, Index, Layout, consolidate
+from cluster.storage.sources import Source
 from trainers import state
 from trainers.host_memory import HostMemory
+from trainers.tensor_file import tensor_file
 
 if TYPE_CHECKING:
     from trainers.loop import Trainer
@@ -43,8 +45,8 @@ class StateFiles(Protocol):
 
     def copy(self, trainer: Trainer, memory: HostMemory) -> State: ...
 
-    def write(self, copied: State, folder: Path) -> None:
-        """Raises OSError, SafetensorError."""
+    def files(self, copied: State) -> dict[str, Source]:
+        """Return the files of a copy, by name. They are in its memory, and good as long as that is."""
         ...
 
     def restore(self, trainer: Trainer, run: Run, checkpoint: Checkpoint, folder: Path) -> None:
@@ -60,9 +62,11 @@ class WholeFiles:
         model = memory.copy("model", trainer.model.state_dict())
         return State(model, memory.copy("optimizer", optimizer), deepcopy(rest))
 
-    def write(self, copied: State, folder: Path) -> None:
-        save_file(copied.model, folder / MODEL_FILE, metadata=_MODEL_METADATA)
-        state.write(copied.optimizer, copied.rest, folder / OPTIMIZER_FILE)
+    def files(self, copied: State) -> dict[str, Source]:
+        return {
+            MODEL_FILE: tensor_file(copied.model, copied.metadata["model"]),
+            OPTIMIZER_FILE: tensor_file(copied.optimizer, copied.metadata["optimizer"]),
+        }
 
     def restore(self, trainer: Trainer, run: Run, checkpoint: Checkpoint, folder: Path) -> None:
         run.fetch(checkpoint, folder)

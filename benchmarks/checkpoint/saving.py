@@ -196,14 +196,17 @@ def copier(name: str) -> Callable[[str, int], Saved]:
     def copy(uri: str, size: int) -> Saved:
         import os
 
+        from safetensors.torch import save_file
+
         from trainers import state
         from trainers.whole import MODEL_FILE, OPTIMIZER_FILE
 
         program = next(one for one in copiers()[0] if one.name == name)
         training = Training(size, seed=1)
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-            _write_model(training, Path(one) / MODEL_FILE)
-            state.save_optimizer(training.optimizer, Path(one) / OPTIMIZER_FILE)
+            save_file(training.model.state_dict(), Path(one) / MODEL_FILE)
+            tensors, rest = state.flatten(training.optimizer)
+            save_file(tensors, Path(one) / OPTIMIZER_FILE, state.metadata_of(rest))
             clock = Clock()
             _call(program.command(f"{one}/", f"{uri}/"), program.env(os.environ))
             durable, cpu = clock.wall, clock.cpu
@@ -215,12 +218,6 @@ def copier(name: str) -> Callable[[str, int], Saved]:
         return Saved(stored, None, None, durable, cpu, restored, restore_cpu)
 
     return copy
-
-
-def _write_model(training: Training, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(training.model.state_dict(), path)
 
 
 def _call(command: Sequence[str], env: Mapping[str, str]) -> None:

@@ -6,7 +6,10 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from cluster.storage.sources import Source
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,11 @@ class Storage(Protocol):
         """
         ...
 
-    def upload(self, source: Path, path: str) -> Digest:
-        """Store a file, in parallel parts where it is large; return what was sent. All or nothing."""
+    def upload(self, source: Path | Source, path: str) -> Digest:
+        """Store a file, or what is in memory, in parallel parts where it is large; return what was sent.
+
+        All or nothing. Raises CorruptObjectError where a file changed meanwhile.
+        """
         ...
 
     def download(self, path: str, target: Path, *, expect: Digest) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +23,7 @@ from cluster.storage.disk import (
     replace,
 )
 from cluster.storage.rules import check_folder, check_path, check_prefix, holds
+from cluster.storage.sources import Piece, Source, opened
 
 _CHUNK = 1 << 20
 
@@ -49,12 +50,11 @@ class FileStorage:
                 if not holds(self, path, data):
                     raise ObjectExistsError(f"{target} exists already: another writer was first") from error
 
-    def upload(self, source: Path, path: str) -> Digest:
+    def upload(self, source: Path | Source, path: str) -> Digest:
         target = self._target(path)
-        with disk_errors(source):
-            incoming = source.open("rb")
-        with incoming, disk_errors(target), new_file(target) as file:
-            digest = _copy_hashing(incoming, file)
+        with opened(source) as data, disk_errors(target), new_file(target) as file:
+            digest = _write_hashing(data.pieces(), file)
+            data.check_unchanged()
             replace(file, target)
         return digest
 
@@ -64,7 +64,7 @@ class FileStorage:
             arriving(target, expect, stored.name) as arrival,
             arrival.path.open("xb") as file,
         ):
-            arrival.found = _copy_hashing(stored, file)
+            arrival.found = _write_hashing(iter(lambda: stored.read(_CHUNK), b""), file)
 
     def copy(self, source: str, target: str) -> None:
         goal = self._target(target)
@@ -144,10 +144,10 @@ class FileStorage:
             folder = folder.parent
 
 
-def _copy_hashing(source: BinaryIO, target: BinaryIO) -> Digest:
+def _write_hashing(pieces: Iterable[Piece], target: BinaryIO) -> Digest:
     hashed, size = hashlib.sha256(), 0
-    while chunk := source.read(_CHUNK):
-        hashed.update(chunk)
-        target.write(chunk)
-        size += len(chunk)
+    for piece in pieces:
+        hashed.update(piece)
+        target.write(piece)
+        size += len(piece)
     return Digest(size, hashed.hexdigest())

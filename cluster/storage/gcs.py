@@ -13,12 +13,13 @@ from typing import Any
 
 from cluster.errors import CorruptObjectError, MissingExtraError, ObjectExistsError, ObjectNotFoundError, StorageError
 from cluster.storage.base import Digest, Entry
-from cluster.storage.disk import arriving, disk_errors
+from cluster.storage.disk import arriving
 from cluster.storage.gcs_errors import Place, explain, failures
 from cluster.storage.gcs_parts import CONNECTIONS, FOLDER, Parts, crc32c, digests
 from cluster.storage.gcs_retries import Retries
 from cluster.storage.parts import fetch
 from cluster.storage.rules import check_folder, check_path, check_prefix, holds
+from cluster.storage.sources import Source, opened
 
 PART = 8 << 20  # the most that google-cloud-storage sends in one request
 _PAGE = 1000  # the most that a listing returns at once
@@ -81,26 +82,20 @@ class GCSStorage:
             if not holds(self, path, data):
                 raise
 
-    def upload(self, source: Path, path: str) -> Digest:
-        with disk_errors(source):
-            before = source.stat()
-            if before.st_size <= self._part_size:
-                data = source.read_bytes()
-                self.write(path, data)
-                return Digest.of_bytes(data)
+    def upload(self, source: Path | Source, path: str) -> Digest:
+        with opened(source) as data:
+            if data.size <= self._part_size:
+                whole = data.read(0, data.size)
+                self.write(path, whole)
+                data.check_unchanged()
+                return Digest.of_bytes(whole)
             blob = self._blob(path)
-            with self._errors(path, of_bucket=True), source.open("rb") as file, ThreadPoolExecutor(1) as aside:
-                hashed = aside.submit(digests, source)
+            with self._errors(path, of_bucket=True), ThreadPoolExecutor(1) as aside:
+                hashed = aside.submit(digests, data)
                 with self._parts(path) as parts:
-                    parts.send(
-                        before.st_size, self._part_size, lambda start, end: os.pread(file.fileno(), end - start, start)
-                    )
+                    parts.send(data.size, self._part_size, data.read)
                     digest, checksum = hashed.result()
-                    after = source.stat()
-                    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                        raise CorruptObjectError(
-                            f"{source} was written to while it was sent to {self._name(path)}: send it again"
-                        )
+                    data.check_unchanged()
                     parts.compose(blob)
                 self._check(blob, path, checksum)
         return digest

@@ -8,13 +8,13 @@ import secrets
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from cluster.errors import StorageError
 from cluster.storage.base import Digest
 from cluster.storage.gcs_errors import failures
+from cluster.storage.sources import Source
 
 FOLDER = ".raylift-parts"
 CONNECTIONS = 8
@@ -103,16 +103,16 @@ def _remove(part: Any, calls: Mapping[str, Any]) -> bool:
     return True
 
 
-def digests(source: Path) -> tuple[Digest, str]:
-    """Return what a file holds, and its CRC-32C as the server writes it."""
+def digests(source: Source) -> tuple[Digest, str]:
+    """Return what a source holds, and its CRC-32C as the server writes it."""
     from google_crc32c import Checksum
 
     hashed, checksum, size = hashlib.sha256(), Checksum(), 0
-    with source.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            hashed.update(chunk)
-            checksum.update(chunk)
-            size += len(chunk)
+    for piece in source.pieces():
+        hashed.update(piece)
+        for start in range(0, len(piece), _CHUNK):  # it takes bytes alone
+            checksum.update(bytes(piece[start : start + _CHUNK]))
+        size += len(piece)
     return Digest(size, hashed.hexdigest()), b64encode(checksum.digest()).decode()
 
 

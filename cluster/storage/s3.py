@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import CorruptObjectError, MissingExtraError, ObjectExistsError, StorageError
+from cluster.errors import MissingExtraError, ObjectExistsError, StorageError
 from cluster.storage.base import Digest, Entry
-from cluster.storage.disk import arriving, disk_errors
+from cluster.storage.disk import arriving
 from cluster.storage.network import FIRST_ATTEMPTS, backoff
 from cluster.storage.parts import fetch
 from cluster.storage.rehearsed import rehearse_s3
@@ -20,6 +20,7 @@ from cluster.storage.rules import check_folder, check_path, check_prefix, holds
 from cluster.storage.s3_errors import Place, explain
 from cluster.storage.s3_retries import Retries, is_transient
 from cluster.storage.s3_transfer import Transfers
+from cluster.storage.sources import Source, digest_of, opened
 
 PART = 16 << 20
 _COPY_AT_ONCE = 1 << 30  # S3 copies 5 GB at once, but slowly
@@ -59,21 +60,18 @@ class S3Storage:
             if not holds(self, path, data):
                 raise
 
-    def upload(self, source: Path, path: str) -> Digest:
-        with disk_errors(source):
-            before = source.stat()
-            if before.st_size <= self._part_size:
-                data = source.read_bytes()
-                digest = Digest.of_bytes(data)
-                self._put(path, data, digest, {})
-                return digest
-            with self._errors(path), ThreadPoolExecutor(1) as aside:
-                hashed = aside.submit(Digest.of_file, source)
-                self._transfers.upload(source, self._bucket, self._key(path))
-                digest = hashed.result()
-            after = source.stat()
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise CorruptObjectError(f"{source} was written to while it was sent to {self._name(path)}: send it again")
+    def upload(self, source: Path | Source, path: str) -> Digest:
+        with opened(source) as data:
+            if data.size <= self._part_size:
+                whole = data.read(0, data.size)
+                digest = Digest.of_bytes(whole)
+                self._put(path, whole, digest, {})
+            else:
+                with self._errors(path), ThreadPoolExecutor(1) as aside:
+                    hashed = aside.submit(digest_of, data)
+                    self._transfers.upload(data, self._bucket, self._key(path))
+                    digest = hashed.result()
+            data.check_unchanged()
         return digest
 
     def download(self, path: str, target: Path, *, expect: Digest) -> None:

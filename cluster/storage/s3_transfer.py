@@ -1,4 +1,4 @@
-"""Large files to and from S3, in parallel parts."""
+"""Large objects to and from S3, in parallel parts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cluster.storage.sources import Source, Stream
+
+_PARTS_IN_MEMORY = 4  # of each object that is being sent
+
 _log = logging.getLogger(__name__)
 
 
 class Transfers:
-    """Moves files by boto3's threads, or by the AWS common runtime (CRT) where that is faster.
+    """Moves objects by boto3's threads, or by the AWS common runtime (CRT) where that is faster.
 
     Measured against SeaweedFS on 2 cores (512 MB, parts of 8 and 16 MB): the CRT takes a third to half of the
     processor time, and is up to 1.3 (up) and 1.8 times (down) as fast on an idle machine and no faster on a
@@ -32,14 +36,15 @@ class Transfers:
         self._config = TransferConfig(
             multipart_threshold=part_size, multipart_chunksize=part_size, preferred_transfer_client="classic"
         )
+        self._config.max_in_memory_upload_chunks = _PARTS_IN_MEMORY
 
-    def upload(self, source: Path, bucket: str, key: str) -> None:
-        """Send a file; a failed upload is aborted."""
+    def upload(self, source: Source, bucket: str, key: str) -> None:
+        """Send a source; a failed upload is aborted."""
         from s3transfer.manager import TransferManager
 
-        if not self._try_crt(lambda manager: manager.upload(str(source), bucket, key)):
+        if not self._try_crt(lambda manager: manager.upload(Stream(source), bucket, key)):
             with TransferManager(self._client, self._config) as manager:
-                manager.upload(str(source), bucket, key).result()
+                manager.upload(Stream(source), bucket, key).result()
 
     def download(self, bucket: str, key: str, target: Path) -> bool:
         """Fetch an object by the CRT; return whether that was possible."""

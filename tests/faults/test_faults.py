@@ -285,15 +285,20 @@ def test_a_disk_that_fills_up_ends_the_run_and_a_resume_goes_on_once_there_is_sp
 
 
 @pytest.mark.root
-def test_a_full_folder_for_temporary_files_ends_the_run_and_a_resume_takes_another(
+def test_a_full_folder_for_temporary_files_is_no_matter_for_saves_and_said_where_one_is_restored(
     project: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = open_run(project / "runs", fresh_id("no-tmp"))
     (small_disk / "ballast").write_bytes(bytes(1_500_000))
     with monkeypatch.context() as patch:
         patch.setenv("TMPDIR", str(small_disk))
-        done = raylift("run", project / "job.yaml", "--id", run.id, "--storage", run.storage.uri)
-    words = ("could not write the checkpoint of step 5: ", "No space left on device", "TMPDIR", "raylift resume")
+        with start_raylift("run", project / "job.yaml", "--id", run.id, "--storage", run.storage.uri) as process:
+            wait_for(run.checkpoints, "a save")
+            assert raylift("stop", run.uri).returncode == 0
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 4, output
+        done = raylift("resume", run.uri)
+    words = ("no space for ", "choose another place", "raylift resume")
     assert_ended(done.stdout + done.stderr, done.returncode, run, 3, "FAILED", *words)
     assert [path.name for path in small_disk.iterdir()] == ["ballast"]
     assert raylift("resume", run.uri).returncode == 0

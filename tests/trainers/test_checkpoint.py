@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, events, start, 
 from trainers import checkpoint
 from trainers.host_memory import HostMemory
 from trainers.loop import Trainer
+from trainers.whole import MODEL_FILE, OPTIMIZER_FILE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAST = 3 * STEPS_PER_EPOCH
@@ -156,8 +159,38 @@ def test_a_save_that_takes_very_long_no_longer_holds_up_the_next_but_is_finished
     monkeypatch.setattr("trainers.loop.Trainer.finish", _after(trained))
     train(with_storage(run, very_slow))
     assert [one.step for one in run.checkpoints()] == [1, 2, 10 * STEPS_PER_EPOCH]
+    undisturbed = start(tmp_path, {"train": {"max_steps": 2}}, run_id="undisturbed")
+    train(undisturbed)
+    for name in (MODEL_FILE, OPTIMIZER_FILE):
+        was = undisturbed.checkpoints()[-1].files[name]
+        assert run.checkpoints()[1].files[name] == was, "later copies went elsewhere"
+    for one in run.checkpoints():
+        run.verify(one)
     assert len(events(run, "checkpoint.skipped")) == 10 * STEPS_PER_EPOCH - 3
     assert max(save["blocked"] for save in events(run, "checkpoint")) < 10
+
+
+def test_without_memory_for_a_second_copy_saves_are_left_out_but_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    run, gone_on = start(tmp_path), threading.Event()
+
+    def very_slow(name: str, *arguments: Any) -> None:
+        if saved_step(name, *arguments) == 1:
+            assert gone_on.wait(60), "training waits for the save"
+
+    def step_after(_: Any, step: int) -> None:
+        if step == LAST - 1:
+            gone_on.set()
+
+    monkeypatch.setattr("trainers.control.Control.after", step_after)
+    train(with_storage(run, very_slow))
+    assert [one.step for one in run.checkpoints()] == [1, LAST]
+    assert {row["step"] for row in events(run, "checkpoint.skipped")} == set(range(2, LAST))
+    for one in run.checkpoints():
+        run.verify(one)
 
 
 def _after(trained: threading.Event) -> Callable[..., Any]:

@@ -35,6 +35,7 @@ from cluster.storage.gcs_parts import FOLDER
 from cluster.storage.gcs_retries import Retries
 from cluster.storage.network import ATTEMPTS, FIRST_ATTEMPTS, backoff
 from cluster.storage.open import check_storage, open_storage
+from cluster.storage.sources import Source
 from tests.real.fake_gcs import GCSServer
 from tests.real.proxy import Fault, Proxy, proxy
 
@@ -447,10 +448,10 @@ def test_a_file_that_is_written_to_while_it_is_sent_is_not_stored(
 ) -> None:
     source = make_file(tmp_path, 4 * PART)
 
-    def hash_late(path: Path) -> tuple[Digest, str]:
-        with path.open("ab") as file:
+    def hash_late(_: Source) -> tuple[Digest, str]:
+        with source.open("ab") as file:
             file.write(b"more")
-        return Digest.of_file(path), ""
+        return Digest.of_file(source), ""
 
     monkeypatch.setattr("cluster.storage.gcs.digests", hash_late)
     with pytest.raises(CorruptObjectError, match="was written to while it was sent"):
