@@ -102,16 +102,13 @@ class GCSStorage:
 
     def download(self, path: str, target: Path, *, expect: Digest) -> None:
         with arriving(target, expect, self._name(path)) as arrival:
-            if expect.size <= self._part_size:
-                arrival.path.write_bytes(self.read(path))
-            else:
-                arrival.found = fetch(
-                    lambda start, end: self.read(path, start=start, end=end),
-                    arrival.path,
-                    size=expect.size,
-                    part_size=self._part_size,
-                    connections=CONNECTIONS,
-                )
+            arrival.found = fetch(
+                lambda start, end: self.read(path, start=start, end=end),
+                arrival.path,
+                size=expect.size,
+                part_size=self._part_size,
+                connections=CONNECTIONS,
+            )
 
     def copy(self, source: str, target: str) -> None:
         origin, goal, token = self._blob(source), self._blob(target), None

@@ -1,4 +1,4 @@
-"""Large objects, fetched in parallel parts."""
+"""Objects, fetched in parallel parts where they are large."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fetch(read: Read, target: Path, *, size: int, part_size: int, connections: i
             os.pwrite(file.fileno(), data, start)
             return data
 
-        starts = iter(range(0, size, part_size))
+        starts = iter(range(0, max(size, 1), part_size))
         coming = deque(pool.submit(part, start) for start in islice(starts, 2 * connections))
         while coming:
             data = coming.popleft().result()

@@ -76,9 +76,8 @@ class S3Storage:
 
     def download(self, path: str, target: Path, *, expect: Digest) -> None:
         with arriving(target, expect, self._name(path)) as arrival:
-            if expect.size <= self._part_size:
-                arrival.path.write_bytes(self.read(path))
-            elif not self._transfers.download(self._bucket, self._key(path), arrival.path):
+            large = expect.size > self._part_size
+            if not large or not self._transfers.download(self._bucket, self._key(path), arrival.path):
                 arrival.found = fetch(
                     lambda start, end: self.read(path, start=start, end=end),
                     arrival.path,
