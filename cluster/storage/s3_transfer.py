@@ -11,8 +11,6 @@ from typing import Any
 
 from cluster.storage.sources import Source, Stream
 
-_PARTS_IN_MEMORY = 4  # of each object that is being sent
-
 _log = logging.getLogger(__name__)
 
 
@@ -36,15 +34,11 @@ class Transfers:
         self._config = TransferConfig(
             multipart_threshold=part_size, multipart_chunksize=part_size, preferred_transfer_client="classic"
         )
-        self._config.max_in_memory_upload_chunks = _PARTS_IN_MEMORY
 
     def upload(self, source: Source, bucket: str, key: str) -> None:
         """Send a source; a failed upload is aborted."""
-        from s3transfer.manager import TransferManager
-
         if not self._try_crt(lambda manager: manager.upload(Stream(source), bucket, key)):
-            with TransferManager(self._client, self._config) as manager:
-                manager.upload(Stream(source), bucket, key).result()
+            self._manager.upload(Stream(source), bucket, key).result()
 
     def download(self, bucket: str, key: str, target: Path) -> bool:
         """Fetch an object by the CRT; return whether that was possible."""
@@ -60,6 +54,13 @@ class Transfers:
             _log.debug("the CRT gave up, boto3 takes over", exc_info=True)
             return False
         return True
+
+    @cached_property
+    def _manager(self) -> Any:
+        """boto3's threads: the same ones for all objects, as each part on its way is in memory once more."""
+        from s3transfer.manager import TransferManager
+
+        return TransferManager(self._client, self._config)
 
     @cached_property
     def _crt(self) -> Callable[[], Any] | None:
