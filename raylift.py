@@ -45,12 +45,14 @@ if TYPE_CHECKING:
         TrainJob,
     )
     from trainers.tasks.base import Task
+    from trainers.tuning import Domain, Scheduler, Search, Tune
 
 __all__ = [
     "Augment",
     "Checkpoint",
     "Clean",
     "Data",
+    "Domain",
     "EarlyStopping",
     "Every",
     "JobSpec",
@@ -62,24 +64,31 @@ __all__ = [
     "RayliftError",
     "Run",
     "Schedule",
+    "Scheduler",
+    "Search",
     "Split",
     "State",
     "Summary",
     "Task",
     "Train",
     "TrainJob",
+    "Tune",
     "run",
     "status",
 ]
 
 _ELSEWHERE = {
+    "Domain": "trainers.tuning",
     "JobSpec": "launcher.spec",
     "LocalCluster": "cluster.config",
     "RayliftError": "cluster.errors",
     "Run": "cluster.runs",
+    "Scheduler": "trainers.tuning",
+    "Search": "trainers.tuning",
     "State": "cluster.provider",
     "Summary": "launcher.status",
     "Task": "trainers.tasks.base",
+    "Tune": "trainers.tuning",
 }
 
 
@@ -133,6 +142,7 @@ def status(run: str | Run, *, storage: str | None = None) -> Summary:
 def _settle(job: JobSpec, storage: str | None) -> LoadedJob:
     """Do for a job made in Python what loading does for a file: find its data and its storage."""
     from launcher.mistakes import JobFileError
+    from launcher.searched import check_space, settle_space
     from launcher.settings import default_storage
     from launcher.sources import settle_sources
     from launcher.spec import JobSpec, LoadedJob
@@ -141,6 +151,8 @@ def _settle(job: JobSpec, storage: str | None) -> LoadedJob:
     document = parse_option(job.model_dump_json(), "JobSpec", "")
     document.value["storage"] = default_storage(storage or job.storage)
     settle_sources(document, Path.cwd())
+    settle_space(document, JobSpec)
+    document.mistakes += check_space(document, JobSpec, document.mistakes)
     if document.mistakes:
         raise JobFileError(document.mistakes, "the JobSpec")
     return LoadedJob(JobSpec.model_validate(document.value), document.value)

@@ -27,7 +27,7 @@ def put_settings(document: Document, overrides: Sequence[str], root: type) -> No
         if value_of_it.value is None and value_of_it.mistakes:
             document.mistakes += value_of_it.mistakes
         else:
-            document.put(path, value_of_it, below_text=_block_for(root))
+            document.put(path, value_of_it, below_text=block_for(root))
 
 
 def put_text(document: Document, path: Keys, text: str | None, option: str) -> None:
@@ -54,7 +54,7 @@ def put_cluster(document: Document, on: str) -> None:
     document.put(("cluster",), _cluster(on), below_text=lambda _path, _text: {})
 
 
-def _block_for(root: type) -> Callable[[Keys, str], dict[str, Any]]:
+def block_for(root: type) -> Callable[[Keys, str], dict[str, Any]]:
     """`optimizer: sgd` becomes {name: sgd} where something is set below it."""
 
     def block(path: Keys, text: str) -> dict[str, Any]:

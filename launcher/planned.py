@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.submit import Submission
+from trainers.tuning import metric_of
+
+if TYPE_CHECKING:
+    from launcher.spec import JobSpec
+    from trainers.tuning import Tune
 
 
 def as_dict(submission: Submission) -> dict[str, Any]:
@@ -29,12 +34,29 @@ def print_plan(submission: Submission) -> None:
     table.add_row("task", f"{spec.task} with {spec.model.name}")
     table.add_row("data", f"{spec.data.train}, evaluated on {_evaluation(submission)}")
     table.add_row("training", _training(submission))
+    if spec.tune is not None:
+        for name, text in _sweep(spec, spec.tune):
+            table.add_row(name, text)
     table.add_row("saves", f"every {spec.checkpoint.every}, the newest {spec.checkpoint.keep} are kept")
     for resource in submission.plan.resources:
         table.add_row(resource.kind, f"{resource.name}{'  ' + resource.detail if resource.detail else ''}")
     price = submission.plan.usd_per_hour
     table.add_row("price", f"${price:.2f} an hour" if price else "nothing: this machine")
     console.print(table)
+
+
+def _sweep(spec: JobSpec, tune: Tune) -> list[tuple[str, str]]:
+    metric, mode = metric_of(tune, spec.task)
+    trials = f"{tune.budget} trials"
+    if tune.covers_all:
+        trials += (
+            f": every point, and there are no more, though {tune.trials} were asked for"
+            * (tune.trials is not None and tune.trials > tune.budget)
+            or ": every point"
+        )
+    chosen = f"{tune.search.name}, seed {tune.search.seed}, scheduler {tune.scheduler.name}"
+    rows = [("sweep", f"{trials}; {chosen}; the best has the {mode}imum of {metric}")]
+    return rows + [("", f"{key}: {domain}") for key, domain in tune.ordered.items()]
 
 
 def _evaluation(submission: Submission) -> str:

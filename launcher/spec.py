@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cluster.config import ClusterConfig, LocalCluster
 from cluster.errors import UsageError
 from launcher import overrides as cli
 from launcher import settings
 from launcher.mistakes import JobFileError, Mistake
+from launcher.searched import check_space, settle_space
 from launcher.sources import settle_sources
 from launcher.validation import nearest, validate
 from launcher.yaml_source import Document, parse, read_file
 from trainers.config import TrainJob
+from trainers.tuning import METRICS, Tune
 
 NAME_LENGTH = 22  # <name>-<12 digits>-<4 hex> is then at most 40 characters
 _VARIABLE = "[A-Za-z_][A-Za-z0-9_]*"
@@ -55,6 +57,7 @@ class JobSpec(TrainJob):
         description="environment variables of the run; their values are text",
         json_schema_extra={"propertyNames": {"pattern": f"^{_VARIABLE}$"}},
     )
+    tune: Tune | None = Field(default=None, description="makes a sweep of it: many trials, each with other values")
 
     @field_validator("name")
     @classmethod
@@ -65,6 +68,18 @@ class JobSpec(TrainJob):
                 f"at most {NAME_LENGTH} characters; for example {clean_name(name)}"
             )
         return name
+
+    @model_validator(mode="after")
+    def _can_be_tuned(self) -> JobSpec:
+        if self.tune is None:
+            return self
+        if self.data.eval is None:
+            raise ValueError("tune: it needs data.eval, as trials are compared by an evaluation: eval: {split: 0.2}")
+        known = METRICS[self.task]
+        if self.tune.metric is not None and self.tune.metric not in known:
+            meant = nearest(self.tune.metric, known)
+            raise ValueError(f"tune.metric: {self.task} has no {self.tune.metric!r}; it has {', '.join(known)}{meant}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -97,8 +112,10 @@ def load(
         document.value.setdefault("name", clean_name(path.stem))
         settle_sources(document, path.absolute().parent)
         _settle_storage(document)
+        settle_space(document, JobSpec)
     spec, mistakes = validate(JobSpec, document)
-    if spec is None:
+    mistakes += check_space(document, JobSpec, mistakes)
+    if spec is None or mistakes:
         raise JobFileError(mistakes, str(path))
     return LoadedJob(spec, spec.model_dump(mode="json"))
 

@@ -51,7 +51,7 @@ Interval = Annotated[
 ]
 
 
-def _name_alone(value: object) -> object:
+def name_alone(value: object) -> object:
     """Let `optimizer: adamw` mean `optimizer: {name: adamw}`."""
     return {"name": value} if isinstance(value, str) else value
 
@@ -215,9 +215,9 @@ class Train(Block):
     micro_batch_size: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="samples a worker takes at once; more of its share is accumulated"
     )
-    optimizer: Annotated[Optimizer, BeforeValidator(_name_alone)] = Optimizer()
-    schedule: Annotated[Schedule, BeforeValidator(_name_alone)] = Schedule()
-    loss: Annotated[Loss, BeforeValidator(_name_alone)] = Loss()
+    optimizer: Annotated[Optimizer, BeforeValidator(name_alone)] = Optimizer()
+    schedule: Annotated[Schedule, BeforeValidator(name_alone)] = Schedule()
+    loss: Annotated[Loss, BeforeValidator(name_alone)] = Loss()
     clip_norm: Positive | None = Field(default=None, description="largest norm of all gradients together")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
@@ -266,7 +266,7 @@ class TrainJob(Block):
     """The part of a job file that the trainers read."""
 
     task: Literal["image-classification"]
-    model: Annotated[Model, BeforeValidator(_name_alone)] = Model()
+    model: Annotated[Model, BeforeValidator(name_alone)] = Model()
     data: Data
     train: Train = Train()
     checkpoint: Checkpoint = Checkpoint()

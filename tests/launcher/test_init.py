@@ -25,13 +25,15 @@ def test_the_starter_file_loads_unchanged() -> None:
     assert (spec.name, spec.data.train, spec.train.optimizer.lr) == ("my-job", "builtin:digits", 1e-3)
 
 
-def test_taking_away_every_comment_sign_changes_nothing_but_early_stopping() -> None:
+def test_taking_away_every_comment_sign_changes_nothing_but_early_stopping_and_a_sweep() -> None:
     init_command(Path("my-job.yaml"))
     given = load("my-job.yaml").spec
     Path("my-job.yaml").write_text(uncommented(Path("my-job.yaml").read_text()))
     shown = load("my-job.yaml").spec
     assert shown.train.early_stopping is not None
-    assert shown.model_copy(update={"train": shown.train.model_copy(update={"early_stopping": None})}) == given
+    assert shown.tune is not None
+    train = shown.train.model_copy(update={"early_stopping": None})
+    assert shown.model_copy(update={"train": train, "tune": None}) == given
 
 
 def test_every_key_is_shown_with_an_explanation() -> None:

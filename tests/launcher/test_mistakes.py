@@ -175,7 +175,7 @@ def test_tabs_are_named_as_the_trouble(job: Job) -> None:
 def test_a_file_without_keys_lists_the_keys(job: Job, text: str) -> None:
     (found,) = messages(job(start=text))
     assert found.startswith("job.yaml:1:1: ")
-    assert found.endswith("; its keys are: task, model, data, train, checkpoint, name, cluster, storage, env")
+    assert found.endswith("; its keys are: task, model, data, train, checkpoint, name, cluster, storage, env, tune")
 
 
 def test_a_key_that_is_there_twice_is_refused_and_both_places_are_named(job: Job) -> None:

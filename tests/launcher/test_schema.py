@@ -29,6 +29,9 @@ RIGHT = [
     "name: digits-2\nstorage: s3://bucket/runs\nenv: {LOG_LEVEL: info}",
     "cluster: {provider: local, accelerators: 'GPU:2'}",
     "cluster: {provider: local, workers: {min: 1, max: 4}, address: 'host:6379'}",
+    "tune: {trials: 20}",
+    "tune: {search: grid, scheduler: {name: asha, grace_period: 2}, space: {train.optimizer.lr: [0.1, 0.01]}}",
+    "tune: {space: {train.optimizer.lr: {loguniform: [1e-4, 0.1]}, train.batch_size: {randint: [8, 64]}}}",
 ]
 WRONG = [
     "epochs: 3",
@@ -47,6 +50,10 @@ WRONG = [
     "cluster: {accelerators: 2 GPUs}",
     "env: {1X: a}",
     "env: {X: 1}",
+    "tune: {trials: 0}",
+    "tune: {search: bayes}",
+    "tune: {space: {train.optimizer.lr: {lognormal: [1e-4, 0.1]}}}",
+    "tune: {space: {train.optimizer.lr: {uniform: [0.1]}}}",
 ]
 
 

@@ -1,0 +1,141 @@
+"""The space of a sweep against the job file: every key and every value is checked as if it stood in the file itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from itertools import islice
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from launcher import blocks
+from launcher.mistakes import Keys, Mistake
+from launcher.overrides import block_for
+from launcher.validation import nearest, validate
+from launcher.yaml_source import Document
+from trainers.tuning import SEARCHED, Domain, Point, Tune
+
+_SPACE: Keys = ("tune", "space")
+_COMBINATIONS = 200  # of listed values that are tried together
+_OPTIMIZER = "train.optimizer.name"
+_DEFAULT: dict[str, Any] = {
+    _OPTIMIZER: ["adamw", "sgd", "muon"],
+    "train.optimizer.lr": {"loguniform": [1e-4, 0.3]},
+    "train.optimizer.weight_decay": {"loguniform": [1e-6, 0.1]},
+    "train.optimizer.momentum": {"choice": [0.9], "when": {_OPTIMIZER: "sgd"}},
+}
+
+
+def settle_space(document: Document, root: type[BaseModel]) -> None:
+    """Give a sweep that names no space the default one, of the optimizers that take the options that are given."""
+    if "tune" not in document.value:
+        return
+    tune = document.value["tune"] = document.value["tune"] or {}
+    if not isinstance(tune, dict) or tune.get("space") is not None:
+        return
+    space = deepcopy(_DEFAULT)
+    options = document.get(("train", "optimizer"))
+    given = set(options) if isinstance(options, dict) else set()
+    if "momentum" in given:
+        del space["train.optimizer.momentum"]
+    wrong = {*validate(root, deepcopy(document))[1]}
+    for name in list(space[_OPTIMIZER]):
+        if _wrong_with(root, document, {_OPTIMIZER: name}, {}, wrong):
+            space[_OPTIMIZER].remove(name)
+            if name == "sgd":
+                space.pop("train.optimizer.momentum", None)
+    if not space[_OPTIMIZER]:
+        del space[_OPTIMIZER]
+    tune["space"] = space
+    place = document.place(("tune",))
+    document.places |= {(*_SPACE, key): place for key in space}
+
+
+def check_space(document: Document, root: type[BaseModel], known: Sequence[Mistake]) -> list[Mistake]:
+    """Return what is wrong with the keys and values of the space, beside the mistakes that are known."""
+    written = document.get(_SPACE)
+    if not isinstance(written, dict):
+        return []
+    found = [mistake for key in written if (mistake := _key(document, root, key)) is not None]
+    wrong_keys = {mistake.path[-1] for mistake in found}
+    try:
+        tune = Tune.model_validate(document.value["tune"])
+    except ValidationError:
+        return found  # `known` says what is wrong with it
+    space = {key: domain for key, domain in tune.ordered.items() if key not in wrong_keys}
+    places = {(key, *at): _below(document, key, at) for key, domain in space.items() for at in domain.ends}
+    seen = {*known}
+    for point, origins in _tried(space):
+        new = _wrong_with(root, document, point, {key: places[key, *at] for key, at in origins.items()}, seen)
+        found += new
+        seen |= {*new}
+    return found
+
+
+def _key(document: Document, root: type[BaseModel], key: str) -> Mistake | None:
+    path: Keys = tuple(key.split("."))
+    if path[0] in SEARCHED and len(path) > 1 and blocks.at(root, path) is not None:
+        return None
+    there = [".".join(map(str, each)) for each in blocks.paths(root) if each[0] in SEARCHED and len(each) > 1]
+    if blocks.at(root, path) is not None:
+        problem = f"a space names keys inside {', '.join(SEARCHED)}; this one cannot change from trial to trial"
+    else:
+        last = [name for name in there if name.rpartition(".")[2] == str(path[-1])]
+        meant = nearest(key, there) or (f"; did you mean {last[0]}?" if last else "")
+        problem = f"the job file has no such key{meant}"
+    return Mistake(document.place((*_SPACE, key), of_key=True), (*_SPACE, key), problem)
+
+
+def _below(document: Document, key: str, at: Keys) -> Keys:
+    """Return where a value of a key stands; in a list that stands alone there is no `choice`."""
+    return (*_SPACE, key, *(at[1:] if isinstance(document.get((*_SPACE, key)), list) else at))
+
+
+def _tried(space: Mapping[str, Domain]) -> Iterator[tuple[Point, dict[str, Keys]]]:
+    """Yield points that together have every listed value and both ends of every range, and where each value stands.
+
+    Lists are tried in all their combinations, as rules between keys ("momentum is an option of sgd") may hold for
+    some alone; were there too many of those, the first some hundred.
+    """
+    yield from islice(_combinations(list(space.items()), {}, {}), _COMBINATIONS)
+    for key, domain in space.items():
+        for at, value in domain.ends.items():
+            fixed: dict[str, tuple[Keys, Any]] = {key: (at, value)}
+            yield from islice(_combinations(list(space.items()), {}, {}, fixed), 1)
+
+
+def _combinations(
+    left: list[tuple[str, Domain]],
+    point: Point,
+    origins: dict[str, Keys],
+    fixed: Mapping[str, tuple[Keys, Any]] | None = None,
+) -> Iterator[tuple[Point, dict[str, Keys]]]:
+    """Yield the combinations of listed values with the lower ends of ranges, and of them those with the fixed value."""
+    if not left:
+        if not fixed or fixed.keys() <= point.keys():
+            yield point, origins
+        return
+    (key, domain), rest = left[0], left[1:]
+    if not domain.counts(point):
+        yield from _combinations(rest, point, origins, fixed)
+        return
+    ends = list(domain.ends.items())
+    if domain.choice is None and domain.grid is None:
+        ends = ends[:1]
+    for at, value in [fixed[key]] if fixed and key in fixed else ends:
+        yield from _combinations(rest, {**point, key: value}, {**origins, key: at}, fixed)
+
+
+def _wrong_with(
+    root: type[BaseModel], document: Document, point: Point, places: Mapping[str, Keys], known: set[Mistake]
+) -> list[Mistake]:
+    """Return what would be wrong with a job file that has the values of a point."""
+    changed = deepcopy(document)
+    changed.value.pop("tune", None)
+    changed.mistakes = []
+    for key, value in point.items():
+        place = document.place(places.get(key, (*_SPACE, key)))
+        changed.put(tuple(key.split(".")), Document(deepcopy(value), {(): place}), below_text=block_for(root))
+    there = {(mistake.place, mistake.problem) for mistake in known}
+    return [each for each in validate(root, changed)[1] if (each.place, each.problem) not in there]

@@ -1,0 +1,164 @@
+"""The space of a sweep against the job file: what it makes of a right one, and what it says of a wrong one."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from launcher.cli.plan import plan_command
+from launcher.mistakes import JobFileError
+from launcher.spec import JobSpec, load, load_frozen
+from trainers.tuning import Tune, metric_of
+
+pytestmark = pytest.mark.usefixtures("home")
+
+Job = Callable[..., Path]
+WRONG_SPACE = """\
+tune:
+  space:
+    train.optimizer.name: [sgd, adamww]
+    train.optimiser.lr: {loguniform: [1e-5, 1e-1]}
+    train.optimizer.lr: {uniform: [0, 1]}
+    lr: [0.1]
+    cluster.workers: [1, 2]
+    train.batch_size:
+      randint: [0, 8]
+    data.augment.rotate: {uniform: [0, 181]}
+"""
+
+
+def tune_of(path: Path) -> Tune:
+    tune = load(path).spec.tune
+    assert tune is not None
+    return tune
+
+
+def messages(path: Path) -> list[str]:
+    with pytest.raises(JobFileError) as caught:
+        load(path)
+    return [str(mistake) for mistake in caught.value.mistakes]
+
+
+@pytest.mark.parametrize("block", ["tune: {trials: 20}", "tune: {}", "tune:"])
+def test_a_sweep_that_says_nothing_searches_optimizer_rate_and_decay_by_tpe_and_asha(job: Job, block: str) -> None:
+    tune = tune_of(job(block))
+    assert list(tune.ordered) == [
+        "train.optimizer.name",
+        "train.optimizer.lr",
+        "train.optimizer.weight_decay",
+        "train.optimizer.momentum",
+    ]
+    assert (tune.search.name, tune.scheduler.name, tune.budget) == ("tpe", "asha", 20)
+    assert metric_of(tune, "image-classification") == ("eval_accuracy", "max")
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("{betas: [0.9, 0.95]}", ["adamw"]),
+        ("{name: sgd, momentum: 0.8}", ["sgd", "muon"]),
+        ("sgd", ["adamw", "sgd", "muon"]),
+    ],
+)
+def test_the_default_space_has_the_optimizers_that_take_the_options_given(
+    job: Job, options: str, names: list[str]
+) -> None:
+    assert tune_of(job(f"train: {{optimizer: {options}}}\ntune:\n")).ordered["train.optimizer.name"].values == names
+
+
+def test_a_sweep_frozen_reads_back_equal(job: Job) -> None:
+    loaded = load(job("tune:\n"))
+    stream = BytesIO()
+    YAML(typ="safe", pure=True).dump(loaded.document, stream)
+    assert load_frozen(stream.getvalue()) == loaded.spec
+
+
+def test_every_key_and_value_of_a_space_is_checked_with_its_place(job: Job) -> None:
+    assert [message.split(", rmsprop")[0] for message in messages(job(WRONG_SPACE))] == [
+        "job.yaml:5:33: train.optimizer.name: 'adamww' is not a choice here; the choices: sgd, adam, adamw, adagrad",
+        "job.yaml:6:5: tune.space.train.optimiser.lr: the job file has no such key; did you mean train.optimizer.lr?",
+        "job.yaml:7:36: train.optimizer.lr: 0.0 is out of range: it must be above 0",
+        "job.yaml:8:5: tune.space.lr: the job file has no such key; did you mean train.optimizer.lr?",
+        "job.yaml:9:5: tune.space.cluster.workers: a space names keys inside model, data, train; this one cannot "
+        "change from trial to trial",
+        "job.yaml:11:17: train.batch_size: 0 is out of range: it must be at least 1",
+        "job.yaml:12:40: data.augment.rotate: 181.0 is out of range: it must be at most 180",
+    ]
+
+
+def test_values_that_do_not_go_together_are_found_where_the_job_file_would_refuse_them(job: Job) -> None:
+    space = "tune: {space: {train.optimizer.name: [sgd, adamw], train.optimizer.momentum: {uniform: [0.8, 0.9]}}}"
+    found = messages(job(space))
+    assert len(found) == 1
+    assert "train.optimizer.momentum: momentum is an option of sgd, rmsprop, muon, not of adamw" in found[0]
+    assert tune_of(job(space.replace("0.9]", "0.9], when: {train.optimizer.name: sgd}")))
+
+
+def test_blocks_may_be_searched_as_a_whole(job: Job) -> None:
+    assert tune_of(job("tune: {space: {train.optimizer: [adamw, {name: sgd, lr: 0.1, momentum: 0.9}]}}")).budget == 2
+    found = messages(job("tune: {space: {train.optimizer: [adamw, {name: sgd, momentumm: 0.9}]}}"))
+    assert "unknown key; did you mean momentum?" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("{metric: eval_acuracy}", "job.yaml:3:16: tune.metric: image-classification has no 'eval_acuracy'; it has"),
+        ("{search: tep}", "tune.search.name: 'tep' is not a choice here"),
+        ("{search: grid}", "tune.search: grid takes lists, and train.optimizer.lr is a range: loguniform."),
+        ("{scheduler: {name: median, brackets: 2}}", "tune.scheduler.brackets: brackets is an option of asha, not of"),
+        ("{space: {train.optimizer.lr: {}}}", "give one of choice, grid, uniform"),
+        ("{space: {train.optimizer.lr: {uniform: [0.1, 0.2], choice: [1]}}}", "not choice and uniform"),
+        ("{space: {train.optimizer.lr: {grid: [0.1]}}}", "search: tpe takes no grid, as train.optimizer.lr is: write choice"),
+        ("{space: {model.dropout: {quniform: [0.11, 0.14, 0.1]}}}", "no multiple of 0.1 lies from 0.11 to 0.14"),
+        ("{space: {train.epochs: {choice: [1], when: {model.name: cnn}}}}", "which is no other key of the space"),
+        (
+            "{space: {train.epochs: {choice: [1], when: {model.name: rnn}}, model.name: [cnn]}}",
+            "train.epochs counts when model.name is rnn, which it never is: cnn",
+        ),
+        (
+            "{space: {train.epochs: {choice: [1], when: {train.seed: 1}}, train.seed: {choice: [1], "
+            "when: {train.epochs: 1}}}}",
+            "depend on each other in a circle",
+        ),
+        (
+            "{space: {train.epochs: {choice: [1], when: {model.dropout: 0}}, model.dropout: {uniform: [0, 0.5]}}}",
+            "which is a range: a condition needs a list",
+        ),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused(job: Job, block: str, message: str) -> None:
+    found = messages(job(f"tune: {block}"))
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_a_sweep_without_evaluation_is_refused(job: Job) -> None:
+    found = messages(job("tune: {}", start="task: image-classification\ndata: {train: builtin:digits}\n"))
+    assert found == [
+        "job.yaml:3:1: tune: it needs data.eval, as trials are compared by an evaluation: eval: {split: 0.2}"
+    ]
+
+
+def test_a_plan_shows_the_space(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    space = "train.optimizer.lr: {loguniform: [1e-4, 0.1], when: {model.name: cnn}}, model.name: [cnn]"
+    plan_command(str(job(f"tune: {{trials: 7, space: {{{space}}}}}")))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "7 trials; tpe, seed 0, scheduler asha; the best has the maximum of eval_accuracy" in shown
+    assert "train.optimizer.lr: 0.0001 to 0.1, logarithmic, where model.name is cnn" in shown
+
+
+def test_a_plan_says_that_there_are_fewer_points_than_trials(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    plan_command(str(job("tune: {trials: 7, space: {train.epochs: [1, 2, 3]}}")))
+    assert "3 trials: every point, and there are no more, though 7 were asked for" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_every_block_of_a_sweep_has_its_words_in_the_schema() -> None:
+    assert {"tune"} <= set(JobSpec.model_fields)
+    for block in ("Tune", "Domain", "Search", "Scheduler"):
+        for name, field in JobSpec.model_json_schema()["$defs"][block]["properties"].items():
+            assert name in ("name", "search", "scheduler") or field.get("description"), (block, name)

@@ -1,0 +1,69 @@
+"""Domains and spaces: which points there are, and what a point makes of a job."""
+
+import pytest
+
+from trainers.tuning import Domain, Tune, apply, describe, metric_of
+
+
+def tune(**space: object) -> Tune:
+    return Tune.model_validate({"space": {key.replace("_", "."): domain for key, domain in space.items()}})
+
+
+def test_the_points_of_a_space_leave_out_what_no_condition_lets_count() -> None:
+    momentum = {"choice": [0.8, 0.9], "when": {"name": "sgd"}}
+    points = list(tune(momentum=momentum, name=["sgd", "adamw"]).points())
+    assert points == [
+        {"name": "sgd", "momentum": 0.8},
+        {"name": "sgd", "momentum": 0.9},
+        {"name": "adamw"},
+    ]
+
+
+def test_a_condition_may_name_several_values() -> None:
+    domain = Domain(choice=[1], when={"name": ["sgd", "muon"], "x": 2})
+    assert domain.counts({"name": "muon", "x": 2})
+    assert not domain.counts({"name": "adam", "x": 2})
+    assert not domain.counts({"name": "sgd"})
+
+
+def test_randint_ends_before_its_end_and_quniform_on_multiples() -> None:
+    assert Domain(randint=(2, 5)).values == [2, 3, 4]
+    assert Domain(quniform=(0.1, 0.3, 0.1)).values == [0.1, 0.2, 0.3]
+    assert Domain(quniform=(5, 20, 4)).values == [8, 12, 16, 20]
+    assert Domain(uniform=(0, 1)).values is None
+    assert Domain(randint=(0, 10**9)).values is None
+
+
+def test_no_more_points_are_tried_than_there_are() -> None:
+    space = {"train.epochs": [1, 2], "train.seed": {"randint": [0, 3]}}
+    assert Tune.model_validate({"space": space}).budget == 6
+    assert Tune.model_validate({"space": space, "search": "grid"}).budget == 6
+    assert Tune.model_validate({"space": space, "trials": 4}).budget == 4
+    assert not Tune.model_validate({"space": space, "trials": 4}).covers_all
+    assert Tune.model_validate({"space": space, "trials": 6}).covers_all
+
+
+def test_an_endless_space_has_as_many_trials_as_asked_for() -> None:
+    assert Tune.model_validate({"space": {"lr": {"uniform": [0, 1]}}}).budget == 20
+    assert Tune.model_validate({"space": {f"x{i}": [1, 2, 3] for i in range(40)}, "trials": 50}).budget == 50
+
+
+def test_a_point_is_set_in_a_copy_of_the_job() -> None:
+    job = {"train": {"optimizer": {"name": "adamw", "lr": None}, "early_stopping": None}}
+    changed = apply(job, {"train.optimizer.lr": 0.1, "train.early_stopping.patience": 2})
+    assert changed["train"] == {"optimizer": {"name": "adamw", "lr": 0.1}, "early_stopping": {"patience": 2}}
+    assert job["train"] == {"optimizer": {"name": "adamw", "lr": None}, "early_stopping": None}
+
+
+def test_a_point_in_a_line() -> None:
+    assert describe({"train.optimizer.lr": 0.0123456, "model.dropout": 0.5, "train.x": True}) == (
+        "optimizer.lr 0.01235  model.dropout 0.5  x true"
+    )
+
+
+@pytest.mark.parametrize(
+    ("block", "found"),
+    [({}, ("eval_accuracy", "max")), ({"metric": "eval_loss"}, ("eval_loss", "min")), ({"mode": "min"}, None)],
+)
+def test_a_loss_is_best_when_it_is_small(block: dict[str, str], found: tuple[str, str] | None) -> None:
+    assert metric_of(Tune.model_validate(block), "image-classification") == (found or ("eval_accuracy", "min"))

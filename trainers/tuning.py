@@ -1,0 +1,279 @@
+"""What a job file says about a sweep: the space, the search and the scheduler. Free of torch, ray and optuna."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from itertools import islice
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from trainers.config import Block, Positive, name_alone
+
+Point = dict[str, Any]  # keys of the job file, such as train.optimizer.lr, and what they are in one trial
+METRICS = {"image-classification": ("eval_accuracy", "eval_f1", "eval_loss")}  # the first is the default
+SEARCHED = ("model", "data", "train")  # the blocks whose keys a space may name
+_KINDS = ("choice", "grid", "uniform", "loguniform", "quniform", "randint")
+_MOST_VALUES = 10_000  # of one key that count as a list
+
+
+class Domain(Block):
+    """The values that a key may take, in one of Ray Tune's ways, and when it counts at all."""
+
+    choice: Annotated[list[Any], Field(min_length=1)] | None = Field(
+        default=None, description="one of these; a list alone means the same"
+    )
+    grid: Annotated[list[Any], Field(min_length=1)] | None = Field(
+        default=None, description="each of these equally often; with search grid and random"
+    )
+    uniform: tuple[float, float] | None = Field(default=None, description="a number from low to high")
+    loguniform: tuple[Positive, Positive] | None = Field(default=None, description="the same, on a logarithmic scale")
+    quniform: tuple[float, float, Positive] | None = Field(
+        default=None, description="low, high, step: a multiple of step from low to high"
+    )
+    randint: tuple[int, int] | None = Field(default=None, description="a whole number from low up to, not with, high")
+    when: dict[str, Any] = Field(
+        default={}, description="only where these other keys of the space have this value, or one of this list"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Domain:
+        kinds = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if len(kinds) != 1:
+            found = f"not {' and '.join(kinds)}" if kinds else "it has none"
+            raise ValueError(f"give one of {', '.join(_KINDS)}; {found}")
+        if self.values is None or kinds[0] in ("quniform", "randint"):
+            low, high = getattr(self, self.kind)[:2]
+            if low >= high:
+                raise ValueError(f"{self.kind}: {low:g} to {high:g} is no range: the first must be the smaller one")
+            if self.quniform is not None and not self.values:
+                raise ValueError(f"quniform: no multiple of {self.quniform[2]:g} lies from {low:g} to {high:g}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
+
+    @property
+    def values(self) -> list[Any] | None:
+        """All values; None where there are too many to list."""
+        if self.choice is not None or self.grid is not None:
+            return self.choice or self.grid
+        if self.randint is not None and self.randint[1] - self.randint[0] <= _MOST_VALUES:
+            return list(range(*self.randint))
+        if self.quniform is not None:
+            low, high, step = self.quniform
+            first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+            if last - first < _MOST_VALUES:
+                return [_multiple(number, step) for number in range(first, last + 1)]
+        return None
+
+    @property
+    def ends(self) -> dict[tuple[str | int, ...], Any]:
+        """What is to be checked of it, by where it stands below the key: every listed value, both ends of a range."""
+        given = getattr(self, self.kind)
+        if self.kind in ("choice", "grid"):
+            return {(self.kind, index): value for index, value in enumerate(given)}
+        if self.randint is not None:
+            return {("randint", 0): given[0], ("randint", 1): given[1] - 1}
+        return {(self.kind, 0): given[0], (self.kind, 1): given[1]}
+
+    def counts(self, point: Point) -> bool:
+        """Whether it counts where the keys before it have these values."""
+        return all(key in point and point[key] in _listed(value) for key, value in self.when.items())
+
+    def __str__(self) -> str:
+        given = getattr(self, self.kind)
+        if self.kind in ("choice", "grid"):
+            text = ", ".join(_shown(value) for value in given)
+        else:
+            text = f"{_shown(self.ends[(self.kind, 0)])} to {_shown(self.ends[(self.kind, 1)])}"
+            text += {"loguniform": ", logarithmic", "randint": ", whole"}.get(self.kind, "")
+            text += f", in steps of {given[2]:g}" if self.quniform is not None else ""
+        conditions = [f"{key} is {' or '.join(map(_shown, _listed(value)))}" for key, value in self.when.items()]
+        return text + (f", where {' and '.join(conditions)}" if conditions else "")
+
+
+def _choice_alone(value: object) -> object:
+    """Let `lr: [0.1, 0.01]` mean `lr: {choice: [0.1, 0.01]}`."""
+    return {"choice": value} if isinstance(value, list) else value
+
+
+_Listed = Annotated[list[Any], Field(min_length=1)]
+Space = dict[str, Annotated[Domain, BeforeValidator(_choice_alone, json_schema_input_type=Domain | _Listed)]]
+
+
+class Search(Block):
+    """How the next point is chosen."""
+
+    name: Literal["random", "grid", "tpe", "gp", "cmaes", "qmc"] = Field(
+        default="tpe", description="grid: every point; tpe, gp, cmaes, qmc: Optuna's samplers"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        default=0, description="the same seed and the same results give the same points"
+    )
+
+
+_TAKES: dict[str, tuple[str, ...]] = {
+    "grace_period": ("asha", "median"),
+    "reduction_factor": ("asha",),
+    "max_t": ("asha",),
+    "brackets": ("asha",),
+    "min_samples_required": ("median",),
+}
+
+
+class Scheduler(Block):
+    """Which trials end early; the options have the names that Ray Tune gives them."""
+
+    name: Literal["none", "asha", "median"] = "asha"
+    time_attr: Literal["training_iteration", "epoch", "step"] = Field(
+        default="training_iteration", description="what the options count: evaluations, epochs or steps"
+    )
+    grace_period: Annotated[int, Field(ge=1)] | None = Field(default=None, description="asha, median: not before this")
+    reduction_factor: Annotated[float, Field(gt=1)] | None = Field(
+        default=None, description="asha: one in so many goes on at each rung; default 3"
+    )
+    max_t: Annotated[int, Field(ge=1)] | None = Field(default=None, description="asha: no longer than this")
+    brackets: Annotated[int, Field(ge=1)] | None = Field(default=None, description="asha")
+    min_samples_required: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="median: trials to compare with"
+    )
+
+    @model_validator(mode="after")
+    def _options_of_this_scheduler(self) -> Scheduler:
+        for option, names in _TAKES.items():
+            if getattr(self, option) is not None and self.name not in names:
+                raise ValueError(f"{option} is an option of {', '.join(names)}, not of {self.name}")
+        return self
+
+
+class Tune(Block):
+    """A sweep: many trainings of this job, each with other values for some of its keys."""
+
+    metric: str | None = Field(default=None, description="what the best trial is best at; default: eval_accuracy")
+    mode: Literal["min", "max"] | None = Field(default=None, description="default: min for a loss, else max")
+    trials: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        default=None, description="default: 20, or every point with search grid"
+    )
+    search: Annotated[Search, BeforeValidator(name_alone)] = Search()
+    scheduler: Annotated[Scheduler, BeforeValidator(name_alone)] = Scheduler()
+    space: Annotated[Space, Field(min_length=1)] | None = Field(
+        default=None,
+        description="keys of the job file and the values they may take; default: optimizer, learning rate and decay",
+    )
+
+    @model_validator(mode="after")
+    def _space_holds_together(self) -> Tune:
+        for key, domain in (self.space or {}).items():
+            _check_conditions(key, domain, self.space or {})
+            if self.search.name == "grid" and domain.values is None:
+                raise ValueError(f"search: grid takes lists, and {key} is a range: {domain.kind}. Choose random or tpe")
+            if domain.grid is not None and self.search.name not in ("grid", "random"):
+                raise ValueError(f"search: {self.search.name} takes no grid, as {key} is: write choice")
+        _ = self.ordered
+        return self
+
+    @property
+    def ordered(self) -> dict[str, Domain]:
+        """The space with every key after those that it depends on."""
+        found: dict[str, Domain] = {}
+        left = dict(self.space or {})
+        while left:
+            free = [key for key, domain in left.items() if found.keys() >= domain.when.keys()]
+            if not free:
+                raise ValueError(f"space: the conditions of {', '.join(left)} depend on each other in a circle")
+            found |= {key: left.pop(key) for key in free}
+        return found
+
+    @property
+    def budget(self) -> int:
+        """How many points are tried: no more than there are."""
+        return int(min(self._asked, self._count))
+
+    @property
+    def covers_all(self) -> bool:
+        """Whether there are no more points than trials: then each is tried once, whatever the search."""
+        return self._count <= self._asked
+
+    @property
+    def _asked(self) -> int:
+        return self.trials or (_MOST_VALUES if self.search.name == "grid" else 20)
+
+    @property
+    def _count(self) -> float:
+        """How many points there are; of more than are asked for, one more stands for all."""
+        if any(domain.values is None for domain in self.ordered.values()):
+            return math.inf
+        return sum(1 for _ in islice(self.points(), self._asked + 1))
+
+    def points(self) -> Iterator[Point]:
+        """Yield every point of a finite space, the last key changing first."""
+        return _points(list(self.ordered.items()), {})
+
+
+def metric_of(tune: Tune, task: str) -> tuple[str, str]:
+    """Return what a sweep goes by, and whether the largest (max) or the smallest (min) is best."""
+    metric = tune.metric or METRICS[task][0]
+    return metric, tune.mode or ("min" if "loss" in metric else "max")
+
+
+def apply(job: Mapping[str, Any], point: Point) -> dict[str, Any]:
+    """Return a frozen job file with the values of a point."""
+    changed = deepcopy(dict(job))
+    for key, value in point.items():
+        *above, last = key.split(".")
+        block = changed
+        for name in above:
+            if not isinstance(block.get(name), dict):
+                block[name] = {}
+            block = block[name]
+        block[last] = deepcopy(value)
+    return changed
+
+
+def describe(point: Point) -> str:
+    """Say a point in a line, without the blocks that its keys are in."""
+    return "  ".join(f"{key.removeprefix('train.')} {_shown(value)}" for key, value in point.items())
+
+
+def _points(left: list[tuple[str, Domain]], point: Point) -> Iterator[Point]:
+    if not left:
+        yield point
+        return
+    (key, domain), rest = left[0], left[1:]
+    if not domain.counts(point):
+        yield from _points(rest, point)
+        return
+    for value in domain.values or []:
+        yield from _points(rest, {**point, key: value})
+
+
+def _check_conditions(key: str, domain: Domain, space: Mapping[str, Domain]) -> None:
+    for other, wanted in domain.when.items():
+        if other == key or other not in space:
+            known = ", ".join(name for name in space if name != key)
+            raise ValueError(f"space: {key} depends on {other}, which is no other key of the space: {known}")
+        values = space[other].values
+        if values is None:
+            raise ValueError(f"space: {key} depends on {other}, which is a range: a condition needs a list")
+        for value in _listed(wanted):
+            if value not in values:
+                shown = ", ".join(_shown(each) for each in values)
+                raise ValueError(f"space: {key} counts when {other} is {_shown(value)}, which it never is: {shown}")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _multiple(number: int, step: float) -> float:
+    return round(number * step, 12)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
