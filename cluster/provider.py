@@ -20,10 +20,11 @@ class State(StrEnum):
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     STOPPED = "STOPPED"
+    PRUNED = "PRUNED"  # a trial that the scheduler of its sweep ended early
 
     @property
     def is_final(self) -> bool:
-        return self in (State.SUCCEEDED, State.FAILED, State.STOPPED)
+        return self in (State.SUCCEEDED, State.FAILED, State.STOPPED, State.PRUNED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cluster.errors import RunNotFoundError
@@ -14,6 +14,7 @@ from cluster.provider import Receipt, State
 from cluster.runs import Claim, Run, counted
 from launcher.display import describe_event
 from launcher.goodput import Goodput, measure
+from launcher.sweeps import Sweep, read_sweep
 from launcher.text import typed
 
 
@@ -39,10 +40,12 @@ class Summary:
     exit_code: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
     goodput: Goodput | None = None
+    sweep: Sweep | None = None  # of many trials; what there is of metrics is then the best one's
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for programs; times are in seconds."""
-        return {**asdict(self), "goodput": self.goodput.as_dict() if self.goodput is not None else None}
+        found = {**asdict(replace(self, sweep=None)), "sweep": self.sweep.as_dict() if self.sweep is not None else None}
+        return {**found, "goodput": self.goodput.as_dict() if self.goodput is not None else None}
 
 
 def summarize(run: Run, *, brief: bool = False) -> Summary:
@@ -71,7 +74,13 @@ def next_steps(summary: Summary) -> list[str]:
     uri = typed(summary.uri)
     go_on, log = f"go on:     raylift resume {uri}", f"its log:   raylift logs {uri}"
     match summary.state:
-        case State.SUCCEEDED:
+        case State.SUCCEEDED if summary.sweep is not None:
+            return [
+                f"export the best: raylift export {uri} DIR",
+                f"its job file:    raylift trials {uri} --best",
+                f"see them all:    raylift report {uri}",
+            ]
+        case State.SUCCEEDED | State.PRUNED:
             return [f"export it: raylift export {uri} DIR", f"see it:    raylift report {uri}"]
         case State.STOPPED | State.PENDING:
             return [go_on]
@@ -108,7 +117,7 @@ def _while_it_runs(run: Run, claim: Claim) -> tuple[State, str]:
         return State.RUNNING, f"as far as storage tells: it runs on {claim.host}"
     if is_running(run):
         events = run.rows_of(claim.attempt, "events")
-        starting = not any(row["event"] == "training" for row in events)
+        starting = not any(row["event"] in ("training", "sweep") for row in events)
         if starting and (missing := _missing_workers(events)):
             return State.RECOVERING if claim.attempt > 1 else State.PROVISIONING, missing
         if starting and claim.attempt > 1:
@@ -139,7 +148,11 @@ def _last_words(run: Run) -> str:
 
 def _progress(run: Run, claims: Sequence[Claim]) -> dict[str, Any]:
     events, metrics = run.all_rows("events"), run.all_rows("metrics")
-    found: dict[str, Any] = {"data": {}, "goodput": measure(claims, run.results(), events, metrics)}
+    found: dict[str, Any] = {"data": {}, "sweep": read_sweep(events)}
+    if found["sweep"] is None:
+        found["goodput"] = measure(claims, run.results(), events, metrics)
+    elif (best := found["sweep"].best) is not None:
+        found["metrics"] = dict(best.evaluations[max(best.evaluations)].metrics)
     for row in events:
         if row["event"] == "training":
             found |= {"last_step": row["last_step"], "ranks": row["world_size"]}

@@ -12,9 +12,17 @@ from launcher.settings import resolve_run
 
 
 def find_model(text: str, storage: str | None) -> str:
-    """Return where a model is: the path of an export, or a run's URI. Raises UsageError, RunNotFoundError."""
+    """Return where a model is: the path of an export, or a run's URI, of a sweep its best trial's.
+
+    Raises UsageError, RunNotFoundError.
+    """
     folder = Path(text).expanduser()
-    return str(folder.absolute()) if (folder / "model.safetensors").is_file() else resolve_run(text, storage)
+    if (folder / "model.safetensors").is_file():
+        return str(folder.absolute())
+    from cluster.runs import Run
+    from launcher.sweeps import winner_of
+
+    return winner_of(Run.at(resolve_run(text, storage))).uri
 
 
 def run_with_torch(module: str, arguments: list[str]) -> int:

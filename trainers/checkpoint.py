@@ -164,6 +164,12 @@ class Checkpointer:
                 self._closed = True
                 self._changed.notify_all()
 
+    def abandon(self) -> None:
+        """Let go of what is not written yet, after a failure; nothing happens where all is. Does not block."""
+        with self._changed:
+            self._closed, self._waiting = True, None
+            self._changed.notify_all()
+
     def _free_memory(self, *, last: bool) -> HostMemory | None:
         """Wait until the save before is committed; where storage is away, or slow, not for long.
 

@@ -65,11 +65,11 @@ class Driver:
         self.run = run
         self.leaving = False  # this machine will be taken away
         self.launch = os.environ.get("RAYLIFT_LAUNCH", "")
-        self.job, whole = load_job(run)
+        self.job, self.whole = load_job(run)
         self.cluster = (
             LocalCluster.model_validate_json(os.environ["RAYLIFT_CLUSTER"])
             if ("RAYLIFT_CLUSTER" in os.environ)
-            else LocalCluster.model_validate(whole.get("cluster", {}))
+            else LocalCluster.model_validate(self.whole.get("cluster", {}))
         )
 
     @property
@@ -151,7 +151,7 @@ class Driver:
 
         with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
             preparing = pool.submit(prepare_or_leave)
-            workers, gpus = _start_ray(self.cluster)
+            workers, gpus = self._start_ray()
             prepared = preparing.result()
         for note in prepared.notes:
             events.append(note)
@@ -185,6 +185,9 @@ class Driver:
         with contextlib.suppress(StorageError):
             return self.run.stop_reason()
         return None
+
+    def _start_ray(self) -> tuple[Workers, bool]:
+        return _start_ray(self.cluster)
 
     def _fit(self, attempt: Attempt, events: SegmentWriter, ready: Ready) -> str:
         """Run the ranks of one attempt to their end; return what was lost, for a message."""
@@ -449,9 +452,18 @@ def _held(folder: Path, rank: int) -> str:
     return f" (it held {reading.peak_bytes / 1e9:.1f} GB at most)" if reading is not None else ""
 
 
+def _driver(run: Run) -> Driver:
+    driver = Driver(run)
+    if driver.whole.get("tune") is None:
+        return driver
+    from trainers.sweep import SweepDriver
+
+    return SweepDriver(run)
+
+
 def main() -> int:
     run = Run.at(sys.argv[1])
-    code = Driver(run).drive()
+    code = _driver(run).drive()
     if not _SUPERVISED:
         import ray
 

@@ -59,9 +59,16 @@ def run_under_ray(config: dict[str, Any]) -> None:
 
 
 def run_rank(
-    context: WorkerContext, attempt: Attempt, job: TrainJob, prepared: Prepared, elastic: Elastic | None = None
+    context: WorkerContext,
+    attempt: Attempt,
+    job: TrainJob,
+    prepared: Prepared,
+    elastic: Elastic | None = None,
+    *,
+    control: Control | None = None,
+    recorder: Recorder | None = None,
 ) -> Outcome:
-    """Train as one rank and, as rank 0, write down how it ended.
+    """Train as one rank and, as rank 0, write down how it ended. A trial brings its own control and recorder.
 
     Where it ended for another number of ranks, only that is written down: there is no result yet.
     Raises TrainingError where a retry would fail again (that is written down too), InfrastructureError where one
@@ -80,9 +87,9 @@ def run_rank(
     keep_freed_memory()
     pulse = _show_life(context, attempt)
     context.join()
-    control = Control(attempt, context.rank, context.world_size)
-    recorder = Recorder(attempt, context.rank, log_every=job.train.log_every)
-    trainer = None
+    control = control or Control(attempt, context.rank, context.world_size)
+    recorder = recorder or Recorder(attempt, context.rank, log_every=job.train.log_every)
+    trainer = checkpointer = None
     try:
         task = build_task(job, prepared)
         checkpointer = Checkpointer(
@@ -127,6 +134,8 @@ def run_rank(
             raise
         raise told from error
     finally:
+        if checkpointer is not None:
+            checkpointer.abandon()
         control.close()
         context.leave()
         pulse.close()
@@ -186,6 +195,9 @@ def explain(error: Exception, rank: int, step: int | None) -> RayliftError:
 
 
 def _result_of(outcome: Outcome) -> Result:
+    if outcome.stopped is StopReason.PRUNED:
+        message = f"{outcome.stopped.value}, at step {outcome.step}"
+        return Result(state="PRUNED", message=message, step=outcome.step, metrics=outcome.metrics)
     if outcome.stopped is not None:
         message = f"stopped at step {outcome.step}, saved"
         return Result(state="STOPPED", message=message, exit_code=4, step=outcome.step, metrics=outcome.metrics)

@@ -25,6 +25,7 @@ from launcher.cli import (
     status,
     stop,
     tensorboard,
+    trials,
     verify,
 )
 
@@ -63,6 +64,7 @@ app.command("plan")(plan.plan_command)
 app.command("run")(run.run_command)
 app.command("ps")(ps.ps_command)
 app.command("status")(status.status_command)
+app.command("trials")(trials.trials_command)
 app.command("logs")(logs.logs_command)
 app.command("stop")(stop.stop_command)
 app.command("resume")(resume.resume_command)

@@ -26,13 +26,14 @@ def export_command(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a run's model into a folder: weights, config, and a README that says how to load it."""
+    """Write a run's model, or that of a sweep's best trial, into a folder, with a README that says how to load it."""
     from pathlib import Path
 
     from launcher.cli.common import open_run, print_json
     from launcher.export import export_model
+    from launcher.sweeps import winner_of
 
-    run = open_run(name, storage)
+    run = winner_of(open_run(name, storage))
     done = export_model(
         run, Path(folder), checkpoint, force=force, warn=lambda text: typer.echo(f"warning: {text}", err=True)
     )

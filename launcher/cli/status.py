@@ -30,8 +30,18 @@ def status_command(name: RunName, storage: StorageOption = None, json: JsonOptio
         "checkpoints": ", ".join(str(step) for step in summary.checkpoints),
         "attempts": f"{summary.attempt}, on {summary.host}" if summary.attempt else "",
     }
+    if summary.sweep is not None:
+        rows = {"run": rows["run"], "state": rows["state"], "trials": summary.sweep.counts()}
     for key, value in rows.items():
         if value:
             typer.echo(f"{key:<12} {value}")
+    if summary.sweep is not None:
+        import time
+
+        from rich.console import Console
+
+        from launcher.sweeps import summary_table
+
+        Console(highlight=False).print(summary_table(summary.sweep, now=time.time()))
     for line in next_steps(summary):
         typer.echo(line)

@@ -111,7 +111,10 @@ def test_blocks_may_be_searched_as_a_whole(job: Job) -> None:
         ("{scheduler: {name: median, brackets: 2}}", "tune.scheduler.brackets: brackets is an option of asha, not of"),
         ("{space: {train.optimizer.lr: {}}}", "give one of choice, grid, uniform"),
         ("{space: {train.optimizer.lr: {uniform: [0.1, 0.2], choice: [1]}}}", "not choice and uniform"),
-        ("{space: {train.optimizer.lr: {grid: [0.1]}}}", "search: tpe takes no grid, as train.optimizer.lr is: write choice"),
+        (
+            "{space: {train.optimizer.lr: {grid: [0.1]}}}",
+            "search: tpe takes no grid, as train.optimizer.lr is: write choice",
+        ),
         ("{space: {model.dropout: {quniform: [0.11, 0.14, 0.1]}}}", "no multiple of 0.1 lies from 0.11 to 0.14"),
         ("{space: {train.epochs: {choice: [1], when: {model.name: cnn}}}}", "which is no other key of the space"),
         (

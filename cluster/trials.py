@@ -1,0 +1,82 @@
+"""The trials of a sweep, as its events tell of them. Each trial is a run in miniature below the sweep's own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.runs import Run
+from cluster.storage.open import open_storage
+
+FOLDER = "trials"
+ENDED = ("SUCCEEDED", "PRUNED", "FAILED")  # such a trial is never run again
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a trial; `iteration` counts them from 1."""
+
+    iteration: int
+    step: int
+    epoch: int
+    metrics: Mapping[str, float]
+
+
+@dataclass
+class Trial:
+    """A trial: the values it was given, and what came of them."""
+
+    id: str
+    number: int
+    point: Mapping[str, Any]
+    started: float
+    state: str = "RUNNING"  # or STOPPED, which goes on with a resume, or one of ENDED
+    message: str = ""
+    ended: float | None = None
+    evaluations: dict[int, Evaluation] = field(default_factory=dict)
+
+    def value(self, metric: str) -> float | None:
+        """Return the metric of the newest evaluation; None where there was none."""
+        newest = max(self.evaluations, default=None)
+        return self.evaluations[newest].metrics.get(metric) if newest is not None else None
+
+    @property
+    def epoch(self) -> int:
+        return max((one.epoch for one in self.evaluations.values()), default=0)
+
+
+def trial_id(number: int) -> str:
+    return f"{number:05d}"
+
+
+def trial_run(sweep: Run, name: str) -> Run:
+    """Return the run of a trial."""
+    return Run(open_storage(f"{sweep.uri}/{FOLDER}"), name)
+
+
+def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
+    """Return the trials that a sweep's events tell of, by number."""
+    found: dict[str, Trial] = {}
+    for row in rows:
+        match row["event"]:
+            case "trial" if row["trial"] not in found:
+                found[row["trial"]] = Trial(row["trial"], row["number"], row["point"], row["time"])
+            case "trial.result" if row["trial"] in found:
+                one = Evaluation(row["iteration"], row["step"], row["epoch"], row["metrics"])
+                found[row["trial"]].evaluations[one.iteration] = one
+            case "trial.ended" if row["trial"] in found:
+                trial = found[row["trial"]]
+                trial.state, trial.message, trial.ended = row["state"], row["message"], row["time"]
+    return sorted(found.values(), key=lambda trial: trial.number)
+
+
+def ranked(trials: Sequence[Trial], metric: str, mode: str) -> list[Trial]:
+    """Return the trials with a value, the best first; those that were trained to their end stand before the others."""
+    sign = -1 if mode == "max" else 1
+
+    def rank(trial: Trial) -> tuple[bool, float, int]:
+        return trial.state != "SUCCEEDED", sign * float(trial.value(metric) or 0.0), trial.number
+
+    measured = [trial for trial in trials if trial.value(metric) is not None and trial.state != "FAILED"]
+    return sorted(measured, key=rank)

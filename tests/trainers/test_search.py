@@ -1,0 +1,116 @@
+"""Which points a sweep tries: in their domains, the same again, and as if nothing had been lost on the way."""
+
+import math
+
+import pytest
+
+from trainers.search import Every, Random, build_searcher
+from trainers.tuning import Point, Tune
+
+SPACE = {
+    "train.optimizer.name": ["sgd", "adamw"],
+    "train.optimizer.lr": {"loguniform": [1e-5, 0.1]},
+    "train.optimizer.momentum": {"uniform": [0.8, 0.99], "when": {"train.optimizer.name": "sgd"}},
+    "train.batch_size": {"randint": [8, 65]},
+    "model.dropout": {"quniform": [0.0, 0.5, 0.1]},
+    "train.optimizer.betas": {"choice": [[0.9, 0.99], [0.9, 0.95]], "when": {"train.optimizer.name": "adamw"}},
+}
+QUICK = ["random", "tpe", "cmaes", "qmc"]
+
+
+def tune(name: str, *, seed: int = 3, trials: int = 30) -> Tune:
+    return Tune.model_validate({"trials": trials, "space": SPACE, "search": {"name": name, "seed": seed}})
+
+
+def score(point: Point) -> float:
+    """Return how good a point is; the best is adamw at a rate of 10^-2.5 with dropout 0.2."""
+    rate = -abs(math.log10(point["train.optimizer.lr"]) + 2.5)
+    return rate - (point["train.optimizer.name"] == "sgd") - abs(point["model.dropout"] - 0.2)
+
+
+def search(config: Tune, count: int, *, forget_at: int | None = None) -> list[Point]:
+    """Run a search that hears of each point one later, as two slots do; at `forget_at` it begins anew, from records."""
+    searcher = build_searcher(config, "max")
+    points: list[Point] = []
+
+    def tell(number: int) -> None:
+        if number >= 0:
+            values = {1: score(points[number]) - 0.1, 2: score(points[number])}
+            completed = number % 3 != 0
+            searcher.tell(number, values if completed else {1: values[1]}, completed=completed)
+
+    for number in range(count):
+        if number == forget_at:
+            searcher = build_searcher(config, "max")
+            for known, point in enumerate(points):
+                searcher.know(known, point)
+                tell(known - 1)
+        points.append(searcher.ask(number))
+        tell(number - 1)
+    return points
+
+
+@pytest.mark.parametrize("name", [*QUICK, pytest.param("gp", marks=pytest.mark.slow)])
+def test_points_keep_to_their_domains_and_conditions(name: str) -> None:
+    for point in search(tune(name), 14):
+        assert point["train.optimizer.name"] in ("sgd", "adamw")
+        assert 1e-5 <= point["train.optimizer.lr"] <= 0.1
+        assert point["train.batch_size"] in range(8, 65)
+        assert point["model.dropout"] * 10 == pytest.approx(round(point["model.dropout"] * 10), abs=1e-9)
+        assert ("train.optimizer.momentum" in point) == (point["train.optimizer.name"] == "sgd")
+        assert 0.8 <= point.get("train.optimizer.momentum", 0.9) <= 0.99
+        assert point.get("train.optimizer.betas", [0.9, 0.99]) in ([0.9, 0.99], [0.9, 0.95])
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_the_same_seed_gives_the_same_points_and_another_seed_others(name: str) -> None:
+    points = search(tune(name), 15)
+    assert search(tune(name), 15) == points
+    assert search(tune(name, seed=4), 15) != points
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("forget_at", [5, 17])
+def test_a_search_that_lost_its_memory_goes_on_as_if_it_had_not(name: str, forget_at: int) -> None:
+    assert search(tune(name), 25, forget_at=forget_at) == search(tune(name), 25)
+
+
+def test_tpe_learns_where_the_good_points_are() -> None:
+    points = search(tune("tpe", trials=60), 60)
+    last, first = points[40:], points[:10]
+    assert sum(map(score, last)) / len(last) > sum(map(score, first)) / len(first) + 0.4
+
+
+def test_a_point_that_failed_draws_no_others() -> None:
+    searcher = build_searcher(tune("tpe"), "max")
+    for number in range(25):
+        point = searcher.ask(number)
+        good = point["train.optimizer.name"] == "adamw"
+        searcher.tell(number, {1: score(point)} if good else {}, completed=good)
+    assert [searcher.ask(number)["train.optimizer.name"] for number in range(25, 31)].count("adamw") >= 5
+
+
+def test_a_result_that_is_no_number_is_none() -> None:
+    searcher = build_searcher(tune("tpe"), "max")
+    searcher.ask(0)
+    searcher.tell(0, {1: math.nan}, completed=True)
+    assert searcher.ask(1)
+
+
+def test_random_takes_grid_values_equally_often() -> None:
+    space = {"a": {"grid": [1, 2, 3]}, "b": {"grid": [1, 2]}, "c": {"uniform": [0, 1]}}
+    searcher = build_searcher(Tune.model_validate({"trials": 12, "search": "random", "space": space}), "max")
+    assert isinstance(searcher, Random)
+    points = [searcher.ask(number) for number in range(12)]
+    assert sorted((point["a"], point["b"]) for point in points) == sorted(
+        [(a, b) for a in (1, 2, 3) for b in (1, 2)] * 2
+    )
+    assert len({point["c"] for point in points}) == 12
+
+
+@pytest.mark.parametrize("name", ["grid", "tpe", "random"])
+def test_a_space_with_no_more_points_than_trials_is_searched_in_full(name: str) -> None:
+    config = Tune.model_validate({"trials": 20, "search": name, "space": {"a": [1, 2], "b": ["x"]}})
+    searcher = build_searcher(config, "max")
+    assert isinstance(searcher, Every)
+    assert [searcher.ask(number) for number in range(config.budget)] == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]

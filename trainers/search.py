@@ -1,0 +1,228 @@
+"""Which point a sweep tries next. Each choice is a function of the seed, its number and the results told before it.
+
+So a search is rebuilt by telling it again what storage knows: there is no random state to lose.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from trainers.randomness import seed_for
+from trainers.tuning import Domain, Point, Tune
+
+if TYPE_CHECKING:
+    import optuna
+
+Values = Mapping[int, float]  # of the metric, by evaluation
+
+
+class Searcher(Protocol):
+    """Chooses points, and learns from what became of them."""
+
+    def ask(self, number: int) -> Point:
+        """Return the point of a number; numbers come in order."""
+        ...
+
+    def know(self, number: int, point: Point) -> None:
+        """Take a point that was chosen before, in its turn, as if `ask` had just returned it."""
+        ...
+
+    def tell(self, number: int, values: Values, *, completed: bool) -> None:
+        """Say what became of a point; one that diverged or failed has no values."""
+        ...
+
+
+def build_searcher(tune: Tune, mode: str) -> Searcher:
+    """Return the searcher that a job file asks for."""
+    if tune.covers_all or tune.search.name == "grid":
+        return Every(tune)
+    if tune.search.name == "random":
+        return Random(tune)
+    return Sampled(tune, mode)
+
+
+class Every:
+    """Every point in turn: a grid, or a space that has no more points than there are trials."""
+
+    def __init__(self, tune: Tune) -> None:
+        self._points = list(islice(tune.points(), tune.budget))
+
+    def ask(self, number: int) -> Point:
+        return self._points[number]
+
+    def know(self, number: int, point: Point) -> None: ...
+
+    def tell(self, number: int, values: Values, *, completed: bool) -> None: ...
+
+
+class Random:
+    """Each point by itself; the keys with a grid go through their combinations, all equally often."""
+
+    def __init__(self, tune: Tune) -> None:
+        self._space = tune.ordered
+        self._seed = tune.search.seed
+
+    def ask(self, number: int) -> Point:
+        generator = np.random.default_rng([self._seed, number])
+        point: Point = {}
+        left = number
+        for key, domain in self._space.items():
+            drawn = float(generator.random())  # of every key, so that no condition shifts what the others get
+            if not domain.counts(point):
+                continue
+            if domain.grid is not None:
+                point[key] = domain.grid[left % len(domain.grid)]
+                left //= len(domain.grid)
+            else:
+                point[key] = _at(domain, drawn)
+        return point
+
+    def know(self, number: int, point: Point) -> None: ...
+
+    def tell(self, number: int, values: Values, *, completed: bool) -> None: ...
+
+
+class Sampled:
+    """One of Optuna's samplers, seeded anew for each point."""
+
+    def __init__(self, tune: Tune, mode: str) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        self._tune = tune
+        self._storage = optuna.storages.InMemoryStorage()
+        direction = "maximize" if mode == "max" else "minimize"
+        self._study = optuna.create_study(storage=self._storage, study_name="sweep", direction=direction)
+        self._asked: dict[int, optuna.Trial] = {}
+
+    def ask(self, number: int) -> Point:
+        return self._ask(number, self._tune.search.name)
+
+    def know(self, number: int, point: Point) -> None:
+        if self._tune.search.name in ("cmaes", "qmc"):  # these keep notes on what they chose, so they choose again
+            if self.ask(number) == point:
+                return
+            self._forget(number)  # another version of Optuna chose it
+        self._study.enqueue_trial({key: _index(self._tune.ordered[key], value) for key, value in point.items()})
+        self._ask(number, "random")
+
+    def tell(self, number: int, values: Values, *, completed: bool) -> None:
+        import optuna
+
+        trial = self._asked.pop(number)
+        finite = {iteration: value for iteration, value in values.items() if math.isfinite(value)}
+        if completed and finite:
+            self._study.tell(trial, finite[max(finite)])
+            return
+        for iteration, value in finite.items():
+            trial.report(value, iteration)
+        self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)  # without a value, it counts as the worst
+
+    def _ask(self, number: int, sampler: str) -> Point:
+        self._study.sampler = _SAMPLERS[sampler](self._seed(number))
+        trial = self._study.ask()
+        point: Point = {}
+        for key, domain in self._tune.ordered.items():
+            if domain.counts(point):
+                point[key] = _suggest(trial, key, domain)
+        self._asked[number] = trial
+        self._drop_notes(trial)
+        return point
+
+    def _drop_notes(self, trial: optuna.Trial) -> None:
+        """Have TPE see of a trial that runs the values it has, and not what else was drawn for it and did not count.
+
+        The latter nobody could tell it again (optuna.samplers._tpe.sampler, `_get_params`, of version 5.0).
+        """
+        study = self._storage.get_study_id_from_name("sweep")
+        key = self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
+        self._storage.set_trial_system_attr(key, "tpe:relative_params:0", "")
+
+    def _forget(self, number: int) -> None:
+        import optuna
+
+        self._study.tell(self._asked.pop(number), state=optuna.trial.TrialState.FAIL)
+
+    def _seed(self, number: int) -> int:
+        return seed_for(self._tune.search.seed, number) % 2**32
+
+
+def _suggest(trial: optuna.Trial, key: str, domain: Domain) -> Any:
+    if domain.choice is not None:
+        return domain.choice[trial.suggest_categorical(key, range(len(domain.choice)))]
+    if domain.randint is not None:
+        return trial.suggest_int(key, domain.randint[0], domain.randint[1] - 1)
+    if domain.quniform is not None:
+        values: Sequence[float] = domain.values or []
+        low, high = (values[0], values[-1]) if values else domain.quniform[:2]
+        return trial.suggest_float(key, low, high, step=domain.quniform[2])
+    low, high = getattr(domain, domain.kind)
+    return trial.suggest_float(key, low, high, log=domain.loguniform is not None)
+
+
+def _index(domain: Domain, value: Any) -> Any:
+    """Return what Optuna calls a value: of a list its place, as it may be a block."""
+    return domain.choice.index(value) if domain.choice is not None else value
+
+
+def _at(domain: Domain, share: float) -> Any:
+    """Return the value at a share, from 0 to below 1, of a domain."""
+    values = domain.values
+    if values is not None:
+        return values[int(share * len(values))]
+    if domain.randint is not None:
+        low, high = domain.randint
+        return low + int(share * (high - low))
+    low, high = getattr(domain, domain.kind)[:2]
+    if domain.loguniform is not None:
+        return float(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
+    value = low + share * (high - low)
+    return round(value / domain.quniform[2]) * domain.quniform[2] if domain.quniform is not None else value
+
+
+def _tpe(seed: int) -> Any:
+    import optuna
+
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+
+
+def _random(seed: int) -> Any:
+    import optuna
+
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _gp(seed: int) -> Any:
+    import optuna
+
+    return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+
+
+def _cmaes(seed: int) -> Any:
+    import optuna
+
+    return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+
+
+def _qmc(seed: int) -> Any:
+    import optuna
+
+    return optuna.samplers.QMCSampler(
+        seed=seed, scramble=True, warn_asynchronous_seeding=False, warn_independent_sampling=False
+    )
+
+
+_SAMPLERS: dict[str, Callable[[int], Any]] = {
+    "tpe": _tpe,
+    "random": _random,
+    "gp": _gp,
+    "cmaes": _cmaes,
+    "qmc": _qmc,
+}

@@ -1,0 +1,203 @@
+"""One trial's training: the same loop as a run's, in a thread that stands still at each evaluation until told to go on.
+
+A trial is a run in miniature: its folder has the layout of a run's, and whoever goes on with it adopts its newest
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cluster.errors import (
+    CorruptObjectError,
+    PreemptedError,
+    RunExistsError,
+    StorageDeniedError,
+    StorageError,
+    StorageFullError,
+    TrainingError,
+)
+from cluster.runs import Attempt, Result, Run, SupersededError
+from trainers.context import RayContext, StopReason
+from trainers.control import Control
+from trainers.output import shipped_output
+from trainers.record import Recorder
+from trainers.worker import run_rank
+
+if TYPE_CHECKING:
+    from trainers.config import TrainJob
+    from trainers.loop import Progress
+    from trainers.tasks.base import Prepared
+
+PATIENCE = 30 * 60.0  # seconds that storage may be away
+_PAUSE = 5.0
+_FINAL = (CorruptObjectError, StorageDeniedError, StorageFullError, SupersededError)  # no outage
+
+
+@dataclass(frozen=True)
+class News:
+    """What a trial has to tell: an evaluation or, with `state`, its end."""
+
+    step: int
+    epoch: int
+    iteration: int  # evaluations so far, those of earlier attempts with them
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    state: str = ""
+    message: str = ""
+
+
+class TrialContext(RayContext):
+    """The only rank of a trial, which shares its machine with other trials."""
+
+    is_supervised = False  # Ray Tune starts it again, and no other rank waits for it
+
+    def __init__(self, threads: int) -> None:
+        self.rank = self.local_rank = 0
+        self.world_size = self.local_world_size = 1
+        self._threads = threads
+
+    def join(self) -> None:
+        import torch
+
+        torch.set_num_threads(self._threads)
+
+
+class TrialRecorder(Recorder):
+    """Keeps the newest evaluation for whoever decides whether the trial goes on."""
+
+    def __init__(self, attempt: Attempt, *, log_every: int, known: Sequence[Mapping[str, Any]]) -> None:
+        """`known` are the rows of the evaluations up to the checkpoint that the trial goes on from."""
+        super().__init__(attempt, 0, log_every=log_every)
+        self.iteration = len(known)
+        self.epoch_evaluated = int(known[-1]["epoch"]) if known else 0
+        self.news: News | None = None
+
+    def evaluation(self, progress: Progress, seconds: float, *, epoch: int) -> None:
+        super().evaluation(progress, seconds, epoch=epoch)
+        self.iteration += 1
+        self.epoch_evaluated = epoch
+        self.news = News(progress.step, epoch, self.iteration, dict(progress.evaluation))
+
+
+class TrialControl(Control):
+    """Asks after every evaluation whether to go on; a wish to stop the sweep stops the trial."""
+
+    def __init__(self, sweep: Attempt, recorder: TrialRecorder, ask: Callable[[News], StopReason | None]) -> None:
+        super().__init__(sweep, rank=0)
+        self._recorder = recorder
+        self._ask = ask
+
+    def stop(self) -> StopReason | None:
+        """Tell of an evaluation, in the step after it, and wait for the answer."""
+        news, self._recorder.news = self._recorder.news, None
+        told = self._ask(news) if news is not None else None
+        return told or super().stop()
+
+
+class Training:
+    """The training of one trial, until its end or until somebody ends it."""
+
+    def __init__(self, run: Run, job: TrainJob, document: bytes, sweep: Attempt, threads: int) -> None:
+        self._run = run
+        self._job = job
+        self._document = document
+        self._sweep = sweep
+        self._threads = threads
+        self._prepare: Callable[[TrainJob], Prepared]
+        self._news: queue.Queue[News | Exception] = queue.Queue()
+        self._answers: queue.Queue[StopReason | None] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        self._waiting = False  # it stands still
+
+    def start(self, prepare: Callable[[TrainJob], Prepared]) -> None:
+        self._prepare = prepare
+        self._thread = threading.Thread(target=self._train, name=f"trial-{self._run.id}", daemon=True)
+        self._thread.start()
+
+    def next(self) -> News:
+        """Let it go on, and return the next evaluation, or how it ended. Blocks; raises what is worth a retry."""
+        if self._waiting:
+            self._waiting = False
+            self._answers.put(None)
+        news = self._news.get()
+        if isinstance(news, Exception):
+            raise news
+        self._waiting = not news.state
+        return news
+
+    def end(self, why: StopReason) -> None:
+        """Have it save and leave, if it has not ended. Blocks until it has."""
+        self._answers.put(why)
+        if self._thread is not None:
+            self._thread.join()
+
+    def _train(self) -> None:
+        try:
+            self._news.put(_through_outages(self._attempt))
+        except Exception as error:  # told to whoever waits
+            self._news.put(error)
+
+    def _attempt(self) -> News:
+        """Go on from the newest checkpoint to the end of the trial."""
+        with contextlib.suppress(RunExistsError):
+            self._run.create(self._document)  # a trial that goes on has one
+        attempt = self._run.claim(launch=self._sweep.claim.launch)
+        base = attempt.claim.base
+        known = [row for row in self._run.rows("metrics") if row["kind"] == "eval"] if base else []
+        recorder = TrialRecorder(attempt, log_every=self._job.train.log_every, known=known)
+        with shipped_output(attempt, "rank-0"):
+            try:
+                control = TrialControl(self._sweep, recorder, self._tell)
+                run_rank(
+                    TrialContext(self._threads),
+                    attempt,
+                    self._job,
+                    self._prepare(self._job),
+                    control=control,
+                    recorder=recorder,
+                )
+            except PreemptedError as error:
+                return News(0, recorder.epoch_evaluated, recorder.iteration, state="STOPPED", message=str(error))
+            except TrainingError as error:
+                attempt.finish(Result(state="FAILED", message=str(error), exit_code=error.exit_code))
+            finally:
+                with contextlib.suppress(StorageError):
+                    recorder.close()
+        result = attempt.run.result_of(attempt.number)
+        assert result is not None, "run_rank writes one, or raises"
+        evaluated = recorder.epoch_evaluated, recorder.iteration
+        return News(result.step, *evaluated, result.metrics, result.state, result.message)
+
+    def _tell(self, news: News) -> StopReason | None:
+        self._news.put(news)
+        return self._answers.get()
+
+
+def _through_outages(attempt: Callable[[], News]) -> News:
+    """Try again, from the newest checkpoint, while storage is away. Raises what else there is."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return attempt()
+        except StorageError as error:
+            if isinstance(error, _FINAL) or time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE)
+
+
+def data_key(job: TrainJob) -> str:
+    """Say what the prepared data depends on: two jobs with the same key share it."""
+    return json.dumps([job.task, job.data.model_dump(mode="json", exclude={"augment"}), job.train.seed])
+
+
+def threads_each(trials: int) -> int:
+    """Return how many threads a trial computes with, where so many share this machine."""
+    return max(1, (os.cpu_count() or 1) // trials)
