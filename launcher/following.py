@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from cluster.errors import StorageError
+from cluster.errors import StorageError, UsageError
 from launcher.interrupts import Interrupts
 from launcher.text import decimal, duration, typed
 
@@ -33,7 +33,7 @@ def follow_to_the_end(run: Run, provider: Provider, *, after: int = 0, json: boo
         from launcher.watch import Follower
 
         started = time.monotonic()
-        display = _display(json=json)
+        display = _display(run, after, json=json)
         stopping = False
         try:
             with display:
@@ -55,10 +55,11 @@ def watch_only(run: Run) -> int:
     from launcher.status import summarize
     from launcher.watch import Follower
 
-    display = _display(json=False)
+    after = max(run.attempts(), default=1) - 1
+    display = _display(run, after, json=False)
     with display:
         try:
-            for update in Follower(run, after=max(run.attempts(), default=1) - 1).follow():
+            for update in Follower(run, after=after).follow():
                 _show(update, display)
         except KeyboardInterrupt:
             display.say(f"it goes on. Stop it: raylift stop {typed(run.uri)}")
@@ -107,6 +108,11 @@ def _report_end(run: Run, *, seconds: float, json: bool, display: PlainDisplay) 
     summary = summarize(run)
     if json:
         print_json(summary.as_dict())
+    if summary.sweep is not None:
+        from launcher.sweeps import summary_table
+
+        display.console.print(summary_table(summary.sweep))
+        display.say(summary.sweep.counts())
     metrics = "  ".join(f"{name} {decimal(value)}" for name, value in summary.metrics.items())
     display.say(f"{summary.state} in {duration(seconds)}  {metrics}".rstrip())
     if summary.reason:
@@ -126,12 +132,26 @@ def _wait_until_gone(run: Run) -> None:
         time.sleep(0.05)
 
 
-def _display(*, json: bool) -> PlainDisplay:
+def _display(run: Run, after: int, *, json: bool) -> PlainDisplay:
     from rich.console import Console
 
     from launcher.display import LiveDisplay, PlainDisplay
 
     console = Console(stderr=json)  # with --json, standard output is the program's
-    if console.is_terminal and sys.stdin.isatty():
+    live = console.is_terminal and sys.stdin.isatty()
+    if _is_sweep(run):
+        from launcher.sweep_display import LiveSweepDisplay, PlainSweepDisplay
+
+        history = [row for row in run.all_rows("events") if row["attempt"] <= after]
+        return (LiveSweepDisplay if live else PlainSweepDisplay)(console, history)
+    if live:
         return LiveDisplay(console)
     return PlainDisplay(console)
+
+
+def _is_sweep(run: Run) -> bool:
+    from launcher.spec import load_frozen
+
+    with suppress(UsageError):  # another version wrote it
+        return load_frozen(run.job()).tune is not None
+    return False
