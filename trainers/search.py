@@ -98,7 +98,8 @@ class Sampled:
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self._tune = tune
         self._storage = optuna.storages.InMemoryStorage()
-        direction = "maximize" if mode == "max" else "minimize"
+        directions = optuna.study.StudyDirection
+        direction = directions.MAXIMIZE if mode == "max" else directions.MINIMIZE
         self._study = optuna.create_study(storage=self._storage, study_name="sweep", direction=direction)
         self._asked: dict[int, optuna.Trial] = {}
 

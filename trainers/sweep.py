@@ -50,7 +50,7 @@ _ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # prints nothing at verbose=0
 }
-_POLL = 1.0  # seconds
+_POLL = 2.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,16 @@ class TrialActor(ray_tune.Trainable):
         }
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.cleanup()
+        self._end(StopReason.PRUNED)
         self._begin(new_config)
         return True
 
     def cleanup(self) -> None:
+        self._end(StopReason.PERSON)  # it may go on: of those that may not, the sweep's own events tell
+
+    def _end(self, why: StopReason) -> None:
         if self._training is not None:
-            self._training.end(StopReason.PRUNED)
+            self._training.end(why)
 
     def _begin(self, config: dict[str, Any]) -> None:
         name, point = trial_id(config["number"]), json.loads(config["point"])
@@ -453,11 +456,12 @@ def remember(scheduler: TrialScheduler, record: Record) -> None:
 def remember_one(scheduler: TrialScheduler, name: str, trial: Trial, metric: str) -> None:
     """Tell a scheduler of the evaluations that a trial, which Tune knows by this name, has had."""
     past: Any = _Past(name)
+    tell = scheduler.on_trial_complete if isinstance(scheduler, _Median) else scheduler.on_trial_result
     scheduler.on_trial_add(None, past)
     for one in sorted(trial.evaluations.values(), key=lambda one: one.iteration):
         if metric in one.metrics:
             told = {"training_iteration": one.iteration, "step": one.step, "epoch": one.epoch, **one.metrics}
-            scheduler.on_trial_result(None, past, told)
+            tell(None, past, told)
 
 
 def trial_job(sweep: Mapping[str, Any], point: Point) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from cluster.errors import (
     TrainingError,
 )
 from cluster.runs import Attempt, Result, Run, SupersededError
-from trainers.context import RayContext, StopReason
+from trainers.context import LocalContext, StopReason
 from trainers.control import Control
 from trainers.output import shipped_output
 from trainers.record import Recorder
@@ -54,10 +54,8 @@ class News:
     message: str = ""
 
 
-class TrialContext(RayContext):
-    """The only rank of a trial, which shares its machine with other trials."""
-
-    is_supervised = False  # Ray Tune starts it again, and no other rank waits for it
+class TrialContext(LocalContext):
+    """The only rank of a trial: it shares its machine with other trials, and sees the accelerator that Ray gave it."""
 
     def __init__(self, threads: int) -> None:
         self.rank = self.local_rank = 0

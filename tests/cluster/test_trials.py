@@ -1,0 +1,31 @@
+"""What a sweep's events tell of its trials."""
+
+from cluster.trials import Trial, ranked, read_trials
+from tests.sweeps import begun, ended, evaluated
+
+
+def test_a_trial_that_was_evaluated_again_after_a_resume_counts_it_once() -> None:
+    (trial,) = read_trials([begun(0), evaluated(0, 1, 0.5), evaluated(0, 2, 0.6), evaluated(0, 2, 0.6)])
+    assert (trial.state, sorted(trial.evaluations), trial.epoch) == ("RUNNING", [1, 2], 2)
+    assert trial.value("eval_accuracy") == 0.6
+    assert trial.value("eval_loss") is None
+
+
+def test_the_last_word_on_a_trial_counts() -> None:
+    rows = [begun(1), begun(0), ended(0, "STOPPED"), ended(0, "PRUNED", 9.0), {"event": "memory", "time": 1.0}]
+    trials = read_trials(rows)
+    assert [(trial.number, trial.state, trial.ended) for trial in trials] == [(0, "PRUNED", 9.0), (1, "RUNNING", None)]
+
+
+def test_a_result_of_a_trial_that_nobody_began_is_left_out() -> None:
+    assert read_trials([evaluated(3, 1, 0.5), ended(3, "FAILED")]) == []
+
+
+def test_trials_that_ended_well_stand_before_others_and_failed_ones_nowhere() -> None:
+    rows = [begun(number) for number in range(5)]
+    rows += [evaluated(number, 1, value) for number, value in enumerate([0.7, 0.9, 0.95, 0.99])]
+    rows += [ended(0, "SUCCEEDED"), ended(1, "SUCCEEDED"), ended(2, "PRUNED"), ended(3, "FAILED")]
+    trials = read_trials(rows)
+    assert [trial.number for trial in ranked(trials, "eval_accuracy", "max")] == [1, 0, 2]
+    assert [trial.number for trial in ranked(trials, "eval_accuracy", "min")] == [0, 1, 2]
+    assert ranked([Trial("x", 0, {}, 0.0)], "eval_accuracy", "max") == []

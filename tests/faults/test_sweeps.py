@@ -1,0 +1,150 @@
+"""Whole sweeps on the real command line, through what may happen to them."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.local import processes_of, scratch_folder
+from cluster.runs import Run
+from cluster.trials import trial_run
+from tests.harness import (
+    ROOT,
+    assert_nothing_left,
+    find_process,
+    fresh_id,
+    kill,
+    open_run,
+    raylift,
+    start_raylift,
+    wait_for,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+
+EXAMPLE = ROOT / "examples" / "digits-sweep.yaml"
+JOB = """\
+name: sweep
+task: image-classification
+data: {train: builtin:digits, eval: {split: 0.2}}
+train: {epochs: 2, batch_size: 256, max_failures: 1}
+cluster: {workers: 2}
+tune:
+"""
+
+
+def results(run: Run) -> list[dict[str, Any]]:
+    return [row for row in run.all_rows("events") if row["event"] == "trial.result"] if run.attempts() else []
+
+
+def has_results(run: Run, count: int) -> bool:
+    return len(results(run)) >= count
+
+
+def has_attempts(run: Run, count: int) -> bool:
+    return len(run.attempts()) >= count
+
+
+def kill_everything(run_id: str) -> None:
+    """Kill the supervisor, the driver, Ray and the trials."""
+    for _ in range(2):  # the supervisor may have started something meanwhile
+        for process in processes_of(scratch_folder(run_id)):
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+
+
+def write(folder: Path, tune: str) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(JOB + tune)
+    return path
+
+
+def test_the_digits_sweep_survives_two_kills_of_everything_and_one_of_its_driver(tmp_path: Path) -> None:
+    run_id = fresh_id("sweep")
+    run = open_run(tmp_path, run_id)
+    with start_raylift("run", EXAMPLE, "--storage", tmp_path, "--id", run_id):
+        wait_for(partial(has_results, run, 5), "the first evaluations", timeout=300)
+        kill_everything(run_id)
+    for wanted in (20, 35):
+        with start_raylift("resume", run_id, "--storage", tmp_path) as resumed:
+            wait_for(partial(has_results, run, wanted), "more evaluations", timeout=300)
+            if wanted == 20:
+                kill_everything(run_id)
+                continue
+            driver = find_process(run_id, "driver")
+            assert driver is not None
+            kill(driver)
+            output, _ = resumed.communicate(timeout=500)
+    assert "16 of 16 trials done" in output, output
+    sweep = json.loads(raylift("status", run_id, "--storage", tmp_path, "--json").stdout)["sweep"]
+    ended = [row["trial"] for row in run.all_rows("events") if row["event"] == "trial.ended"]
+    assert sorted(ended) == [f"{number:05d}" for number in range(16)]  # each once: none was trained again
+    for name in ended:
+        rows = [row["step"] for row in trial_run(run, name).rows("metrics") if row["kind"] == "step"]
+        assert rows == list(range(1, len(rows) + 1))  # nothing skipped, nothing counted twice
+    exported = raylift("export", run_id, tmp_path / "model", "--storage", tmp_path, "--json")
+    assert json.loads(exported.stdout)["metrics"]["eval_accuracy"] >= 0.975
+    assert json.loads(exported.stdout)["run"].endswith(f"trials/{sweep['best']}")
+    assert_nothing_left(run_id)
+
+
+def test_trials_that_diverge_are_recorded_and_the_sweep_goes_on_to_its_best(tmp_path: Path) -> None:
+    job = write(
+        tmp_path, "  {search: grid, space: {train.optimizer: [{name: sgd, lr: 1e30}, {name: adamw, lr: 5e-3}]}}\n"
+    )
+    run_id = fresh_id("sweep")
+    done = raylift("run", job, "--storage", tmp_path, "--id", run_id)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trial 00000 failed: training diverged: " in done.stdout
+    assert "2 of 2 trials done: 1 succeeded, 1 failed" in done.stdout
+
+
+def test_where_every_trial_fails_the_first_cause_is_the_message(tmp_path: Path) -> None:
+    job = write(
+        tmp_path, "  {search: grid, space: {train.optimizer: [{name: sgd, lr: 1e30}, {name: sgd, lr: 1e32}]}}\n"
+    )
+    done = raylift("run", job, "--storage", tmp_path, "--id", fresh_id("sweep"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "no trial of 2 succeeded; the first, 00000: training diverged: " in done.stdout
+
+
+def test_a_trial_that_is_killed_too_often_fails_and_the_sweep_ends_with_the_others(tmp_path: Path) -> None:
+    """Two kills are one more than the trial's `max_failures`; the other goes on."""
+    space = "train.epochs: {grid: [1000, 1]}, train.eval_every: [40 epochs]"
+    job = write(tmp_path, f"  {{search: grid, scheduler: none, space: {{{space}}}}}\n")
+    run_id = fresh_id("sweep")
+    run = open_run(tmp_path, run_id)
+    with start_raylift("run", job, "--storage", tmp_path, "--id", run_id) as started:
+        victim = trial_run(run, "00000")
+        for attempt in (1, 2):
+            wait_for(partial(has_attempts, victim, attempt), "the trial", timeout=300)
+            wait_for(lambda: victim.rows("events"), "its training")
+            time.sleep(1)
+            psutil.Process(victim.claims()[-1].pid).kill()
+        output, _ = started.communicate(timeout=300)
+    assert "2 of 2 trials done: 1 succeeded, 1 failed" in output, output
+
+
+def test_a_sweep_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
+    job = write(tmp_path, "  {trials: 3, scheduler: none}\n")
+    run_id = fresh_id("sweep")
+    run = open_run(tmp_path, run_id)
+    with start_raylift(
+        "run", job, "--storage", tmp_path, "--id", run_id, "--set", "train.epochs=300", "--set", "train.log_every=100"
+    ) as started:
+        wait_for(lambda: results(run), "an evaluation", timeout=300)
+        assert raylift("stop", run_id, "--storage", tmp_path).returncode == 0
+        output, _ = started.communicate(timeout=120)
+    assert started.returncode == 4, output
+    assert "3 trials are left to do" in output
+    assert {row["state"] for row in run.all_rows("events") if row["event"] == "trial.ended"} == {"STOPPED"}
+    assert trial_run(run, "00000").checkpoints()
+    assert_nothing_left(run_id)

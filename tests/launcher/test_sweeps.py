@@ -1,0 +1,164 @@
+"""A sweep as people look at it, from a folder that was written by hand."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cluster.errors import UsageError
+from cluster.provider import State
+from cluster.runs import Attempt, Result, Run
+from cluster.trials import trial_run
+from launcher.cli.status import status_command
+from launcher.cli.trials import trials_command
+from launcher.status import next_steps, summarize
+from launcher.sweep_display import PlainSweepDisplay
+from launcher.sweeps import open_sweep, read_sweep, short_names, summary_table, winner_of
+from launcher.torch_command import find_model
+from launcher.watch import Update
+from tests.finished import DIGITS, new_run, write_rows
+from tests.sweeps import HEAD, begun, ended, evaluated
+
+STORY = [
+    HEAD,
+    *(begun(number) for number in range(4)),
+    evaluated(0, 1, 0.7),
+    evaluated(1, 1, 0.8),
+    evaluated(1, 2, 0.9),
+    ended(1, "SUCCEEDED"),
+    ended(0, "PRUNED"),
+    {**ended(2, "FAILED"), "message": "training diverged: the loss is nan at step 3"},
+]
+
+
+def write_sweep(folder: Path) -> tuple[Run, Attempt]:
+    run = new_run(folder, "sweep", DIGITS + "tune: {trials: 8}\n")
+    attempt = run.claim()
+    write_rows(attempt, "events", STORY, by="driver")
+    return run, attempt
+
+
+def shown(table: Any, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_sweep_counts_its_trials_and_knows_the_best(tmp_path: Path) -> None:
+    run, _ = write_sweep(tmp_path)
+    sweep = open_sweep(run)
+    assert sweep.counts() == "3 of 8 trials done: 1 succeeded, 1 pruned, 1 failed; 1 running"
+    assert sweep.best is not None
+    assert sweep.best.id == "00001"
+    told = sweep.as_dict()
+    assert told["best"] == "00001"
+    assert [trial["trial"] for trial in told["trials"]] == ["00001", "00000", "00002", "00003"]
+    assert told["trials"][0]["value"] == 0.9
+    assert told["trials"][0]["point"] == {"train.optimizer.lr": 0.1}
+
+
+def test_a_status_shows_the_best_and_the_running_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = write_sweep(tmp_path)
+    status_command(run.uri)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("trials       3 of 8 trials done") for line in lines)
+    assert [line.split()[0] for line in lines if line[:5].isdigit()] == ["00001*", "00000", "00003"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_table_fits_the_screen_whatever_the_values(width: int) -> None:
+    rows = [{**row, "point": {f"train.key{n}": "x" * 30 for n in range(9)}} if "point" in row else row for row in STORY]
+    sweep = read_sweep(rows)
+    assert sweep is not None
+    lines = shown(summary_table(sweep, now=9.0), width).splitlines()
+    assert len(lines) == 4
+    assert max(map(len, lines)) <= width
+    assert lines[1].split()[:4] == ["00001*", "SUCCEEDED", "2", "0.9000"]
+
+
+def test_trials_are_listed_for_people_and_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = write_sweep(tmp_path)
+    trials_command(run.uri, limit=100)
+    out = capsys.readouterr().out
+    assert "00002 failed: training diverged: the loss is nan at step 3" in out
+    trials_command(run.uri, limit=2)
+    assert "… and 2 more: --limit 4" in capsys.readouterr().out
+    trials_command(run.uri, limit=100, json=True)
+    assert json.loads(capsys.readouterr().out)["counts"] == {
+        "running": 1,
+        "succeeded": 1,
+        "pruned": 1,
+        "failed": 1,
+        "stopped": 0,
+    }
+
+
+def test_the_best_trials_job_file_and_run_are_the_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = write_sweep(tmp_path)
+    best = trial_run(run, "00001")
+    best.create(DIGITS.encode())
+    trials_command(run.uri, limit=100, best=True)
+    assert capsys.readouterr().out.endswith(DIGITS)
+    assert winner_of(run).uri == best.uri
+    assert find_model(run.uri, None) == best.uri
+
+
+def test_a_run_without_trials_is_its_own_winner_and_no_sweep(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    assert winner_of(run) is run
+    with pytest.raises(UsageError, match="has no trials: its job file has no tune: block, or it has not begun"):
+        open_sweep(run)
+
+
+def test_a_sweep_without_a_result_has_no_winner(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    write_rows(run.claim(), "events", [HEAD, begun(0)], by="driver")
+    with pytest.raises(UsageError, match=r"no trial of .* was evaluated yet"):
+        winner_of(run)
+
+
+def test_a_summary_of_a_sweep_for_programs_has_its_trials_and_no_goodput(tmp_path: Path) -> None:
+    run, attempt = write_sweep(tmp_path)
+    attempt.finish(Result(state="SUCCEEDED", step=20, metrics={"eval_accuracy": 0.9}))
+    summary = summarize(run)
+    assert (summary.state, summary.goodput) == (State.SUCCEEDED, None)
+    assert json.loads(json.dumps(summary.as_dict()))["sweep"]["best"] == "00001"
+    assert next_steps(summary)[1] == f"its job file:    raylift trials {run.uri} --best"
+
+
+def test_a_followed_sweep_prints_the_best_and_the_failed_and_no_flood() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    display = PlainSweepDisplay(console, [])
+    for row in STORY:
+        display.show(Update("events", 1, row))
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "sweep: 8 trials for the maximum of eval_accuracy",
+        "trial 00000, epoch 1: accuracy 0.7000, the best so far  lr 0",
+        "trial 00001, epoch 1: accuracy 0.8000, the best so far  lr 0.1",
+        "trial 00001, epoch 2: accuracy 0.9000, the best so far  lr 0.1",
+        "trial 00002 failed: training diverged: the loss is nan at step 3",
+    ]
+
+
+def test_a_resumed_sweep_knows_the_best_of_before() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    display = PlainSweepDisplay(console, STORY)
+    display.show(Update("events", 2, HEAD))
+    display.show(Update("events", 2, evaluated(3, 1, 0.85)))
+    assert isinstance(console.file, io.StringIO)
+    assert "best so far" not in console.file.getvalue()
+
+
+def test_names_are_as_short_as_tells_them_apart() -> None:
+    assert short_names(["train.optimizer.lr", "train.optimizer.name", "train.schedule.name", "model.dropout"]) == {
+        "train.optimizer.lr": "lr",
+        "train.optimizer.name": "optimizer.name",
+        "train.schedule.name": "schedule.name",
+        "model.dropout": "dropout",
+    }
+    assert short_names(["a.b.c", "x.b.c"]) == {"a.b.c": "a.b.c", "x.b.c": "x.b.c"}

@@ -1,0 +1,197 @@
+"""A sweep's searcher, record and scheduler, as Ray Tune calls them; no Ray runs here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import StorageError
+from cluster.runs import Attempt, Result, Run
+from cluster.segments import SegmentWriter
+from cluster.trials import trial_run
+from tests.finished import new_run, training, write_rows
+from tests.sweeps import begun, ended, evaluated
+from trainers.search import build_searcher
+from trainers.sweep import Bridge, Record, build_scheduler, remember, trial_job
+from trainers.tuning import Scheduler, Tune
+
+SWEEP = Tune.model_validate({"trials": 4, "search": "random", "space": {"train.optimizer.lr": {"uniform": [0, 1]}}})
+LONGEST = {"training_iteration": 9, "epoch": 9, "step": 90}
+
+
+class Launch:
+    """One launch of a sweep, without Ray."""
+
+    def __init__(self, run: Run, sweep: Tune = SWEEP, *, slots: int = 2) -> None:
+        self.attempt: Attempt = run.claim()
+        self.events = SegmentWriter(run, self.attempt.number, "events", "driver")
+        self.record = Record(run, self.events, "eval_accuracy")
+        self.resumed: list[tuple[str, int]] = []
+        self.stopping = False
+        self.bridge = Bridge(
+            sweep,
+            build_searcher(sweep, "max"),
+            self.record,
+            slots=slots,
+            mode="max",
+            is_stopping=lambda: self.stopping,
+            on_resumed=lambda name, trial: self.resumed.append((name, trial.number)),
+        )
+
+    def suggest(self, name: str) -> Any:
+        return self.bridge.suggest(name)
+
+    def result(self, name: str, iteration: int, value: float, *, state: str = "", complete: bool = False) -> None:
+        told = {"training_iteration": iteration, "step": iteration, "epoch": iteration, "state": state, "message": ""}
+        told["evaluation/eval_accuracy"] = value
+        if complete:
+            self.bridge.on_trial_complete(name, told)
+        else:
+            self.bridge.on_trial_result(name, told)
+
+
+class Newcomer:
+    """A trial, as a scheduler sees it."""
+
+    trial_id = "new"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return new_run(tmp_path, "sweep")
+
+
+def states(launch: Launch) -> list[str]:
+    return [trial.state for trial in launch.record.trials.values()]
+
+
+def test_as_many_trials_run_at_once_as_there_is_room_for_and_no_more_than_asked(run: Run) -> None:
+    launch = Launch(run)
+    assert [launch.suggest(name) is not None for name in "abc"] == [True, True, False]
+    for name in "abcd":
+        if name in "cd":
+            assert launch.suggest(name) is not None
+        launch.result(name, 1, 0.5, state="SUCCEEDED", complete=True)
+    assert launch.suggest("e") == "FINISHED"
+    assert states(launch) == ["SUCCEEDED"] * 4
+
+
+def test_a_trial_is_in_storage_before_it_starts(run: Run) -> None:
+    launch = Launch(run)
+    suggested = launch.suggest("a")
+    assert suggested["number"] == 0
+    assert [row["trial"] for row in run.all_rows("events")] == ["00000"]
+
+
+def test_a_trial_that_tune_stops_was_pruned_and_one_that_says_its_end_was_not(run: Run) -> None:
+    launch = Launch(run, slots=4)
+    for name in "abc":
+        launch.suggest(name)
+    launch.result("a", 1, 0.1, complete=True)
+    launch.result("b", 9, 0.9, state="SUCCEEDED", complete=True)
+    launch.result("c", 1, 0.5, state="FAILED", complete=True)
+    assert states(launch) == ["PRUNED", "SUCCEEDED", "FAILED"]
+    assert launch.record.trials[0].message == "ended by asha after epoch 1"
+    assert launch.record.trials[2].evaluations == {}
+
+
+def test_a_trial_whose_process_is_lost_too_often_has_failed(run: Run) -> None:
+    launch = Launch(run)
+    launch.suggest("a")
+    launch.bridge.on_trial_complete("a", None, error=True)
+    launch.bridge.on_lost("a", "its process was lost")
+    assert (states(launch), launch.record.trials[0].message) == (["FAILED"], "its process was lost")
+
+
+def test_while_storage_is_away_no_trial_starts_and_none_is_forgotten(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Launch(run)
+
+    def away() -> None:
+        raise StorageError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.record, "flush", away)
+        assert launch.suggest("a") is None
+        assert launch.suggest("b") is None
+    assert launch.suggest("c")["number"] == 0
+
+
+def test_a_sweep_that_is_stopped_begins_nothing(run: Run) -> None:
+    launch = Launch(run)
+    launch.stopping = True
+    assert launch.suggest("a") == "FINISHED"
+
+
+def test_a_sweep_goes_on_with_what_was_running_and_never_with_what_ended(run: Run) -> None:
+    first = Launch(run)
+    points = [first.suggest(name)["point"] for name in "ab"]
+    first.result("a", 1, 0.5, state="SUCCEEDED", complete=True)
+    points.append(first.suggest("c")["point"])
+    first.events.close()  # then it is killed
+    again = Launch(run)
+    told = [again.suggest(name) for name in "de"]
+    assert [(one["number"], one["point"]) for one in told] == [(1, points[1]), (2, points[2])]
+    assert again.resumed == [("d", 1), ("e", 2)]
+    again.result("d", 1, 0.5, state="SUCCEEDED", complete=True)
+    assert again.suggest("f")["number"] == 3
+
+
+def test_what_a_sweep_could_not_write_down_any_more_its_trials_know(run: Run) -> None:
+    write_rows(run.claim(), "events", [begun(0), begun(1)], by="driver")
+    for number, name in enumerate(["00000", "00001"]):
+        trial = trial_run(run, name)
+        trial.create(b"task: image-classification\n")
+        attempt = trial.claim()
+        write_rows(attempt, "metrics", training(0, 8, begin=10.0))
+        if number == 0:
+            attempt.finish(Result(state="PRUNED", message="the sweep's scheduler ended it, at step 8"))
+    launch = Launch(run)
+    assert states(launch) == ["PRUNED", "RUNNING"]
+    assert launch.record.values(launch.record.trials[0]) == {1: 0.75, 2: 0.875}
+    assert launch.suggest("a")["number"] == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_searcher_that_was_lost_suggests_what_it_would_have(run: Run, tmp_path: Path, seed: int) -> None:
+    sweep = Tune.model_validate(
+        {"trials": 30, "search": {"name": "tpe", "seed": seed}, "space": {"x": {"uniform": [0, 1]}, "y": [1, 2, 3]}}
+    )
+
+    def go_on(launch: Launch, first: int, last: int) -> list[Any]:
+        points = []
+        for number in range(first, last):
+            name = str(number)
+            points.append(launch.suggest(name)["point"])
+            x = launch.record.trials[number].point["x"]
+            launch.result(name, 1, x, state="SUCCEEDED" if number % 4 else "", complete=True)
+        return points
+
+    whole = go_on(Launch(new_run(tmp_path, "whole"), sweep), 0, 30)
+    first = Launch(run, sweep)
+    before = go_on(first, 0, 17)
+    first.events.close()
+    assert before + go_on(Launch(run, sweep), 17, 30) == whole
+
+
+@pytest.mark.parametrize(("name", "options"), [("asha", {}), ("median", {"min_samples_required": 3})])
+def test_a_scheduler_that_was_lost_judges_as_it_would_have(run: Run, name: str, options: dict[str, Any]) -> None:
+    def judge(*, remembers: bool) -> str:
+        config = Scheduler.model_validate({"name": name, **options})
+        scheduler: Any = build_scheduler(config, "eval_accuracy", "max", LONGEST)
+        if remembers:
+            remember(scheduler, Launch(run).record)
+        newcomer = Newcomer()
+        scheduler.on_trial_add(None, newcomer)
+        return str(scheduler.on_trial_result(None, newcomer, {"training_iteration": 1, "eval_accuracy": 0.2}))
+
+    rows = [[begun(number), evaluated(number, 1, number / 10), ended(number, "PRUNED")] for number in range(9)]
+    write_rows(run.claim(), "events", [row for each in rows for row in each], by="driver")
+    assert (judge(remembers=False), judge(remembers=True)) == ("CONTINUE", "STOP")
+
+
+def test_the_job_of_a_trial_is_the_sweeps_with_its_values_for_one_worker() -> None:
+    sweep = {"train": {"optimizer": {"lr": None}}, "tune": {}, "cluster": {"provider": "local", "workers": 2}}
+    assert trial_job(sweep, {"train.optimizer.lr": 0.5}) == {
+        "train": {"optimizer": {"lr": 0.5}},
+        "cluster": {"provider": "local", "workers": 1, "accelerators": None},
+    }

@@ -1,0 +1,120 @@
+"""One trial's training, without Ray: it waits at each evaluation, ends when told, goes on where it was."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster.runs import Attempt, Run
+from cluster.trials import trial_run
+from tests.finished import new_run
+from tests.harness import losses
+from tests.trainers import training
+from tests.trainers.training import STEPS_PER_EPOCH, Change
+from trainers.context import StopReason
+from trainers.jobs import load_job
+from trainers.tasks.registry import prepare
+from trainers.trial import News, Training, data_key
+
+EPOCHS = 3
+
+
+class Sweep:
+    """A sweep of one trial, in a folder."""
+
+    def __init__(self, folder: Path, *changes: Change) -> None:
+        self.alone = training.start(folder / "alone", *changes)
+        self.run = new_run(folder, "sweep", "task: image-classification\n")
+        self.attempt: Attempt = self.run.claim()
+        self.job, _ = load_job(self.alone)
+        self.trial: Run = trial_run(self.run, "00000")
+
+    @contextmanager
+    def train(self) -> Iterator[Training]:
+        document = json.dumps(self.job.model_dump(mode="json")).encode()
+        trial = Training(self.trial, self.job, document, self.attempt, threads=1)
+        trial.start(prepare)
+        try:
+            yield trial
+        finally:
+            trial.end(StopReason.PRUNED)
+
+    def train_to_the_end(self) -> list[News]:
+        told: list[News] = []
+        with self.train() as trial:
+            while not told or not told[-1].state:
+                told.append(trial.next())
+        return told
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return Sweep(tmp_path, {"train": {"epochs": EPOCHS}})
+
+
+def test_a_trial_tells_of_each_evaluation_and_ends_as_a_run_does_bit_for_bit(sweep: Sweep) -> None:
+    told = sweep.train_to_the_end()
+    assert [(news.iteration, news.epoch, news.step) for news in told] == [
+        (epoch, epoch, epoch * STEPS_PER_EPOCH) for epoch in range(1, EPOCHS + 1)
+    ]
+    assert [news.state for news in told] == ["", "", "SUCCEEDED"]
+    training.train(sweep.alone)
+    assert losses(sweep.trial) == losses(sweep.alone)
+    evaluations = [row for row in sweep.alone.rows("metrics") if row["kind"] == "eval"]
+    assert [news.metrics["eval_accuracy"] for news in told] == [row["eval_accuracy"] for row in evaluations]
+
+
+def test_a_trial_waits_at_an_evaluation_and_saves_when_it_is_ended_there(sweep: Sweep) -> None:
+    with sweep.train() as trial:
+        assert trial.next().step == STEPS_PER_EPOCH
+    result = sweep.trial.result()
+    assert result is not None
+    assert (result.state, result.exit_code, result.step) == ("PRUNED", 0, STEPS_PER_EPOCH + 1)
+    assert sweep.trial.checkpoints()[-1].step == STEPS_PER_EPOCH + 1
+
+
+def test_a_trial_that_was_cut_off_goes_on_and_counts_its_evaluations_on(sweep: Sweep) -> None:
+    with sweep.train() as trial:
+        trial.next()
+        trial.next()
+    told = sweep.train_to_the_end()
+    assert [(news.iteration, news.epoch, news.state) for news in told] == [(EPOCHS, EPOCHS, "SUCCEEDED")]
+    training.train(sweep.alone)
+    assert losses(sweep.trial) == losses(sweep.alone)
+
+
+def test_a_wish_to_stop_the_sweep_stops_the_trial_and_leaves_it_to_go_on(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, {"train": {"epochs": 10_000, "log_every": 1000}, "checkpoint": {"every": "10000 epochs"}})
+    with sweep.train() as trial:
+        trial.next()
+        sweep.run.request_stop("enough")
+        while not (news := trial.next()).state:
+            pass
+    assert news.state == "STOPPED"
+    assert sweep.trial.checkpoints()[-1].step == news.step
+
+
+def test_a_trial_that_diverges_is_failed_and_says_why(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, {"train": {"optimizer": {"name": "sgd", "lr": 1e30}}})
+    news = sweep.train_to_the_end()[-1]
+    assert news.state == "FAILED"
+    assert news.message.startswith("training diverged: ")
+    result = sweep.trial.result()
+    assert result is not None
+    assert result.state == "FAILED"
+
+
+def test_a_trial_that_never_trained_can_be_ended(sweep: Sweep) -> None:
+    trial = Training(sweep.trial, sweep.job, b"{}", sweep.attempt, threads=1)
+    trial.end(StopReason.PRUNED)
+    assert sweep.trial.attempts() == []
+
+
+def test_what_changes_the_data_changes_its_key(sweep: Sweep) -> None:
+    def key(**change: object) -> str:
+        return data_key(sweep.job.model_copy(update={"data": sweep.job.data.model_copy(update=change)}))
+
+    assert key(image_size=12) != data_key(sweep.job)
+    assert key(augment=sweep.job.data.augment.model_copy(update={"rotate": 5.0})) == data_key(sweep.job)
