@@ -13,6 +13,7 @@ from cluster.runs import Checkpoint, Claim, Result, Run, counted
 from launcher.goodput import Goodput, Rows, measure
 from launcher.spec import load_frozen
 from launcher.status import Summary, summarize
+from launcher.sweeps import Sweep, read_sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,8 @@ class ReportData:
     checkpoints: Sequence[Checkpoint]
     metrics: Rows
     events: Rows
-    goodput: Goodput | None = None  # None before the first claim
+    goodput: Goodput | None = None  # None before the first claim, and of a sweep
+    sweep: Sweep | None = None
     version: str = ""  # of the raylift that makes the report
 
     @cached_property
@@ -62,6 +64,7 @@ def gather(run: Run) -> ReportData:
     claims = run.claims()
     results = run.results()
     events, metrics = run.all_rows("events"), run.all_rows("metrics")
+    sweep = read_sweep(events)
     return ReportData(
         summary=summary,
         job=job.decode(errors="replace"),
@@ -73,7 +76,8 @@ def gather(run: Run) -> ReportData:
         checkpoints=run.checkpoints(),
         metrics=counted(metrics, claims),
         events=events,
-        goodput=measure(claims, results, events, metrics),
+        goodput=measure(claims, results, events, metrics) if sweep is None else None,
+        sweep=sweep,
         version=_version(),
     )
 

@@ -88,7 +88,10 @@ class Job:
     def load(self, *settings: str) -> LoadedJob:
         """Return it shortened, with a row for every step, and what `settings` change."""
         short = ("train.log_every=1", f"train.max_steps={self.steps}", f"train.max_failures={_ATTEMPTS}")
-        return load(self.file, overrides=[*self.overrides, *short, *settings], storage=self.storage)
+        job = load(self.file, overrides=[*self.overrides, *short, *settings], storage=self.storage)
+        if job.spec.tune is not None:
+            raise UsageError(f"{self.file} is a sweep: rehearse compares two runs of one training")
+        return job
 
 
 def choose(asked: Sequence[Fault], storage: str) -> list[Fault]:

@@ -16,6 +16,7 @@ from launcher import sections
 from launcher.curves import build_charts
 from launcher.history import ReportData, gather
 from launcher.markup import Html, data_block, tag
+from launcher.sweep_charts import build_sweep_charts
 
 
 def write_report(run: Run, target: Path) -> None:
@@ -36,7 +37,7 @@ def write_report(run: Run, target: Path) -> None:
 
 def render(data: ReportData) -> str:
     """Return the page. Pure: the same data, the same page."""
-    charts = build_charts(data.metrics, data.steps_per_epoch)
+    charts = build_charts(data.metrics, data.steps_per_epoch) if data.sweep is None else build_sweep_charts(data.sweep)
     marks = [claim.base.step if claim.base else 0 for claim in data.claims[1:]]
     drawn = {"charts": [asdict(chart) for chart in charts], "restarts": marks}
     scripts = [_plotly(), _resource("report.js")] if charts else []

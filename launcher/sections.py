@@ -9,13 +9,17 @@ from typing import Any
 
 from cluster.runs import Checkpoint
 from cluster.selection import best_of
+from cluster.trials import Trial
 from launcher.curves import Chart
 from launcher.display import describe_event
 from launcher.history import ReportData, ending_of
 from launcher.markup import Content, Html, table, tag
+from launcher.sweep_charts import epochs_saved
+from launcher.sweeps import Sweep, values_of
 from launcher.text import duration, number, size
 
 _CLASSES = 60  # shown by name
+_TRIALS = 500
 _PARTS = {
     "training": "steps that count",
     "start-up": "Ray, the data and the ranks, from an attempt's claim to its first step",
@@ -38,6 +42,8 @@ def curves(data: ReportData, charts: Sequence[Chart]) -> Html:
     if not charts:
         over = data.summary.state.is_final
         words = "The run ended before its first step." if over else "No step has been trained yet."
+        if data.sweep is not None:
+            words = "No trial was evaluated." if over else "No trial has been evaluated yet."
         return _section("Learning curves", tag("p", words, class_="empty"))
     cards = [_card(chart, index) for index, chart in enumerate(charts)]
     hints = ["Drag over a part to enlarge it, double-click to go back."]
@@ -52,7 +58,8 @@ def curves(data: ReportData, charts: Sequence[Chart]) -> Html:
 
 
 def after_curves(data: ReportData) -> list[Html]:
-    parts = [_checkpoints(data), _attempts(data), _samples(data), _machine(data), _job(data), _happenings(data)]
+    results = _checkpoints(data) if data.sweep is None else _trials(data.sweep)
+    parts = [results, _attempts(data), _samples(data), _machine(data), _job(data), _happenings(data)]
     made = f"Read from {data.summary.uri} on {_moment(data.made)}"
     by = f" by raylift {data.version}" if data.version else " by raylift"
     return [*(part for part in parts if part), tag("footer", made, by, ".")]
@@ -171,6 +178,34 @@ def _checkpoint(
         _moment(saved["time"]) if saved else "",
         duration(saved["seconds"]) if saved else "",
         tag("code", one.folder),
+    ]
+
+
+def _trials(sweep: Sweep) -> Html:
+    ranked = sweep.ranked
+    shown = [*ranked, *(trial for trial in sweep.trials if trial not in ranked)]
+    rows = [_trial(trial, sweep) for trial in shown[:_TRIALS]]
+    measured = sweep.metric.removeprefix("eval_")
+    notes = [f"{sweep.counts()}."]
+    if saved := epochs_saved(sweep):
+        notes.append(f"Ending trials early saved {_count(saved, 'epoch')}.")
+    if len(shown) > _TRIALS:
+        notes.append(f"The best {_TRIALS} are shown.")
+    head = ["trial", "state", "epochs", measured, "took", "values", "why"]
+    return _section("Trials", tag("p", " ".join(notes), class_="note"), table(head, rows))
+
+
+def _trial(trial: Trial, sweep: Sweep) -> list[Content]:
+    value = trial.value(sweep.metric)
+    best = sweep.best is not None and trial.id == sweep.best.id
+    return [
+        [trial.id, tag("span", "best", class_="mark") if best else None],
+        tag("span", trial.state, class_=f"state {_slug(trial.state)}"),
+        str(trial.epoch or ""),
+        f"{value:.4f}" if value is not None else "",
+        duration(max(trial.ended - trial.started, 0.0)) if trial.ended is not None else "",
+        values_of(trial, sweep.trials),
+        trial.message,
     ]
 
 

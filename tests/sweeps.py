@@ -19,3 +19,15 @@ def evaluated(number: int, iteration: int, value: float) -> dict[str, Any]:
 
 def ended(number: int, state: str, at: float = 3.0) -> dict[str, Any]:
     return {"event": "trial.ended", "time": at, "trial": f"{number:05d}", "state": state, "message": ""}
+
+
+STORY = [
+    HEAD,
+    *(begun(number) for number in range(4)),
+    evaluated(0, 1, 0.7),
+    evaluated(1, 1, 0.8),
+    evaluated(1, 2, 0.9),
+    ended(1, "SUCCEEDED"),
+    ended(0, "PRUNED"),
+    {**ended(2, "FAILED"), "message": "training diverged: the loss is nan at step 3"},
+]

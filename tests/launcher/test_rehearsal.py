@@ -11,7 +11,7 @@ from cluster.errors import StorageError, UsageError
 from cluster.storage import rehearsed
 from cluster.storage.open import open_storage
 from cluster.storage.rehearsed import OUTAGE, refuse_for
-from launcher.rehearsal import Fault, choose, place, time_lost
+from launcher.rehearsal import Fault, Job, choose, place, time_lost
 from tests.finished import new_run, training, write_rows
 from tests.real.seaweedfs import SeaweedFS
 
@@ -31,6 +31,13 @@ def test_each_fault_has_a_step_of_its_own_before_the_last(count: int, last_step:
 def test_more_faults_than_steps_are_refused() -> None:
     with pytest.raises(UsageError, match=r"5 faults need more steps than the 3 of this job: raise --steps"):
         place(list(Fault), 3)
+
+
+def test_a_sweep_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("task: image-classification\ndata: {train: builtin:digits, eval: {split: 0.2}}\ntune: {}\n")
+    with pytest.raises(UsageError, match="is a sweep: rehearse compares two runs of one training"):
+        Job(str(file), [], str(tmp_path), 60).load()
 
 
 def test_without_a_choice_all_faults_come_that_can() -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from launcher.history import gather
 from launcher.report import render
-from tests.finished import write_story
+from tests.finished import DIGITS, new_run, write_rows, write_story
+from tests.sweeps import STORY
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -70,6 +71,19 @@ def test_every_curve_is_drawn(visited: Visit) -> None:
     plots = re.split(r'<div id="curve-\d"', visited.document)[1:]
     assert len(plots) == 6
     assert all('class="js-line"' in plot for plot in plots)
+
+
+def test_the_curves_of_a_sweep_are_drawn_and_its_trials_listed(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "sweep", DIGITS + "tune: {trials: 8}\n")
+    write_rows(run.claim(), "events", STORY, by="driver")
+    page = tmp_path / "page.html"
+    page.write_text(render(gather(run)), encoding="utf-8")
+    found = visit(page, tmp_path)
+    plots = re.split(r'<div id="curve-\d"', found.document)[1:]
+    assert len(plots) == 2
+    assert all('class="js-line"' in plot for plot in plots)
+    assert (found.console, found.requests) == ([], [])
+    assert "training diverged: the loss is nan at step 3" in found.document
 
 
 def test_the_console_stays_empty(visited: Visit) -> None:

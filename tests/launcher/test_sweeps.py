@@ -14,24 +14,16 @@ from cluster.runs import Attempt, Result, Run
 from cluster.trials import trial_run
 from launcher.cli.status import status_command
 from launcher.cli.trials import trials_command
+from launcher.history import gather
+from launcher.report import render
 from launcher.status import next_steps, summarize
+from launcher.sweep_charts import build_sweep_charts
 from launcher.sweep_display import PlainSweepDisplay
 from launcher.sweeps import open_sweep, read_sweep, short_names, summary_table, winner_of
 from launcher.torch_command import find_model
 from launcher.watch import Update
 from tests.finished import DIGITS, new_run, write_rows
-from tests.sweeps import HEAD, begun, ended, evaluated
-
-STORY = [
-    HEAD,
-    *(begun(number) for number in range(4)),
-    evaluated(0, 1, 0.7),
-    evaluated(1, 1, 0.8),
-    evaluated(1, 2, 0.9),
-    ended(1, "SUCCEEDED"),
-    ended(0, "PRUNED"),
-    {**ended(2, "FAILED"), "message": "training diverged: the loss is nan at step 3"},
-]
+from tests.sweeps import HEAD, STORY, begun, evaluated
 
 
 def write_sweep(folder: Path) -> tuple[Run, Attempt]:
@@ -162,3 +154,25 @@ def test_names_are_as_short_as_tells_them_apart() -> None:
         "model.dropout": "dropout",
     }
     assert short_names(["a.b.c", "x.b.c"]) == {"a.b.c": "a.b.c", "x.b.c": "x.b.c"}
+
+
+def test_a_report_of_a_sweep_draws_its_trials_and_says_what_ending_early_saved(tmp_path: Path) -> None:
+    run, _ = write_sweep(tmp_path)
+    data = gather(run)
+    assert data.sweep is not None
+    learning, history = build_sweep_charts(data.sweep)
+    assert [(series.name, list(series.x), list(series.y)) for series in learning.series] == [
+        ("the others", [1, 1], [0.7, None]),
+        ("the best, 00001", [1, 2], [0.8, 0.9]),
+    ]
+    assert [list(series.y) for series in history.series] == [[0.7, 0.9], [0.7, 0.9]]
+    page = render(data)
+    assert "Ending trials early saved 1 epoch." in page
+    assert "training diverged: the loss is nan at step 3" in page
+    assert "Where the time went" not in page
+
+
+def test_a_report_of_a_sweep_without_an_evaluation_says_so(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    write_rows(run.claim(), "events", [HEAD, begun(0)], by="driver")
+    assert "No trial " in render(gather(run))
