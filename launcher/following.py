@@ -139,11 +139,12 @@ def _display(run: Run, after: int, *, json: bool) -> PlainDisplay:
 
     console = Console(stderr=json)  # with --json, standard output is the program's
     live = console.is_terminal and sys.stdin.isatty()
-    if _is_sweep(run):
-        from launcher.sweep_display import LiveSweepDisplay, PlainSweepDisplay
+    with suppress(StorageError):  # whoever follows meets it too
+        if _is_sweep(run):
+            from launcher.sweep_display import LiveSweepDisplay, PlainSweepDisplay
 
-        history = [row for row in run.all_rows("events") if row["attempt"] <= after]
-        return (LiveSweepDisplay if live else PlainSweepDisplay)(console, history)
+            history = [row for row in run.all_rows("events") if row["attempt"] <= after]
+            return (LiveSweepDisplay if live else PlainSweepDisplay)(console, history)
     if live:
         return LiveDisplay(console)
     return PlainDisplay(console)

@@ -29,10 +29,10 @@ def _learning(sweep: Sweep) -> list[Series]:
     x: list[float] = []
     y: list[float | None] = []
     for trial in sweep.trials:
-        if trial is not sweep.best:
+        if trial is not sweep.best and trial.evaluations:
             evaluations = sorted(trial.evaluations.values(), key=lambda one: one.iteration)
-            x += [one.epoch for one in evaluations] + [evaluations[-1].epoch] * bool(evaluations)
-            y += [one.metrics.get(sweep.metric) for one in evaluations] + [None] * bool(evaluations)
+            x += [one.epoch for one in evaluations] + [evaluations[-1].epoch]
+            y += [one.metrics.get(sweep.metric) for one in evaluations] + [None]
     best = sorted(sweep.best.evaluations.values(), key=lambda one: one.iteration)
     others = [Series("the others", x, y, "faint")] if x else []
     values = [one.metrics.get(sweep.metric) for one in best]

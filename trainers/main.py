@@ -456,7 +456,7 @@ def _driver(run: Run) -> Driver:
     driver = Driver(run)
     if driver.whole.get("tune") is None:
         return driver
-    from trainers.sweep import SweepDriver
+    from trainers.sweep.driver import SweepDriver
 
     return SweepDriver(run)
 

@@ -103,7 +103,7 @@ def test_status_tells_all_of_a_summary(tmp_path: Path) -> None:
     told = answer("status", write_story(tmp_path).uri)
     assert set(told) == {
         *("id", "uri", "state", "reason", "attempt", "step", "last_step", "epoch", "loss", "samples_per_s"),
-        *("metrics", "checkpoints", "restarts", "ranks", "host", "exit_code", "data", "goodput"),
+        *("metrics", "checkpoints", "restarts", "ranks", "host", "exit_code", "data", "goodput", "sweep"),
     }
     assert (told["state"], told["step"], told["checkpoints"], told["exit_code"]) == ("SUCCEEDED", 12, [8, 12], 0)
 
@@ -242,7 +242,7 @@ def test_storage_that_goes_away_while_a_run_is_followed_is_5(
     looks = itertools.count()
 
     def goes_away(*_: Any) -> None:
-        if next(looks) > 8:
+        if next(looks) > 9:
             raise StorageError("the bucket does not answer")
 
     write_rows(run.claim(), "events", [started(0, at=1.0)])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trainers.search import Every, Random, build_searcher
+from trainers.sweep.search import Every, Random, build_searcher
 from trainers.tuning import Point, Tune
 
 SPACE = {
@@ -24,8 +24,8 @@ def tune(name: str, *, seed: int = 3, trials: int = 30) -> Tune:
 
 def score(point: Point) -> float:
     """Return how good a point is; the best is adamw at a rate of 10^-2.5 with dropout 0.2."""
-    rate = -abs(math.log10(point["train.optimizer.lr"]) + 2.5)
-    return rate - (point["train.optimizer.name"] == "sgd") - abs(point["model.dropout"] - 0.2)
+    rate: float = -abs(math.log10(point["train.optimizer.lr"]) + 2.5)
+    return rate - float(point["train.optimizer.name"] == "sgd") - abs(float(point["model.dropout"]) - 0.2)
 
 
 def search(config: Tune, count: int, *, forget_at: int | None = None) -> list[Point]:

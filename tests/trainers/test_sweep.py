@@ -11,8 +11,11 @@ from cluster.segments import SegmentWriter
 from cluster.trials import trial_run
 from tests.finished import new_run, training, write_rows
 from tests.sweeps import begun, ended, evaluated
-from trainers.search import build_searcher
-from trainers.sweep import Bridge, Record, build_scheduler, remember, trial_job
+from trainers.sweep.actor import trial_job
+from trainers.sweep.bridge import Bridge
+from trainers.sweep.record import Record
+from trainers.sweep.schedulers import build_scheduler, remember
+from trainers.sweep.search import build_searcher
 from trainers.tuning import Scheduler, Tune
 
 SWEEP = Tune.model_validate({"trials": 4, "search": "random", "space": {"train.optimizer.lr": {"uniform": [0, 1]}}})

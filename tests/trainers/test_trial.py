@@ -15,8 +15,8 @@ from tests.trainers import training
 from tests.trainers.training import STEPS_PER_EPOCH, Change
 from trainers.context import StopReason
 from trainers.jobs import load_job
+from trainers.sweep.trial import News, Training, data_key
 from trainers.tasks.registry import prepare
-from trainers.trial import News, Training, data_key
 
 EPOCHS = 3
 

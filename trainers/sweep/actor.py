@@ -1,0 +1,119 @@
+"""The Tune actor in which trials train, one after another."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from pydantic import ValidationError
+from ray import tune as ray_tune
+from ruamel.yaml import YAML
+
+from cluster.runs import Attempt, Run
+from cluster.trials import trial_id, trial_run
+from trainers.config import TrainJob
+from trainers.context import StopReason
+from trainers.sweep.trial import News, Training, data_key
+from trainers.tasks.base import Prepared
+from trainers.tuning import Point, apply
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What every trial of a sweep shares."""
+
+    uri: str
+    attempt: int  # of the sweep
+    document: Mapping[str, Any]  # its frozen job file
+    key: str  # of the data that `arrays` and `meta` are
+    arrays: Mapping[str, Any]  # name -> object reference
+    meta: Mapping[str, Any]
+    metric: str
+    threads: int
+
+
+class TrialActor(ray_tune.Trainable):
+    """Trains one trial after another."""
+
+    def setup(self, config: dict[str, Any], *, shared: Shared) -> None:  # type: ignore[override]  # with_parameters adds it
+        self._shared = shared
+        self._sweep = Attempt.reopen(Run.at(shared.uri), shared.attempt)
+        self._data: dict[str, Prepared] = {}
+        self._begin(config)
+
+    def step(self) -> dict[str, Any]:
+        """Train up to the next evaluation, or to the trial's end."""
+        news = self._training.next() if self._training is not None else self._refused
+        if not news.state and self._shared.metric not in news.metrics:
+            assert self._training is not None
+            self._training.end(StopReason.PRUNED)
+            why = f"there is no {self._shared.metric!r}; this task has {', '.join(news.metrics)}"
+            news = News(news.step, news.epoch, news.iteration, state="FAILED", message=f"tune.metric: {why}")
+        return {
+            self._shared.metric: float("nan"),  # what fails has none, and a scheduler wants one
+            **news.metrics,
+            "training_iteration": news.iteration,
+            "step": news.step,
+            "epoch": news.epoch,
+            "evaluation": {key: value for key, value in news.metrics.items() if key.startswith("eval_")},
+            "state": news.state,
+            "message": news.message,
+            "done": bool(news.state),
+        }
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._end(StopReason.PRUNED)
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        self._end(StopReason.PERSON)  # it may go on: of those that may not, the sweep's own events tell
+
+    def _end(self, why: StopReason) -> None:
+        if self._training is not None:
+            self._training.end(why)
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        name, point = trial_id(config["number"]), json.loads(config["point"])
+        document = trial_job(self._shared.document, point)
+        self._training, self._refused = None, News(0, 0, 0, state="FAILED")
+        try:
+            job = TrainJob.from_job(document)
+        except ValidationError as error:
+            self._refused = News(0, 0, 0, state="FAILED", message=f"no job file may have these values: {error}")
+            return
+        self._training = Training(
+            trial_run(self._sweep.run, name), job, _as_yaml(document), self._sweep, self._shared.threads
+        )
+        self._training.start(self._prepare)
+
+    def _prepare(self, job: TrainJob) -> Prepared:
+        """Return the data of a trial: that of all of them, or what its own values make of it."""
+        from trainers.tasks.registry import prepare
+
+        key = data_key(job)
+        if key not in self._data:
+            if key == self._shared.key:
+                arrays = dict(zip(self._shared.arrays, ray.get(list(self._shared.arrays.values())), strict=True))
+                self._data[key] = Prepared(arrays=arrays, meta=self._shared.meta)
+            else:
+                self._data = {kept: data for kept, data in self._data.items() if kept == self._shared.key}
+                self._data[key] = prepare(job)
+        return self._data[key]
+
+
+def trial_job(sweep: Mapping[str, Any], point: Point) -> dict[str, Any]:
+    """Return the job file of a trial: the sweep's with the values of a point, on one worker."""
+    document = {key: value for key, value in apply(sweep, point).items() if key != "tune"}
+    document["cluster"] = {**document.get("cluster", {}), "workers": 1, "accelerators": None}
+    return document
+
+
+def _as_yaml(document: Mapping[str, Any]) -> bytes:
+    stream = io.BytesIO()
+    YAML(typ="safe", pure=True).dump(dict(document), stream)
+    return stream.getvalue()

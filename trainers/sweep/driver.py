@@ -1,0 +1,173 @@
+"""Ray Tune over a TrainJob: the driver of a sweep.
+
+A trial trains inside its own Tune actor, which is kept for the next one; the data is prepared once. What Tune knows is
+lost with it and nobody misses it: trials have their checkpoints in storage, and the searcher and the scheduler are told
+again what the sweep's own events say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+
+import ray
+from ray import tune as ray_tune
+from ray.tune.schedulers import TrialScheduler
+
+from cluster.config import Workers
+from cluster.errors import StorageError
+from cluster.runs import Attempt, Result, Run, SupersededError
+from cluster.segments import SegmentWriter
+from cluster.trials import ENDED, ranked
+from trainers.main import Driver, Ready
+from trainers.sweep.actor import Shared, TrialActor
+from trainers.sweep.bridge import Bridge, Losses
+from trainers.sweep.record import Record
+from trainers.sweep.schedulers import build_scheduler, remember, remember_one
+from trainers.sweep.search import build_searcher
+from trainers.sweep.trial import data_key, threads_each
+from trainers.tuning import Tune, describe, metric_of
+
+_ENVIRONMENT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a run's processes are known by their working directory
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # storage has it all
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails has none
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # Tune's own state is not needed
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # prints nothing at verbose=0
+}
+_POLL = 2.0  # seconds
+
+
+class SweepDriver(Driver):
+    """One launch of a sweep."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.tune = Tune.model_validate(self.whole["tune"])
+        self.metric, self.mode = metric_of(self.tune, self.job.task)
+
+    def _start_ray(self) -> tuple[Workers, bool]:
+        """Start or join Ray; return how many trials run at once, and whether each has a GPU."""
+        slots, gpus = super()._start_ray()
+        if self.cluster.workers is None and not gpus:
+            slots = Workers(min=1, max=int(ray.cluster_resources().get("CPU", 1)))
+        return Workers(min=1, max=slots.max), gpus
+
+    def _fit(self, attempt: Attempt, events: SegmentWriter, ready: Ready) -> str:
+        """Run the trials that are left; return what was lost, for a message, or write the sweep's result."""
+        os.environ.update(_ENVIRONMENT)
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that it need not write
+        record = Record(self.run, events, self.metric)
+        events.append({"event": "sweep", "trials": self.tune.budget, "metric": self.metric, "mode": self.mode})
+        scheduler = build_scheduler(self.tune.scheduler, self.metric, self.mode, self._longest(ready))
+        remember(scheduler, record)
+        stopping = threading.Event()
+        with _watching(self.run, attempt, stopping) as superseded:
+            bridge = Bridge(
+                self.tune,
+                build_searcher(self.tune, self.mode),
+                record,
+                slots=ready.workers.max,
+                mode=self.mode,
+                is_stopping=lambda: stopping.is_set() or self.leaving,
+                on_resumed=lambda name, trial: remember_one(scheduler, name, trial, record.metric),
+            )
+            self._run_trials(attempt, ready, bridge, scheduler)
+        if superseded:
+            raise superseded[0]
+        if self.leaving:
+            events.append({"event": "preempted", "step": 0})
+            return "preempted: the machine asked the driver to end"
+        attempt.finish(self._result(record, reason=self.run.stop_reason()))
+        return ""
+
+    def _run_trials(self, attempt: Attempt, ready: Ready, bridge: Bridge, scheduler: TrialScheduler) -> None:
+        shared = Shared(
+            uri=self.run.uri,
+            attempt=attempt.number,
+            document=self.whole,
+            key=data_key(self.job),
+            arrays=ready.arrays,
+            meta=ready.meta,
+            metric=self.metric,
+            threads=threads_each(ready.workers.max),
+        )
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(ready.workers.max)
+        resources = {"CPU": 1.0, **({"GPU": 1.0} if ready.gpus else {})}
+        ray_tune.run(  # a Tuner would pickle what it is given, to restore from: ours comes back from storage
+            ray_tune.with_parameters(TrialActor, shared=shared),
+            name=f"sweep-{attempt.number}",
+            storage_path=os.path.join(os.getcwd(), "tune"),
+            resources_per_trial=resources,
+            search_alg=bridge,
+            scheduler=scheduler,
+            num_samples=-1,
+            reuse_actors=True,
+            max_failures=self.job.train.max_failures,
+            raise_on_failed_trial=False,
+            callbacks=[Losses(bridge)],
+            trial_name_creator=lambda trial: str(trial.trial_id),
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+            verbose=0,
+        )
+
+    def _longest(self, ready: Ready) -> dict[str, int]:
+        """Return how long a trial of the job as it stands is, in what a scheduler may count."""
+        train = self.job.train
+        epoch = -(-int(ready.meta["train"]) // train.batch_size)
+        steps = min(
+            train.max_steps or 10**9, (train.epochs or 1) * epoch if train.epochs or not train.max_steps else 10**9
+        )
+        every = train.eval_every.count * (epoch if train.eval_every.unit == "epoch" else 1)
+        return {
+            "step": steps,
+            "epoch": max(1, -(-steps // epoch)),
+            "training_iteration": max(1, int(steps / every)),
+        }
+
+    def _result(self, record: Record, reason: str | None) -> Result:
+        trials = list(record.trials.values())
+        best = next(iter(ranked(trials, self.metric, self.mode)), None)
+        if reason is not None:
+            left = self.tune.budget - sum(trial.state in ENDED for trial in trials)
+            return Result(state="STOPPED", message=f"{reason}; {left} trials are left to do", exit_code=4)
+        if best is None or all(trial.state == "FAILED" for trial in trials):
+            first = next((trial for trial in trials if trial.state == "FAILED"), None)
+            cause = f"; the first, {first.id}: {first.message}" if first is not None else ""
+            return Result(state="FAILED", message=f"no trial of {len(trials)} succeeded{cause}", exit_code=1)
+        newest = best.evaluations[max(best.evaluations)]
+        message = f"best of {len(trials)} trials: {best.id}  {describe(dict(best.point))}"
+        return Result(state="SUCCEEDED", message=message, step=newest.step, metrics=dict(newest.metrics))
+
+
+@contextlib.contextmanager
+def _watching(run: Run, attempt: Attempt, stopping: threading.Event) -> Iterator[list[SupersededError]]:
+    """Look now and then whether a person wants the sweep to stop, or a newer attempt has taken over."""
+    closed = threading.Event()
+    superseded: list[SupersededError] = []
+
+    def watch() -> None:
+        while not closed.wait(_POLL):
+            try:
+                attempt.check_current()
+                if run.stop_reason() is not None:
+                    stopping.set()
+            except SupersededError as error:
+                superseded.append(error)
+                stopping.set()
+                return
+            except StorageError:
+                continue
+
+    thread = threading.Thread(target=watch, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield superseded
+    finally:
+        closed.set()
+        thread.join()

@@ -1,0 +1,64 @@
+"""What a sweep writes down, and what it finds written when it goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cluster.runs import Run
+from cluster.segments import SegmentWriter
+from cluster.trials import ENDED, Evaluation, Trial, read_trials, trial_id, trial_run
+from trainers.tuning import Point
+
+
+class Record:
+    """What a sweep writes down, and what it finds written when it goes on."""
+
+    def __init__(self, run: Run, events: SegmentWriter, metric: str) -> None:
+        self.run = run
+        self.metric = metric
+        self.rows = [row for row in run.all_rows("events") if str(row["event"]).startswith("trial")]
+        self._events = events
+        self.rows += [
+            row for trial in read_trials(self.rows) if trial.state not in ENDED for row in self._missed(trial)
+        ]
+        self.trials = {trial.number: trial for trial in read_trials(self.rows)}
+
+    def begun(self, number: int, point: Point) -> Trial:
+        trial = Trial(trial_id(number), number, point, time.time())
+        self.trials[number] = trial
+        self._write({"event": "trial", "trial": trial.id, "number": number, "point": point})
+        return trial
+
+    def evaluated(self, trial: Trial, one: Evaluation) -> None:
+        trial.evaluations[one.iteration] = one
+        self._write({"event": "trial.result", "trial": trial.id, **vars(one)})
+
+    def ended(self, trial: Trial, state: str, message: str) -> None:
+        trial.state, trial.message, trial.ended = state, message, time.time()
+        self._write({"event": "trial.ended", "trial": trial.id, "state": state, "message": message})
+
+    def flush(self) -> None:
+        """Write down all so far. Raises StorageError."""
+        self._events.flush()
+
+    def values(self, trial: Trial) -> dict[int, float]:
+        return {one.iteration: one.metrics[self.metric] for one in trial.evaluations.values()}
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self._events.append(row)
+
+    def _missed(self, trial: Trial) -> Iterable[dict[str, Any]]:
+        """Yield what a trial's own folder knows of it that the sweep did not write down any more."""
+        run = trial_run(self.run, trial.id)
+        evaluations = [row for row in run.rows("metrics") if row["kind"] == "eval"]
+        for iteration, row in enumerate(evaluations, 1):
+            metrics = {key: value for key, value in row.items() if key.startswith("eval_")}
+            known = {"event": "trial.result", "trial": trial.id, "iteration": iteration, "metrics": metrics}
+            yield {**known, "time": row["time"], "step": row["step"], "epoch": row["epoch"]}
+        result = run.result()
+        if result is not None and result.state in ENDED:
+            ended = {"event": "trial.ended", "trial": trial.id, "state": result.state, "message": result.message}
+            self._events.append(ended)
+            yield {**ended, "time": result.at}
