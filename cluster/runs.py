@@ -56,8 +56,17 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A checkpoint of another run of the same storage."""
+
+    run: str  # its id
+    attempt: int
+    step: int
+
+
+@dataclass(frozen=True)
 class Claim:
-    """Who holds an attempt, and where it starts."""
+    """Who holds an attempt, and where it starts: at a checkpoint of its run, or of another one."""
 
     attempt: int
     host: str
@@ -65,13 +74,14 @@ class Claim:
     at: float
     base: Base | None
     launch: str = ""
+    origin: Origin | None = None
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @classmethod
     def from_json(cls, data: bytes) -> Claim:
         value = json.loads(data)
-        base = value.pop("base")
-        return cls(**value, base=Base(**base) if base else None)
+        base, origin = value.pop("base"), value.pop("origin", None)
+        return cls(**value, base=Base(**base) if base else None, origin=Origin(**origin) if origin else None)
 
 
 @dataclass(frozen=True)
@@ -197,23 +207,38 @@ class Run:
                 continue  # a folder without a claim is no attempt
         return found
 
-    def claim(self, *, launch: str = "", on_corrupt: Callable[[Checkpoint, str], None] | None = None) -> Attempt:
+    def claim(
+        self,
+        *,
+        launch: str = "",
+        origin: Origin | None = None,
+        on_corrupt: Callable[[Checkpoint, str], None] | None = None,
+    ) -> Attempt:
         """Take the next attempt number, from the newest checkpoint that verifies, and adopt that checkpoint.
 
-        `launch` marks the attempts of one launch, so that its restarts can be counted. `on_corrupt` is told once of
-        every checkpoint that was passed over, and why.
+        With an `origin`, the first attempt starts from that instead and leaves behind what the run did before, those
+        after it go on. `launch` marks the attempts of one launch, so that its restarts can be counted. `on_corrupt` is
+        told once of every checkpoint that was passed over, and why.
         """
         damaged: dict[str, tuple[Checkpoint, str]] = {}
+        if origin is not None and self.has_taken(origin):
+            origin = None
         while True:
-            base = self.newest_intact(lambda found, why: damaged.update({found.folder: (found, why)}))
+            if origin is None:
+                holder, base = self, self.newest_intact(lambda found, why: damaged.update({found.folder: (found, why)}))
+            else:
+                holder = Run(self.storage, origin.run)
+                base = holder.checkpoint_at(origin.attempt, origin.step)
+                holder.verify(base)
             number = max(self.attempts(), default=0) + 1
             claim = Claim(
                 attempt=number,
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 at=time.time(),
-                base=Base(base.attempt, base.step) if base else None,
+                base=Base(base.attempt, base.step) if base and origin is None else None,
                 launch=launch,
+                origin=origin,
             )
             try:
                 self.storage.write(
@@ -223,13 +248,19 @@ class Run:
                 continue  # somebody else took this number; their base may be newer than ours
             attempt = Attempt(self, claim)
             try:
-                attempt.adopt(base)
+                attempt.adopt(base, holder)
             except ObjectNotFoundError:
+                if origin is not None:
+                    raise
                 continue  # the base's own attempt let go of it in between: look again
             if on_corrupt is not None:
                 for found, why in damaged.values():
                     on_corrupt(found, why)
             return attempt
+
+    def has_taken(self, origin: Origin) -> bool:
+        """Whether an attempt of this run has started from a checkpoint of another."""
+        return any(claim.origin == origin and any(self._checkpoints_of(claim.attempt)) for claim in self.claims())
 
     def result(self) -> Result | None:
         """Return how the newest attempt ended; None while it has not."""
@@ -294,7 +325,7 @@ class Run:
     def _candidates(self) -> list[Checkpoint]:
         """Return the checkpoints of the run's history, the newest first; an adopted copy stands before its original."""
         claims = self.claims()
-        while claims and claims[-1].base and not any(self._checkpoints_of(claims[-1].attempt)):
+        while claims and (claims[-1].base or claims[-1].origin) and not any(self._checkpoints_of(claims[-1].attempt)):
             claims.pop()  # it has not adopted its base yet, and may never
         found = [
             checkpoint
@@ -394,19 +425,20 @@ class Attempt:
         """Open an attempt that the driver claimed, in one of its workers."""
         return cls(run, Claim.from_json(run.storage.read(run.path(f"{_attempt_folder(number)}/claim.json"))))
 
-    def adopt(self, base: Checkpoint | None) -> None:
-        """Copy the base, which has just been verified, into this attempt's folder, its manifest last.
+    def adopt(self, base: Checkpoint | None, holder: Run) -> None:
+        """Copy the base, which has just been verified, from its run into this attempt's folder, its manifest last.
 
         The copy is verified by whoever reads it. Where it is damaged, the original is next in the history.
         """
-        if base is None or base.attempt == self.number:
+        if base is None or (holder is self.run and base.attempt == self.number):
             return
         target = _checkpoint_folder(self.number, base.step)
-        path = self.run.path
         with ThreadPoolExecutor(_PARALLEL) as pool:
             list(
                 pool.map(
-                    lambda name: self.run.storage.copy(path(f"{base.folder}/{name}"), path(f"{target}/{name}")),
+                    lambda name: self.run.storage.copy(
+                        holder.path(f"{base.folder}/{name}"), self.run.path(f"{target}/{name}")
+                    ),
                     base.files,
                 )
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cluster.runs import Run
+from cluster.runs import Origin, Run
 from cluster.storage.open import open_storage
 
 FOLDER = "trials"
@@ -23,6 +24,22 @@ class Evaluation:
     metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Copied:
+    """The checkpoint of another trial that one goes on from."""
+
+    origin: Origin
+    iteration: int  # evaluations up to it
+
+    @classmethod
+    def from_json(cls, text: str) -> Copied:
+        value = json.loads(text)
+        return cls(Origin(**value["origin"]), value["iteration"])
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
 @dataclass
 class Trial:
     """A trial: the values it was given, and what came of them."""
@@ -35,11 +52,17 @@ class Trial:
     message: str = ""
     ended: float | None = None
     evaluations: dict[int, Evaluation] = field(default_factory=dict)
+    copied: Copied | None = None  # from another trial, the last time that it was
 
     def value(self, metric: str) -> float | None:
         """Return the metric of the newest evaluation; None where there was none."""
         newest = max(self.evaluations, default=None)
         return self.evaluations[newest].metrics.get(metric) if newest is not None else None
+
+    def go_on_from(self, copied: Copied, point: Mapping[str, Any]) -> None:
+        """Take over what another trial has become, with new values."""
+        self.copied, self.point = copied, point
+        self.evaluations = {key: one for key, one in self.evaluations.items() if key <= copied.iteration}
 
     @property
     def epoch(self) -> int:
@@ -65,6 +88,9 @@ def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
             case "trial.result" if row["trial"] in found:
                 one = Evaluation(row["iteration"], row["step"], row["epoch"], row["metrics"])
                 found[row["trial"]].evaluations[one.iteration] = one
+            case "trial.copied" if row["trial"] in found:
+                copied = Copied(Origin(**row["origin"]), row["iteration"])
+                found[row["trial"]].go_on_from(copied, row["point"])
             case "trial.ended" if row["trial"] in found:
                 trial = found[row["trial"]]
                 trial.state, trial.message, trial.ended = row["state"], row["message"], row["time"]

@@ -144,6 +144,8 @@ def describe_event(row: dict[str, Any], attempt: int) -> str:
             return f"warning: the checkpoint of step {row['step']} is damaged and passed over: {row['reason']}"
         case "recovering":
             return f"recovering: {row['reason']}"
+        case "paused":
+            return f"waiting, saved at step {row['step']}: the sweep's scheduler lets other trials catch up"
         case "resizing":
             return (
                 f"resizing: there is room for {row['to']} ranks instead of {row['from']}; saved at step {row['step']}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,21 @@ def winner_of(run: Run) -> Run:
     if sweep.best is None:
         raise UsageError(f"no trial of {run.uri} was evaluated yet: raylift status {typed(run.uri)}")
     return trial_run(run, sweep.best.id)
+
+
+def winners_job(run: Run) -> str:
+    """Return the job file of a sweep's best trial. Raises UsageError where none is best yet."""
+    best = open_sweep(run).best
+    if best is None or best.copied is None:
+        return winner_of(run).job().decode()
+    from ruamel.yaml import YAML
+
+    from trainers.tuning import trial_job
+
+    job = trial_job(YAML(typ="safe", pure=True).load(run.job()), best.point)  # its own has the values it began with
+    stream = io.StringIO()
+    YAML(typ="safe", pure=True).dump(job, stream)
+    return stream.getvalue()
 
 
 def summary_table(sweep: Sweep, *, now: float | None = None) -> Table:

@@ -24,6 +24,7 @@ from cluster.storage.base import Digest
 from cluster.storage.sources import InMemory, Source
 from trainers.host_memory import HostMemory
 from trainers.peers import Looks, Peers, RankFailedError, Stand, Told
+from trainers.state import options_of, set_options
 from trainers.whole import State, StateFiles, WholeFiles
 
 if TYPE_CHECKING:
@@ -106,7 +107,10 @@ class Checkpointer:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="raylift-restore-") as folder:
             files = Path(folder)
+            options = options_of(trainer.optimizer)
             self._files.restore(trainer, self._attempt.run, checkpoint, files)
+            if self._attempt.claim.origin is not None:
+                set_options(trainer.optimizer, options)  # what another run had is not this job's
             trainer.load_state(json.loads((files / TRAINER_FILE).read_text()))
         self.newest_step = checkpoint.step
         self._committed = [checkpoint]

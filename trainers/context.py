@@ -21,6 +21,7 @@ class StopReason(Enum):
     PERSON = "a person asked for it"
     PREEMPTED = "the machine will be taken away"
     RESIZE = "there is room for more ranks"
+    PAUSED = "the sweep's scheduler lets it wait"  # of a trial
     PRUNED = "the sweep's scheduler ended it"  # of a trial
 
 

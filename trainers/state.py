@@ -83,6 +83,19 @@ def set_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], r
         group.update({key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
 
 
+def options_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return the options of each group: learning rate, decay and so on."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def set_options(optimizer: torch.optim.Optimizer, options: Sequence[Mapping[str, Any]]) -> None:
+    """Give each group its options, and none but these."""
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        for key in set(group) - set(own) - {"params"}:
+            del group[key]
+        group.update(own)
+
+
 def metadata_of(rest: Mapping[str, Any]) -> dict[str, str]:
     """Return what the file of an optimizer carries beside its tensors."""
     return {_KEY: json.dumps(rest)}

@@ -118,29 +118,63 @@ class Search(Block):
 
 _TAKES: dict[str, tuple[str, ...]] = {
     "grace_period": ("asha", "median"),
-    "reduction_factor": ("asha",),
-    "max_t": ("asha",),
+    "reduction_factor": ("asha", "hyperband"),
+    "max_t": ("asha", "hyperband"),
     "brackets": ("asha",),
     "min_samples_required": ("median",),
+    "perturbation_interval": ("pbt",),
+    "burn_in_period": ("pbt",),
+    "quantile_fraction": ("pbt",),
+    "resample_probability": ("pbt",),
+    "perturbation_factors": ("pbt",),
+    "synch": ("pbt",),
 }
+# What may change while a model trains, its weights and the state of its optimizer staying what they are.
+_WHILE_IT_TRAINS = (
+    *("train.optimizer.", "train.schedule.", "train.loss.", "train.clip_norm"),
+    *("data.augment.", "model.dropout"),
+)
+_NEVER = ("train.optimizer.name", "train.schedule.name", "train.loss.name")
 
 
 class Scheduler(Block):
-    """Which trials end early; the options have the names that Ray Tune gives them."""
+    """Which trials end early, or go on from others; the options have the names that Ray Tune gives them."""
 
-    name: Literal["none", "asha", "median"] = "asha"
+    name: Literal["none", "asha", "median", "hyperband", "pbt"] = "asha"
     time_attr: Literal["training_iteration", "epoch", "step"] = Field(
         default="training_iteration", description="what the options count: evaluations, epochs or steps"
     )
     grace_period: Annotated[int, Field(ge=1)] | None = Field(default=None, description="asha, median: not before this")
     reduction_factor: Annotated[float, Field(gt=1)] | None = Field(
-        default=None, description="asha: one in so many goes on at each rung; default 3"
+        default=None, description="asha, hyperband: one in so many goes on at each rung; default 3"
     )
-    max_t: Annotated[int, Field(ge=1)] | None = Field(default=None, description="asha: no longer than this")
+    max_t: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="asha, hyperband: no longer than this; default: a trial's whole length"
+    )
     brackets: Annotated[int, Field(ge=1)] | None = Field(default=None, description="asha")
     min_samples_required: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="median: trials to compare with"
     )
+
+    perturbation_interval: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="pbt: how often the worst go on from the best; default: a fifth of a trial's length"
+    )
+    burn_in_period: Annotated[int, Field(ge=0)] | None = Field(default=None, description="pbt: not before this")
+    quantile_fraction: Annotated[float, Field(gt=0, le=0.5)] | None = Field(
+        default=None, description="pbt: this share is the worst, and as many the best; default 0.25"
+    )
+    resample_probability: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="pbt: how often a value is drawn anew, not perturbed; default 0.25"
+    )
+    perturbation_factors: tuple[Positive, Positive] | None = Field(
+        default=None, description="pbt: a number is multiplied by one of these; default [1.2, 0.8]"
+    )
+    synch: bool | None = Field(default=None, description="pbt: have all wait for each other at every interval")
+
+    @property
+    def pauses(self) -> bool:
+        """Whether it lets trials wait for others, so that more have begun than there is room for."""
+        return self.name in ("hyperband", "pbt")
 
     @model_validator(mode="after")
     def _options_of_this_scheduler(self) -> Scheduler:
@@ -173,6 +207,13 @@ class Tune(Block):
                 raise ValueError(f"search: grid takes lists, and {key} is a range: {domain.kind}. Choose random or tpe")
             if domain.grid is not None and self.search.name not in ("grid", "random"):
                 raise ValueError(f"search: {self.search.name} takes no grid, as {key} is: write choice")
+        if self.scheduler.name == "pbt" and self.search.name == "grid":
+            raise ValueError("scheduler: pbt changes the points of a grid. Choose search: random")
+        if self.scheduler.name == "pbt" and self.space and not any(map(may_be_perturbed, self.space)):
+            raise ValueError(
+                "scheduler: pbt changes values while a model trains, and no key of the space allows that: name one of "
+                "train.optimizer (but its name), train.schedule, train.clip_norm, data.augment, or model.dropout"
+            )
         _ = self.ordered
         return self
 
@@ -190,13 +231,13 @@ class Tune(Block):
 
     @property
     def budget(self) -> int:
-        """How many points are tried: no more than there are."""
-        return int(min(self._asked, self._count))
+        """How many points are tried: no more than there are, but for a population, whose points change."""
+        return self._asked if self.scheduler.name == "pbt" else int(min(self._asked, self._count))
 
     @property
     def covers_all(self) -> bool:
         """Whether there are no more points than trials: then each is tried once, whatever the search."""
-        return self._count <= self._asked
+        return self.scheduler.name != "pbt" and self._count <= self._asked
 
     @property
     def _asked(self) -> int:
@@ -214,13 +255,18 @@ class Tune(Block):
         return _points(list(self.ordered.items()), {})
 
 
+def may_be_perturbed(key: str) -> bool:
+    """Whether a key of the job file may change while a model trains."""
+    return key.startswith(_WHILE_IT_TRAINS) and key not in _NEVER
+
+
 def metric_of(tune: Tune, task: str) -> tuple[str, str]:
     """Return what a sweep goes by, and whether the largest (max) or the smallest (min) is best."""
     metric = tune.metric or METRICS[task][0]
     return metric, tune.mode or ("min" if "loss" in metric else "max")
 
 
-def apply(job: Mapping[str, Any], point: Point) -> dict[str, Any]:
+def apply(job: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
     """Return a frozen job file with the values of a point."""
     changed = deepcopy(dict(job))
     for key, value in point.items():
@@ -232,6 +278,13 @@ def apply(job: Mapping[str, Any], point: Point) -> dict[str, Any]:
             block = block[name]
         block[last] = deepcopy(value)
     return changed
+
+
+def trial_job(sweep: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the frozen job file of a trial: the sweep's with the values of a point, on one worker."""
+    document = {key: value for key, value in apply(sweep, point).items() if key != "tune"}
+    document["cluster"] = {**document.get("cluster", {}), "workers": 1, "accelerators": None}
+    return document
 
 
 def describe(point: Point) -> str:

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from trainers.record import Recorder
 
 
-_GOES_ON = (StopReason.PREEMPTED, StopReason.RESIZE)  # with another attempt: such an end has no result
+_GOES_ON = (
+    StopReason.PREEMPTED,
+    StopReason.RESIZE,
+    StopReason.PAUSED,
+)  # with another attempt: such an end has no result
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,15 @@ def run_rank(
             recorder.event("resizing", **{"from": context.world_size, "to": control.resize_to, "step": outcome.step})
         if outcome.stopped is StopReason.PREEMPTED:
             recorder.event("preempted", step=outcome.step)
+        if outcome.stopped is StopReason.PAUSED:
+            recorder.event("paused", step=outcome.step)
         if outcome.stopped in _GOES_ON:
             recorder.close()
         # Here all meet for the last time: none is gone, or has the others ended, before rank 0 has saved and said so.
         peaks = context.gather(peak_memory())
         if outcome.stopped is StopReason.PREEMPTED:
             raise PreemptedError(f"preempted: {outcome.stopped.value}; saved at step {outcome.step}")
-        if outcome.stopped is StopReason.RESIZE:
+        if outcome.stopped in _GOES_ON:
             return outcome
         for rank, peak in enumerate(peaks):
             recorder.event("memory", process=f"rank {rank}", peak_bytes=peak)

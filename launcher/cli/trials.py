@@ -18,12 +18,12 @@ def trials_command(
 ) -> None:
     """List a sweep's trials, the best first. Each is a run of its own: raylift logs SWEEP/trials/TRIAL."""
     from launcher.cli.common import open_run, print_json
-    from launcher.sweeps import open_sweep, trials_table, winner_of
+    from launcher.sweeps import open_sweep, trials_table, winners_job
 
     run = open_run(name, storage)
     sweep = open_sweep(run)
     if best:
-        typer.echo(winner_of(run).job().decode(), nl=False)
+        typer.echo(winners_job(run), nl=False)
         return
     if json:
         print_json(sweep.as_dict())

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import CorruptObjectError, RunExistsError, RunNotFoundError, StorageError
-from cluster.runs import Attempt, Base, Result, Run, list_runs, new_run_id
+from cluster.errors import CorruptObjectError, ObjectNotFoundError, RunExistsError, RunNotFoundError, StorageError
+from cluster.runs import Attempt, Base, Origin, Result, Run, list_runs, new_run_id
 from cluster.storage.base import Storage
 from cluster.storage.file import FileStorage
 from tests.cluster.saves import Commit, flip_a_byte, steps, stored
@@ -101,6 +101,40 @@ def test_a_claim_adopts_the_newest_checkpoint_by_copy(run: Run, commit: Commit, 
     assert (adopted.attempt, adopted.step, adopted.info) == (2, 20, {"step": 20})
     run.fetch(adopted, tmp_path / "restored")
     assert (tmp_path / "restored" / "trainer.json").read_bytes() == b"trainer.json of step 20" * 50
+
+
+def test_a_claim_from_a_checkpoint_of_another_run_leaves_its_own_behind(run: Run, commit: Commit) -> None:
+    other = Run(run.storage, "other")
+    commit(other.claim(), 15)
+    other.claim()
+    commit(run.claim(), 20)
+    origin = Origin("other", 1, 15)
+    assert not run.has_taken(origin)
+    second = run.claim(origin=origin)
+    assert (second.claim.base, Attempt.reopen(run, 2).claim.origin) == (None, origin)
+    assert run.has_taken(origin)
+    assert [(one.attempt, one.step) for one in run.checkpoints()] == [(2, 15)]
+    commit(second, 18)
+    third = run.claim(origin=origin)
+    assert (third.claim.base, third.claim.origin) == (Base(2, 18), None)
+    assert run.claim(origin=Origin("other", 2, 15)).claim.origin == Origin("other", 2, 15)
+
+
+def test_a_claim_that_died_before_it_copied_from_another_run_changed_nothing(run: Run, commit: Commit) -> None:
+    commit(run.claim(), 20)
+    commit(Run(run.storage, "other").claim(), 15)
+    origin = Origin("other", 1, 15)
+    dead = run.claim(origin=origin)
+    run.storage.delete(run.path(f"{dead.run.checkpoint_at(2, 15).folder}/manifest.json"))
+    assert not run.has_taken(origin)
+    assert run.claim().claim.base == Base(1, 20)
+    assert run.claim(origin=origin).claim.origin == origin
+
+
+def test_where_the_other_run_has_no_such_checkpoint_a_claim_says_so(run: Run) -> None:
+    with pytest.raises(ObjectNotFoundError):
+        run.claim(origin=Origin("other", 1, 15))
+    assert run.attempts() == []
 
 
 def test_a_worker_opens_the_attempt_that_its_driver_claimed(run: Run) -> None:

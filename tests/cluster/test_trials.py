@@ -1,6 +1,7 @@
 """What a sweep's events tell of its trials."""
 
-from cluster.trials import Trial, ranked, read_trials
+from cluster.runs import Origin
+from cluster.trials import Copied, Trial, ranked, read_trials
 from tests.sweeps import begun, ended, evaluated
 
 
@@ -29,3 +30,12 @@ def test_trials_that_ended_well_stand_before_others_and_failed_ones_nowhere() ->
     assert [trial.number for trial in ranked(trials, "eval_accuracy", "max")] == [1, 0, 2]
     assert [trial.number for trial in ranked(trials, "eval_accuracy", "min")] == [0, 1, 2]
     assert ranked([Trial("x", 0, {}, 0.0)], "eval_accuracy", "max") == []
+
+
+def test_a_trial_that_goes_on_from_another_has_its_values_and_forgets_what_it_reached_itself_after() -> None:
+    row = {"event": "trial.copied", "time": 2.5, "trial": "00000", "iteration": 1, "point": {"train.optimizer.lr": 0.7}}
+    rows = [begun(0), evaluated(0, 1, 0.5), evaluated(0, 2, 0.6)]
+    (trial,) = read_trials([*rows, {**row, "origin": {"run": "00003", "attempt": 2, "step": 11}}])
+    copied = Copied(Origin("00003", 2, 11), 1)
+    assert (trial.copied, sorted(trial.evaluations), trial.point) == (copied, [1], {"train.optimizer.lr": 0.7})
+    assert Copied.from_json(copied.to_json()) == copied

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cluster.local import processes_of, scratch_folder
-from cluster.runs import Run
+from cluster.runs import Origin, Run
 from cluster.trials import trial_run
 from tests.harness import (
     ROOT,
@@ -49,6 +49,10 @@ def has_results(run: Run, count: int) -> bool:
 
 def has_attempts(run: Run, count: int) -> bool:
     return len(run.attempts()) >= count
+
+
+def copies(run: Run) -> list[dict[str, Any]]:
+    return [row for row in run.all_rows("events") if row["event"] == "trial.copied"] if run.attempts() else []
 
 
 def kill_everything(run_id: str) -> None:
@@ -148,3 +152,55 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     assert {row["state"] for row in run.all_rows("events") if row["event"] == "trial.ended"} == {"STOPPED"}
     assert trial_run(run, "00000").checkpoints()
     assert_nothing_left(run_id)
+
+
+POPULATION = """  trials: 4
+  search: random
+  scheduler: {name: pbt, perturbation_interval: 2}
+  space: {train.optimizer.lr: {loguniform: [1.0e-5, 0.1]}, data.augment.rotate: [0, 5, 10]}
+"""
+
+
+def test_a_population_goes_on_from_the_weights_of_its_best_through_a_kill_of_everything(tmp_path: Path) -> None:
+    job = write(tmp_path, POPULATION)
+    run_id = fresh_id("sweep")
+    run = open_run(tmp_path, run_id)
+    long = ("--set", "train.epochs=10", "--set", "checkpoint.keep=100")
+    with start_raylift("run", job, "--storage", tmp_path, "--id", run_id, *long):
+        wait_for(lambda: copies(run), "the first copy", timeout=300)
+        kill_everything(run_id)
+    done = raylift("resume", run_id, "--storage", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 of 4 trials done: 4 succeeded" in done.stdout
+    taken = 0
+    for row in copies(run):
+        copy, origin = trial_run(run, row["trial"]), Origin(**row["origin"])
+        for claim in [claim for claim in copy.claims() if claim.origin == origin]:
+            taken += 1
+            original = trial_run(run, origin.run).checkpoint_at(origin.attempt, origin.step)
+            adopted = copy.checkpoint_at(claim.attempt, origin.step)
+            assert adopted.files["model.safetensors"] == original.files["model.safetensors"]
+    assert taken
+    last = {row["trial"]: row["point"] for row in copies(run)}
+    (best,) = [row for row in copies(run) if row["trial"] == list(last)[-1]][-1:]
+    rates = [row["lr"] for row in trial_run(run, best["trial"]).rows("metrics") if row["kind"] == "step"]
+    assert best["point"]["train.optimizer.lr"] in rates
+
+
+def test_hyperband_lets_trials_wait_and_ends_each_once_through_a_kill_of_everything(tmp_path: Path) -> None:
+    space = "train.optimizer.lr: {loguniform: [1.0e-5, 0.1]}"
+    scheduler = "{name: hyperband, reduction_factor: 3}"
+    job = write(tmp_path, f"  {{trials: 9, search: random, scheduler: {scheduler}, space: {{{space}}}}}\n")
+    run_id = fresh_id("sweep")
+    run = open_run(tmp_path, run_id)
+    with start_raylift("run", job, "--storage", tmp_path, "--id", run_id, "--set", "train.epochs=9"):
+        wait_for(partial(has_results, run, 25), "the first evaluations", timeout=300)
+        kill_everything(run_id)
+    done = raylift("resume", run_id, "--storage", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "9 of 9 trials done: " in done.stdout
+    ended = [row["trial"] for row in run.all_rows("events") if row["event"] == "trial.ended"]
+    assert sorted(ended) == [f"{number:05d}" for number in range(9)]
+    results = [trial_run(run, name).result() for name in ended]
+    assert {result.state for result in results if result is not None} == {"SUCCEEDED", "PRUNED"}
+    assert None not in results

@@ -22,6 +22,7 @@ from launcher.sweep_display import PlainSweepDisplay
 from launcher.sweeps import open_sweep, read_sweep, short_names, summary_table, winner_of
 from launcher.torch_command import find_model
 from launcher.watch import Update
+from launcher.yaml_source import parse
 from tests.finished import DIGITS, new_run, write_rows
 from tests.sweeps import HEAD, STORY, begun, evaluated
 
@@ -97,6 +98,20 @@ def test_the_best_trials_job_file_and_run_are_the_sweeps(tmp_path: Path, capsys:
     assert capsys.readouterr().out.endswith(DIGITS)
     assert winner_of(run).uri == best.uri
     assert find_model(run.uri, None) == best.uri
+
+
+def test_the_job_file_of_a_best_trial_that_went_on_from_another_has_the_values_that_it_came_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, attempt = write_sweep(tmp_path)
+    copied = {"event": "trial.copied", "time": 4.0, "trial": "00001", "iteration": 1}
+    origin = {"run": "00000", "attempt": 1, "step": 11}
+    rows = [{**copied, "origin": origin, "point": {"train.optimizer.lr": 0.0375}}, evaluated(1, 2, 0.95)]
+    write_rows(attempt, "events", rows, by="late")
+    trials_command(run.uri, limit=100, best=True)
+    job = parse(capsys.readouterr().out, "best").value
+    assert job["train"]["optimizer"]["lr"] == 0.0375
+    assert "tune" not in job
 
 
 def test_a_run_without_trials_is_its_own_winner_and_no_sweep(tmp_path: Path) -> None:

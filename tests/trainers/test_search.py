@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trainers.sweep.search import Every, Random, build_searcher
+from trainers.sweep.search import Every, Random, build_searcher, perturb
 from trainers.tuning import Point, Tune
 
 SPACE = {
@@ -114,3 +114,53 @@ def test_a_space_with_no_more_points_than_trials_is_searched_in_full(name: str) 
     searcher = build_searcher(config, "max")
     assert isinstance(searcher, Every)
     assert [searcher.ask(number) for number in range(config.budget)] == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
+
+
+# -- perturbing
+
+
+MUTATED: dict[str, object] = {
+    "train.optimizer.name": ["sgd", "adamw"],
+    "train.optimizer.lr": {"loguniform": [1e-5, 0.1]},
+    "train.batch_size": {"randint": [8, 65]},
+    "model.dropout": {"quniform": [0.0, 0.5, 0.1]},
+    "data.augment.rotate": [0, 5, 10],
+    "train.optimizer.momentum": {"uniform": [0.8, 0.99], "when": {"train.optimizer.name": "sgd"}},
+}
+BETTER: Point = {
+    "train.optimizer.name": "adamw",
+    "train.optimizer.lr": 1e-3,
+    "train.batch_size": 20,
+    "model.dropout": 0.5,
+    "data.augment.rotate": 5,
+}
+
+
+def perturbed(number: int = 0, **options: object) -> Point:
+    scheduler = {"name": "pbt", **options}
+    config = Tune.model_validate({"space": MUTATED, "search": "random", "scheduler": scheduler})
+    return perturb(config, BETTER, number=number, iteration=3)
+
+
+def test_what_goes_on_from_another_gets_values_beside_its_own() -> None:
+    found = [perturbed(number, resample_probability=0) for number in range(40)]
+    assert {round(point["train.optimizer.lr"], 12) for point in found} == {1.2e-3, 0.8e-3}
+    assert {point["data.augment.rotate"] for point in found} == {0, 10}
+    assert {point["model.dropout"] for point in found} == {0.5, 0.4}  # 0.6 is none of its values
+    assert {(point["train.optimizer.name"], point["train.batch_size"]) for point in found} == {("adamw", 20)}
+    assert all("train.optimizer.momentum" not in point for point in found)
+
+
+def test_what_is_drawn_anew_comes_from_the_whole_range() -> None:
+    rates = [perturbed(number, resample_probability=1)["train.optimizer.lr"] for number in range(40)]
+    assert min(rates) < 1e-4 < 1e-2 < max(rates)
+    assert all(1e-5 <= rate <= 0.1 for rate in rates)
+
+
+def test_the_same_seed_perturbs_alike() -> None:
+    assert perturbed(3) == perturbed(3) != perturbed(4)
+
+
+def test_a_factor_of_ones_own_counts() -> None:
+    point = perturbed(resample_probability=0, perturbation_factors=[2, 2])
+    assert point["train.optimizer.lr"] == pytest.approx(2e-3)

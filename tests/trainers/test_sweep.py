@@ -11,12 +11,11 @@ from cluster.segments import SegmentWriter
 from cluster.trials import trial_run
 from tests.finished import new_run, training, write_rows
 from tests.sweeps import begun, ended, evaluated
-from trainers.sweep.actor import trial_job
 from trainers.sweep.bridge import Bridge
 from trainers.sweep.record import Record
 from trainers.sweep.schedulers import build_scheduler, remember
 from trainers.sweep.search import build_searcher
-from trainers.tuning import Scheduler, Tune
+from trainers.tuning import Scheduler, Tune, trial_job
 
 SWEEP = Tune.model_validate({"trials": 4, "search": "random", "space": {"train.optimizer.lr": {"uniform": [0, 1]}}})
 LONGEST = {"training_iteration": 9, "epoch": 9, "step": 90}
@@ -179,10 +178,11 @@ def test_a_searcher_that_was_lost_suggests_what_it_would_have(run: Run, tmp_path
 @pytest.mark.parametrize(("name", "options"), [("asha", {}), ("median", {"min_samples_required": 3})])
 def test_a_scheduler_that_was_lost_judges_as_it_would_have(run: Run, name: str, options: dict[str, Any]) -> None:
     def judge(*, remembers: bool) -> str:
-        config = Scheduler.model_validate({"name": name, **options})
-        scheduler: Any = build_scheduler(config, "eval_accuracy", "max", LONGEST)
+        tune = SWEEP.model_copy(update={"scheduler": Scheduler.model_validate({"name": name, **options})})
+        record = Launch(run).record
+        scheduler: Any = build_scheduler(tune, record, "max", LONGEST)
         if remembers:
-            remember(scheduler, Launch(run).record)
+            remember(scheduler, record)
         newcomer = Newcomer()
         scheduler.on_trial_add(None, newcomer)
         return str(scheduler.on_trial_result(None, newcomer, {"training_iteration": 1, "eval_accuracy": 0.2}))

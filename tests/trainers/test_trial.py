@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.runs import Attempt, Run
-from cluster.trials import trial_run
+from cluster.trials import Copied, trial_run
 from tests.finished import new_run
 from tests.harness import losses
 from tests.trainers import training
@@ -32,10 +32,9 @@ class Sweep:
         self.trial: Run = trial_run(self.run, "00000")
 
     @contextmanager
-    def train(self) -> Iterator[Training]:
+    def train(self, run: Run | None = None, copied: Copied | None = None) -> Iterator[Training]:
         document = json.dumps(self.job.model_dump(mode="json")).encode()
-        trial = Training(self.trial, self.job, document, self.attempt, threads=1)
-        trial.start(prepare)
+        trial = Training(run or self.trial, self.job, document, self.attempt, 1, prepare, copied)
         try:
             yield trial
         finally:
@@ -85,6 +84,52 @@ def test_a_trial_that_was_cut_off_goes_on_and_counts_its_evaluations_on(sweep: S
     assert losses(sweep.trial) == losses(sweep.alone)
 
 
+def test_a_trial_that_waits_saves_and_goes_on_as_if_it_had_not(sweep: Sweep) -> None:
+    with sweep.train() as trial:
+        trial.next()
+        origin = trial.pause()
+        assert origin is not None
+        assert (origin.run, origin.attempt, origin.step) == ("00000", 1, STEPS_PER_EPOCH + 1)
+        assert sweep.trial.result() is None
+        told = [trial.next() for _ in range(EPOCHS - 1)]
+    assert [(news.iteration, news.epoch, news.state) for news in told] == [(2, 2, ""), (3, 3, "SUCCEEDED")]
+    training.train(sweep.alone)
+    assert losses(sweep.trial) == losses(sweep.alone)
+
+
+def test_a_trial_goes_on_from_the_weights_of_another_and_does_what_that_does(sweep: Sweep) -> None:
+    with sweep.train() as better:
+        better.next()
+        origin = better.pause()
+        assert origin is not None
+        while not better.next().state:
+            pass
+    other = trial_run(sweep.run, "00001")
+    with sweep.train(other) as worse:
+        worse.next()
+    with sweep.train(other, Copied(origin, 1)) as worse:
+        told = [worse.next(), worse.next()]
+    assert [(news.iteration, news.state) for news in told] == [(2, ""), (3, "SUCCEEDED")]
+    rows = [row for row in losses(sweep.trial) if dict(row)["step"] > origin.step]
+    assert losses(other) == rows
+
+
+def test_a_trial_goes_on_from_the_weights_of_another_with_its_own_learning_rate(sweep: Sweep) -> None:
+    with sweep.train() as better:
+        better.next()
+        origin = better.pause()
+        assert origin is not None
+    optimizer = sweep.job.train.optimizer.model_copy(update={"lr": 1e-5})
+    sweep.job = sweep.job.model_copy(update={"train": sweep.job.train.model_copy(update={"optimizer": optimizer})})
+    other = trial_run(sweep.run, "00001")
+    for _ in range(2):  # the second one adopts what the first has saved, from the same copy
+        with sweep.train(other, Copied(origin, 1)) as worse:
+            worse.next()
+    steps = [row for row in other.rows("metrics") if row["kind"] == "step"]
+    assert {row["lr"] for row in steps} == {1e-5}
+    assert [row["step"] for row in steps] == list(range(origin.step + 1, 3 * STEPS_PER_EPOCH + 1))
+
+
 def test_a_wish_to_stop_the_sweep_stops_the_trial_and_leaves_it_to_go_on(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, {"train": {"epochs": 10_000, "log_every": 1000}, "checkpoint": {"every": "10000 epochs"}})
     with sweep.train() as trial:
@@ -107,7 +152,7 @@ def test_a_trial_that_diverges_is_failed_and_says_why(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_never_trained_can_be_ended(sweep: Sweep) -> None:
-    trial = Training(sweep.trial, sweep.job, b"{}", sweep.attempt, threads=1)
+    trial = Training(sweep.trial, sweep.job, b"{}", sweep.attempt, 1, prepare)
     trial.end(StopReason.PRUNED)
     assert sweep.trial.attempts() == []
 

@@ -1,6 +1,7 @@
 """Domains and spaces: which points there are, and what a point makes of a job."""
 
 import pytest
+from pydantic import ValidationError
 
 from trainers.tuning import Domain, Tune, apply, describe, metric_of
 
@@ -67,3 +68,24 @@ def test_a_point_in_a_line() -> None:
 )
 def test_a_loss_is_best_when_it_is_small(block: dict[str, str], found: tuple[str, str] | None) -> None:
     assert metric_of(Tune.model_validate(block), "image-classification") == (found or ("eval_accuracy", "min"))
+
+
+def test_a_population_is_as_large_as_asked_for_though_there_are_fewer_points_to_begin_with() -> None:
+    block = {"space": {"data.augment.rotate": [0, 5]}, "trials": 6, "scheduler": "pbt", "search": "random"}
+    assert Tune.model_validate(block).budget == 6
+    assert not Tune.model_validate(block).covers_all
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"space": {"model.name": ["cnn", "rnn"]}}, "no key of the space allows that"),
+        ({"search": "grid"}, "pbt changes the points of a grid"),
+        ({"scheduler": {"name": "pbt", "max_t": 3}}, "max_t is an option of asha, hyperband, not of pbt"),
+        ({"scheduler": {"name": "pbt", "quantile_fraction": 0.6}}, "less than or equal to 0.5"),
+    ],
+)
+def test_what_no_population_can_do_is_refused(change: dict[str, object], said: str) -> None:
+    block = {"space": {"data.augment.rotate": [0, 5]}, "scheduler": "pbt", "search": "random", **change}
+    with pytest.raises(ValidationError, match=said):
+        Tune.model_validate(block)

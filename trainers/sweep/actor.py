@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from pyarrow.fs import LocalFileSystem
 from pydantic import ValidationError
 from ray import tune as ray_tune
+from ray.train._internal.session import _TrainingResult
+from ray.tune import Checkpoint
 from ruamel.yaml import YAML
 
-from cluster.runs import Attempt, Run
-from cluster.trials import trial_id, trial_run
+from cluster.runs import Attempt, Origin, Run
+from cluster.trials import Copied, trial_id, trial_run
 from trainers.config import TrainJob
 from trainers.context import StopReason
 from trainers.sweep.trial import News, Training, data_key
 from trainers.tasks.base import Prepared
-from trainers.tuning import Point, apply
+from trainers.tuning import trial_job
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,24 @@ class TrialActor(ray_tune.Trainable):
         self._shared = shared
         self._sweep = Attempt.reopen(Run.at(shared.uri), shared.attempt)
         self._data: dict[str, Prepared] = {}
+        self._told: dict[str, Any] = {}  # the newest, of the trial that trains
         self._begin(config)
 
     def step(self) -> dict[str, Any]:
         """Train up to the next evaluation, or to the trial's end."""
+        self._told = self._next()
+        return self._told
+
+    def save(self, checkpoint_dir: str | None = None) -> _TrainingResult:  # noqa: ARG002  # ours lie in storage
+        """Have the trial save and wait; its next step, here or in another actor, goes on from there."""
+        origin = self._training.pause() if self._training is not None else None
+        saved = Checkpoint(as_path(origin), LocalFileSystem()) if origin is not None else None
+        return _TrainingResult(saved, self._told)
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """Do nothing: what a trial starts from, its folder and its config say."""
+
+    def _next(self) -> dict[str, Any]:
         news = self._training.next() if self._training is not None else self._refused
         if not news.state and self._shared.metric not in news.metrics:
             assert self._training is not None
@@ -87,9 +104,14 @@ class TrialActor(ray_tune.Trainable):
             self._refused = News(0, 0, 0, state="FAILED", message=f"no job file may have these values: {error}")
             return
         self._training = Training(
-            trial_run(self._sweep.run, name), job, _as_yaml(document), self._sweep, self._shared.threads
+            trial_run(self._sweep.run, name),
+            job,
+            _as_yaml(document),
+            self._sweep,
+            self._shared.threads,
+            self._prepare,
+            Copied.from_json(config["copied"]) if config["copied"] else None,
         )
-        self._training.start(self._prepare)
 
     def _prepare(self, job: TrainJob) -> Prepared:
         """Return the data of a trial: that of all of them, or what its own values make of it."""
@@ -106,11 +128,14 @@ class TrialActor(ray_tune.Trainable):
         return self._data[key]
 
 
-def trial_job(sweep: Mapping[str, Any], point: Point) -> dict[str, Any]:
-    """Return the job file of a trial: the sweep's with the values of a point, on one worker."""
-    document = {key: value for key, value in apply(sweep, point).items() if key != "tune"}
-    document["cluster"] = {**document.get("cluster", {}), "workers": 1, "accelerators": None}
-    return document
+def as_path(origin: Origin) -> str:
+    """Say where a checkpoint is, to Ray, which asks no more than that."""
+    return f"{origin.run}/{origin.attempt}/{origin.step}"
+
+
+def from_path(path: str) -> Origin:
+    run, attempt, step = path.split("/")
+    return Origin(run, int(attempt), int(step))
 
 
 def _as_yaml(document: Mapping[str, Any]) -> bytes:

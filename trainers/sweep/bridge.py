@@ -30,11 +30,12 @@ class Bridge(RaySearcher):
         searcher: Searcher,
         record: Record,
         *,
-        slots: int,
+        slots: int | None,
         mode: str,
         is_stopping: Callable[[], bool],
         on_resumed: Callable[[str, Trial], None],
     ) -> None:
+        """`slots` trials run at once; None: Tune says how many, and lets some wait."""
         super().__init__(metric=record.metric, mode=mode)
         self._sweep = sweep
         self._searcher = searcher
@@ -52,7 +53,7 @@ class Bridge(RaySearcher):
     def suggest(self, trial_id: str) -> Any:
         if self._is_stopping():
             return RaySearcher.FINISHED
-        if len(self._running) >= self._slots:
+        if self._slots is not None and len(self._running) >= self._slots:
             return None
         if self._waiting:
             trial = self._waiting.pop(0)
@@ -65,23 +66,29 @@ class Bridge(RaySearcher):
             return None
         trial.state = "RUNNING"
         self._running[trial_id] = trial
-        return {"number": trial.number, "point": json.dumps(trial.point)}
+        return config_of(trial)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self._evaluated(self._running[trial_id], result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self._running[trial_id]
-        if error or result is None:
+        if error:
             return  # `on_lost` says why
-        if result["state"] in ("", "SUCCEEDED"):
+        if result is not None and result["state"] in ("", "SUCCEEDED"):
             self._evaluated(trial, result)
-        pruned = f"ended by {self._sweep.scheduler.name} after epoch {result['epoch']}"
-        self._end(trial_id, result["state"] or "PRUNED", result["message"] or ("" if result["state"] else pruned))
+        if result is not None and result["state"]:
+            self._end(trial_id, result["state"], result["message"])
+            return
+        why = f"ended by {self._sweep.scheduler.name} after epoch {trial.epoch}"
+        if result is None:  # it waited, so nobody trains it who could say so
+            self._record.close(trial, "PRUNED", why)
+        self._end(trial_id, "PRUNED", why)
 
     def on_lost(self, trial_id: str, why: str) -> None:
         """Take a trial for failed whose actor was lost more often than is allowed."""
         if trial_id in self._running:
+            self._record.close(self._running[trial_id], "FAILED", why)
             self._end(trial_id, "FAILED", why)
 
     def save(self, checkpoint_path: str) -> None: ...
@@ -109,7 +116,8 @@ class Bridge(RaySearcher):
         metrics = {key.removeprefix("evaluation/"): value for key, value in metrics.items()}
         if metrics:
             one = Evaluation(result["training_iteration"], result["step"], result["epoch"], metrics)
-            self._record.evaluated(trial, one)
+            if trial.evaluations.get(one.iteration) != one:  # the last is repeated where a trial that waits ends
+                self._record.evaluated(trial, one)
 
     def _end(self, trial_id: str, state: str, message: str) -> None:
         trial = self._running.pop(trial_id)
@@ -128,6 +136,12 @@ class Bridge(RaySearcher):
                 self._searcher.know(row["number"], row["point"])
             elif row["event"] == "trial.ended" and row["state"] in ENDED:
                 self._tell(self._record.trials[int(row["trial"])])
+
+
+def config_of(trial: Trial) -> dict[str, Any]:
+    """Return what Tune, and an actor, are told of a trial; its keys are none of a space."""
+    copied = trial.copied.to_json() if trial.copied is not None else ""
+    return {"number": trial.number, "point": json.dumps(trial.point), "copied": copied}
 
 
 class Losses(Callback):

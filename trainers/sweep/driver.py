@@ -64,7 +64,7 @@ class SweepDriver(Driver):
         logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that it need not write
         record = Record(self.run, events, self.metric)
         events.append({"event": "sweep", "trials": self.tune.budget, "metric": self.metric, "mode": self.mode})
-        scheduler = build_scheduler(self.tune.scheduler, self.metric, self.mode, self._longest(ready))
+        scheduler = build_scheduler(self.tune, record, self.mode, self._longest(ready))
         remember(scheduler, record)
         stopping = threading.Event()
         with _watching(self.run, attempt, stopping) as superseded:
@@ -72,7 +72,7 @@ class SweepDriver(Driver):
                 self.tune,
                 build_searcher(self.tune, self.mode),
                 record,
-                slots=ready.workers.max,
+                slots=None if self.tune.scheduler.pauses else ready.workers.max,
                 mode=self.mode,
                 is_stopping=lambda: stopping.is_set() or self.leaving,
                 on_resumed=lambda name, trial: remember_one(scheduler, name, trial, record.metric),

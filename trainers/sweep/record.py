@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cluster.runs import Run
+from cluster.errors import StorageError
+from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
-from cluster.trials import ENDED, Evaluation, Trial, read_trials, trial_id, trial_run
+from cluster.trials import ENDED, Copied, Evaluation, Trial, read_trials, trial_id, trial_run
 from trainers.tuning import Point
 
 
@@ -35,9 +37,25 @@ class Record:
         trial.evaluations[one.iteration] = one
         self._write({"event": "trial.result", "trial": trial.id, **vars(one)})
 
+    def copied(self, trial: Trial, copied: Copied, point: Point) -> None:
+        """Write down that a trial goes on from another's checkpoint, with new values."""
+        trial.go_on_from(copied, point)
+        told = {"origin": vars(copied.origin), "iteration": copied.iteration, "point": point}
+        self._write({"event": "trial.copied", "trial": trial.id, **told})
+
     def ended(self, trial: Trial, state: str, message: str) -> None:
         trial.state, trial.message, trial.ended = state, message, time.time()
         self._write({"event": "trial.ended", "trial": trial.id, "state": state, "message": message})
+
+    def close(self, trial: Trial, state: str, message: str) -> None:
+        """Write the end of a trial into its own folder, where nobody trains it any more to do so."""
+        run = trial_run(self.run, trial.id)
+        with contextlib.suppress(StorageError):  # the sweep's own events have it
+            if (attempts := run.attempts()) and run.result_of(attempts[-1]) is None:
+                newest = trial.evaluations.get(max(trial.evaluations, default=0))
+                step, metrics = (newest.step, newest.metrics) if newest is not None else (0, {})
+                code = 1 if state == "FAILED" else 0
+                Attempt.reopen(run, attempts[-1]).finish(Result(state, message, code, step, metrics))
 
     def flush(self) -> None:
         """Write down all so far. Raises StorageError."""
@@ -52,8 +70,10 @@ class Record:
     def _missed(self, trial: Trial) -> Iterable[dict[str, Any]]:
         """Yield what a trial's own folder knows of it that the sweep did not write down any more."""
         run = trial_run(self.run, trial.id)
+        if trial.copied is not None and not run.has_taken(trial.copied.origin):
+            return  # what it knows is of before
         evaluations = [row for row in run.rows("metrics") if row["kind"] == "eval"]
-        for iteration, row in enumerate(evaluations, 1):
+        for iteration, row in enumerate(evaluations, 1 + (trial.copied.iteration if trial.copied is not None else 0)):
             metrics = {key: value for key, value in row.items() if key.startswith("eval_")}
             known = {"event": "trial.result", "trial": trial.id, "iteration": iteration, "metrics": metrics}
             yield {**known, "time": row["time"], "step": row["step"], "epoch": row["epoch"]}

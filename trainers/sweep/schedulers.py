@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.schedulers.pbt import _PBTTrialState
 
-from cluster.trials import ENDED, Trial
+from cluster.trials import ENDED, Copied, Evaluation, Trial
+from trainers.sweep.actor import from_path
+from trainers.sweep.bridge import config_of
 from trainers.sweep.record import Record
-from trainers.tuning import Scheduler
+from trainers.sweep.search import perturb
+from trainers.tuning import Tune
+
+if TYPE_CHECKING:
+    from ray.tune.execution.tune_controller import TuneController
+    from ray.tune.experiment import Trial as RayTrial
 
 
-def build_scheduler(config: Scheduler, metric: str, mode: str, longest: Mapping[str, int]) -> TrialScheduler:
+def build_scheduler(tune: Tune, record: Record, mode: str, longest: Mapping[str, int]) -> TrialScheduler:
     """Return Ray's scheduler; what the job file leaves open follows from how long a trial is."""
+    config, metric = tune.scheduler, record.metric
     common: dict[str, Any] = {"metric": metric, "mode": mode, "time_attr": config.time_attr}
     grace = config.grace_period or 1
     match config.name:
@@ -29,6 +46,25 @@ def build_scheduler(config: Scheduler, metric: str, mode: str, longest: Mapping[
             )
         case "median":
             return _Median(**common, grace_period=grace, min_samples_required=config.min_samples_required or 3)
+        case "hyperband":
+            return _HyperBand(
+                **common,
+                max_t=config.max_t or longest[config.time_attr],
+                reduction_factor=config.reduction_factor or 3,
+                stop_last_trials=config.max_t is not None,
+            )
+        case "pbt":
+            return _Population(
+                tune,
+                record,
+                **common,
+                perturbation_interval=config.perturbation_interval or -(-longest[config.time_attr] // 5),
+                burn_in_period=config.burn_in_period or 0,
+                quantile_fraction=config.quantile_fraction or 0.25,
+                custom_explore_fn=dict,  # it wants one, or a space of its own
+                log_config=False,
+                synch=bool(config.synch),
+            )
         case _:
             return FIFOScheduler()
 
@@ -38,6 +74,53 @@ class _Median(MedianStoppingRule):
 
     def _on_insufficient_samples(self, *_: Any) -> str:
         return str(TrialScheduler.CONTINUE)
+
+
+class _HyperBand(HyperBandScheduler):
+    """Looks after every trial that ends whether the others of its bracket can go on; Ray's own does so only once."""
+
+    def _process_bracket(self, tune_controller: TuneController, bracket: Any) -> str:
+        action = super()._process_bracket(tune_controller, bracket)
+        bracket.is_being_processed = False
+        return action
+
+
+class _Population(PopulationBasedTraining):
+    """Ray's population based training, with our own way to perturb, which a resume repeats."""
+
+    def __init__(self, tune: Tune, record: Record, **options: Any) -> None:
+        super().__init__(**options)
+        self._tune = tune
+        self._record = record
+
+    def on_trial_add(self, tune_controller: TuneController, trial: RayTrial) -> None:  # noqa: ARG002
+        """Take up a trial, from where it stands where it has trained before; Ray's own takes none of a searcher."""
+        state = self._trial_state[trial] = _PBTTrialState(trial)
+        past = self._record.trials[trial.config["number"]]
+        if past.evaluations:
+            newest = past.evaluations[max(past.evaluations)]
+            told = as_told(newest)
+            time = told[self._time_attr]
+            state.last_perturbation_time = int(time // self._perturbation_interval * self._perturbation_interval)
+            if self._metric in told:
+                self._save_trial_state(state, time, told, trial)
+
+    def _get_new_config(self, trial: RayTrial, trial_to_clone: RayTrial) -> tuple[dict[str, Any], dict[str, Any]]:
+        better = self._trial_state[trial_to_clone]
+        saved: Any = better.last_checkpoint
+        told: Any = better.last_result
+        iteration = int(told["training_iteration"])
+        number = trial.config["number"]
+        point = perturb(self._tune, json.loads(trial_to_clone.config["point"]), number=number, iteration=iteration)
+        copied = Copied(from_path(saved.path), iteration)
+        own = self._record.trials[number]
+        self._record.copied(own, copied, point)
+        return config_of(own), {}
+
+
+def as_told(one: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as schedulers hear of it."""
+    return {"training_iteration": one.iteration, "step": one.step, "epoch": one.epoch, **one.metrics}
 
 
 @dataclass(frozen=True)
@@ -56,11 +139,12 @@ def remember(scheduler: TrialScheduler, record: Record) -> None:
 
 def remember_one(scheduler: TrialScheduler, name: str, trial: Trial, metric: str) -> None:
     """Tell a scheduler of the evaluations that a trial, which Tune knows by this name, has had."""
+    if not isinstance(scheduler, ASHAScheduler | _Median):
+        return  # a population sees for itself, HyperBand begins new brackets with the trials that are left
     past: Any = _Past(name)
     controller: Any = None  # which asks it nothing
     tell = scheduler.on_trial_complete if isinstance(scheduler, _Median) else scheduler.on_trial_result
     scheduler.on_trial_add(controller, past)
     for one in sorted(trial.evaluations.values(), key=lambda one: one.iteration):
         if metric in one.metrics:
-            told = {"training_iteration": one.iteration, "step": one.step, "epoch": one.epoch, **one.metrics}
-            tell(controller, past, told)
+            tell(controller, past, as_told(one))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from trainers.randomness import seed_for
-from trainers.tuning import Domain, Point, Tune
+from trainers.tuning import Domain, Point, Tune, may_be_perturbed
 
 if TYPE_CHECKING:
     import optuna
@@ -153,6 +153,41 @@ class Sampled:
 
     def _seed(self, number: int) -> int:
         return seed_for(self._tune.search.seed, number) % 2**32
+
+
+def perturb(config: Tune, point: Point, *, number: int, iteration: int) -> Point:
+    """Return the values with which a trial goes on from another's checkpoint, as population based training has it.
+
+    Of what may change while a model trains, each is drawn anew with `resample_probability`; else a number is multiplied
+    by one of `perturbation_factors`, within its range, and of a list the value before or after is taken (Jaderberg et
+    al. 2017, section 4.1.2). All else stays what it is there.
+    """
+    generator = np.random.default_rng([config.search.seed, number, iteration])
+    scheduler = config.scheduler
+    resampled = 0.25 if scheduler.resample_probability is None else scheduler.resample_probability
+    changed = dict(point)
+    for key, domain in config.ordered.items():
+        drawn, share, side = generator.random(3)
+        if key not in point or not may_be_perturbed(key):
+            continue
+        if drawn < resampled:
+            changed[key] = _at(domain, float(share))
+        else:
+            changed[key] = _beside(domain, point[key], scheduler.perturbation_factors or (1.2, 0.8), up=side < 0.5)
+    return changed
+
+
+def _beside(domain: Domain, value: Any, factors: tuple[float, float], *, up: bool) -> Any:
+    if domain.choice is not None or domain.grid is not None:
+        values = domain.values or []
+        return values[min(max(values.index(value) + (1 if up else -1), 0), len(values) - 1)]
+    low, high = domain.ends.values()
+    moved = min(max(value * factors[0 if up else 1], low), high)
+    if domain.randint is not None:
+        return round(moved)
+    if domain.quniform is not None:
+        return min(domain.values or [moved], key=lambda one: abs(one - moved))
+    return moved
 
 
 def _suggest(trial: optuna.Trial, key: str, domain: Domain) -> Any:

@@ -12,9 +12,9 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.errors import (
     CorruptObjectError,
@@ -25,7 +25,8 @@ from cluster.errors import (
     StorageFullError,
     TrainingError,
 )
-from cluster.runs import Attempt, Result, Run, SupersededError
+from cluster.runs import Attempt, Origin, Result, Run, SupersededError
+from cluster.trials import Copied
 from trainers.context import LocalContext, StopReason
 from trainers.control import Control
 from trainers.output import shipped_output
@@ -71,11 +72,11 @@ class TrialContext(LocalContext):
 class TrialRecorder(Recorder):
     """Keeps the newest evaluation for whoever decides whether the trial goes on."""
 
-    def __init__(self, attempt: Attempt, *, log_every: int, known: Sequence[Mapping[str, Any]]) -> None:
-        """`known` are the rows of the evaluations up to the checkpoint that the trial goes on from."""
+    def __init__(self, attempt: Attempt, *, log_every: int, iteration: int, epoch: int) -> None:
+        """`iteration` counts the evaluations up to the checkpoint that the trial goes on from, `epoch` is the last."""
         super().__init__(attempt, 0, log_every=log_every)
-        self.iteration = len(known)
-        self.epoch_evaluated = int(known[-1]["epoch"]) if known else 0
+        self.iteration = iteration
+        self.epoch_evaluated = epoch
         self.news: News | None = None
 
     def evaluation(self, progress: Progress, seconds: float, *, epoch: int) -> None:
@@ -103,25 +104,33 @@ class TrialControl(Control):
 class Training:
     """The training of one trial, until its end or until somebody ends it."""
 
-    def __init__(self, run: Run, job: TrainJob, document: bytes, sweep: Attempt, threads: int) -> None:
+    def __init__(
+        self,
+        run: Run,
+        job: TrainJob,
+        document: bytes,
+        sweep: Attempt,
+        threads: int,
+        prepare: Callable[[TrainJob], Prepared],
+        copied: Copied | None = None,
+    ) -> None:
         self._run = run
         self._job = job
         self._document = document
         self._sweep = sweep
         self._threads = threads
-        self._prepare: Callable[[TrainJob], Prepared]
+        self._prepare = prepare
+        self._copied = copied
         self._news: queue.Queue[News | Exception] = queue.Queue()
         self._answers: queue.Queue[StopReason | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._waiting = False  # it stands still
 
-    def start(self, prepare: Callable[[TrainJob], Prepared]) -> None:
-        self._prepare = prepare
-        self._thread = threading.Thread(target=self._train, name=f"trial-{self._run.id}", daemon=True)
-        self._thread.start()
-
     def next(self) -> News:
         """Let it go on, and return the next evaluation, or how it ended. Blocks; raises what is worth a retry."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._train, name=f"trial-{self._run.id}", daemon=True)
+            self._thread.start()
         if self._waiting:
             self._waiting = False
             self._answers.put(None)
@@ -130,6 +139,20 @@ class Training:
             raise news
         self._waiting = not news.state
         return news
+
+    def pause(self) -> Origin | None:
+        """Have it save and wait, and return its newest checkpoint; `next` goes on from there.
+
+        Blocks; raises as `next` does. There is no checkpoint where it diverged in the step that it still had to do.
+        """
+        assert self._waiting, "it pauses where it stands still"
+        self.end(StopReason.PAUSED)
+        self._thread, self._waiting = None, False
+        news = self._news.get()
+        if isinstance(news, Exception):
+            raise news
+        saved = self._run.newest_intact()
+        return Origin(self._run.id, saved.attempt, saved.step) if saved is not None else None
 
     def end(self, why: StopReason) -> None:
         """Have it save and leave, if it has not ended. Blocks until it has."""
@@ -147,14 +170,21 @@ class Training:
         """Go on from the newest checkpoint to the end of the trial."""
         with contextlib.suppress(RunExistsError):
             self._run.create(self._document)  # a trial that goes on has one
-        attempt = self._run.claim(launch=self._sweep.claim.launch)
-        base = attempt.claim.base
-        known = [row for row in self._run.rows("metrics") if row["kind"] == "eval"] if base else []
-        recorder = TrialRecorder(attempt, log_every=self._job.train.log_every, known=known)
+        origin = self._copied.origin if self._copied is not None else None
+        attempt = self._run.claim(launch=self._sweep.claim.launch, origin=origin)
+        known = [row for row in self._run.rows("metrics") if row["kind"] == "eval"] if attempt.claim.base else []
+        before = self._copied.iteration if self._copied is not None else 0
+        recorder = TrialRecorder(
+            attempt,
+            log_every=self._job.train.log_every,
+            iteration=before + len(known),
+            epoch=int(known[-1]["epoch"]) if known else 0,
+        )
+        outcome = None
         with shipped_output(attempt, "rank-0"):
             try:
                 control = TrialControl(self._sweep, recorder, self._tell)
-                run_rank(
+                outcome = run_rank(
                     TrialContext(self._threads),
                     attempt,
                     self._job,
@@ -169,6 +199,8 @@ class Training:
             finally:
                 with contextlib.suppress(StorageError):
                     recorder.close()
+        if outcome is not None and outcome.stopped is StopReason.PAUSED:
+            return News(outcome.step, recorder.epoch_evaluated, recorder.iteration, state="PAUSED")
         result = attempt.run.result_of(attempt.number)
         assert result is not None, "run_rank writes one, or raises"
         evaluated = recorder.epoch_evaluated, recorder.iteration
