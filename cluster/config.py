@@ -42,6 +42,13 @@ class LocalCluster(BaseModel):
         default=None, description="a running Ray to attach to, as host:port; it may have many nodes"
     )
 
+    @property
+    def most_workers(self) -> int | None:
+        """The most ranks that it allows; None: it sets no limit."""
+        if self.accelerators is not None:
+            return int(self.accelerators.partition(":")[2] or 1)
+        return self.workers.max if isinstance(self.workers, Workers) else self.workers
+
     @model_validator(mode="after")
     def _one_way_to_count(self) -> LocalCluster:
         if self.workers is not None and self.accelerators is not None:

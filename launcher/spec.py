@@ -75,6 +75,9 @@ class JobSpec(TrainJob):
             return self
         if self.data.eval is None:
             raise ValueError("tune: it needs data.eval, as trials are compared by an evaluation: eval: {split: 0.2}")
+        most, each = self.cluster.most_workers, self.tune.workers_per_trial
+        if most is not None and most < each:
+            raise ValueError(f"tune.workers_per_trial: a trial has {each}, and the cluster no more than {most} in all")
         known = METRICS[self.task]
         if self.tune.metric is not None and self.tune.metric not in known:
             meant = nearest(self.tune.metric, known)

@@ -7,13 +7,16 @@ In a rehearsal, this is also where its faults come from.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 from cluster.errors import StorageError
 from cluster.runs import Attempt
 from trainers import notice
 from trainers.context import StopReason
 from trainers.elastic import Growth
+from trainers.pulse import Phase, Pulse
 from trainers.rehearsal import Faults
 
 _POLL = 1.0  # seconds
@@ -31,6 +34,7 @@ class Control:
         self._stop: StopReason | None = None
         self.growth: Growth | None = None  # of rank 0, where the number of ranks may change
         self.resize_to: int | None = None  # set with the wish for it
+        self.pulse: Pulse | None = None
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         notice.ask(self._closed)
@@ -54,6 +58,15 @@ class Control:
             self.resize_to = wanted
             return StopReason.RESIZE
         return None
+
+    @contextlib.contextmanager
+    def excused(self) -> Iterator[None]:
+        """Hold the step up, within `stop`: no watchdog takes it for hanging."""
+        if self.pulse is not None:
+            self.pulse.enter(Phase.SAVING)
+        yield
+        if self.pulse is not None:
+            self.pulse.enter(Phase.COMPUTING)
 
     def close(self) -> None:
         self._closed.set()

@@ -187,7 +187,7 @@ class Driver:
         return None
 
     def _start_ray(self) -> tuple[Workers, bool]:
-        return _start_ray(self.cluster)
+        return start_ray_for(self.cluster)
 
     def _fit(self, attempt: Attempt, events: SegmentWriter, ready: Ready) -> str:
         """Run the ranks of one attempt to their end; return what was lost, for a message."""
@@ -311,8 +311,11 @@ class Driver:
         return result.exit_code
 
 
-def _start_ray(cluster: LocalCluster) -> tuple[Workers, bool]:
-    """Start or join Ray; return the number of ranks and whether each has a GPU. Raises InfrastructureError."""
+def start_ray_for(cluster: LocalCluster, cpus: int | None = None) -> tuple[Workers, bool]:
+    """Start or join Ray; return the number of ranks and whether each has a GPU. Raises InfrastructureError.
+
+    A Ray of our own is told of `cpus` processors; of all there are, or as many as there are ranks, unless given.
+    """
     import ray
 
     from trainers.backend import join_ray, start_ray
@@ -322,7 +325,7 @@ def _start_ray(cluster: LocalCluster) -> tuple[Workers, bool]:
         if cluster.address is not None:
             join_ray(cluster.address)
         else:
-            cpus = max(os.cpu_count() or 1, _on_this_machine(cluster.workers) or 1, asked or 1)
+            cpus = cpus or max(os.cpu_count() or 1, _on_this_machine(cluster.workers) or 1, asked or 1)
             start_ray(cpus=cpus, temp_folder=os.environ.get("RAYLIFT_RAY_FOLDER"))
     except Exception as error:  # ray raises whatever its many parts raise
         raise InfrastructureError(f"Ray did not start: {error}") from error

@@ -194,6 +194,12 @@ class Tune(Block):
     )
     search: Annotated[Search, BeforeValidator(name_alone)] = Search()
     scheduler: Annotated[Scheduler, BeforeValidator(name_alone)] = Scheduler()
+    workers_per_trial: Annotated[int, Field(ge=1, le=512)] = Field(
+        default=1, description="ranks of each trial; as many trials run at once as cluster.workers allows"
+    )
+    gpus_per_trial: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="where there are GPUs: less than one, and trials of one worker share a GPU"
+    )
     space: Annotated[Space, Field(min_length=1)] | None = Field(
         default=None,
         description="keys of the job file and the values they may take; default: optimizer, learning rate and decay",
@@ -207,6 +213,10 @@ class Tune(Block):
                 raise ValueError(f"search: grid takes lists, and {key} is a range: {domain.kind}. Choose random or tpe")
             if domain.grid is not None and self.search.name not in ("grid", "random"):
                 raise ValueError(f"search: {self.search.name} takes no grid, as {key} is: write choice")
+        if self.workers_per_trial > 1 and self.scheduler.pauses:
+            raise ValueError(f"scheduler: {self.scheduler.name} takes trials of one worker; choose asha or median")
+        if self.workers_per_trial > 1 and self.gpus_per_trial < 1:
+            raise ValueError("gpus_per_trial: only trials of one worker can share a GPU")
         if self.scheduler.name == "pbt" and self.search.name == "grid":
             raise ValueError("scheduler: pbt changes the points of a grid. Choose search: random")
         if self.scheduler.name == "pbt" and self.space and not any(map(may_be_perturbed, self.space)):
@@ -281,9 +291,10 @@ def apply(job: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trial_job(sweep: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the frozen job file of a trial: the sweep's with the values of a point, on one worker."""
+    """Return the frozen job file of a trial: the sweep's with the values of a point, on the workers of one."""
     document = {key: value for key, value in apply(sweep, point).items() if key != "tune"}
-    document["cluster"] = {**document.get("cluster", {}), "workers": 1, "accelerators": None}
+    workers = sweep["tune"].get("workers_per_trial", 1) if sweep.get("tune") else 1
+    document["cluster"] = {**document.get("cluster", {}), "workers": workers, "accelerators": None}
     return document
 
 

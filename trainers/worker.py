@@ -92,6 +92,7 @@ def run_rank(
     pulse = _show_life(context, attempt)
     context.join()
     control = control or Control(attempt, context.rank, context.world_size)
+    control.pulse = pulse
     recorder = recorder or Recorder(attempt, context.rank, log_every=job.train.log_every)
     trainer = checkpointer = None
     try:

@@ -20,6 +20,7 @@ from tests.harness import (
     find_process,
     fresh_id,
     kill,
+    losses,
     open_run,
     raylift,
     start_raylift,
@@ -53,6 +54,10 @@ def has_attempts(run: Run, count: int) -> bool:
 
 def copies(run: Run) -> list[dict[str, Any]]:
     return [row for row in run.all_rows("events") if row["event"] == "trial.copied"] if run.attempts() else []
+
+
+def evaluations(run: Run) -> list[dict[str, Any]]:
+    return [row for row in run.rows("metrics") if row["kind"] == "eval"]
 
 
 def kill_everything(run_id: str) -> None:
@@ -204,3 +209,26 @@ def test_hyperband_lets_trials_wait_and_ends_each_once_through_a_kill_of_everyth
     results = [trial_run(run, name).result() for name in ended]
     assert {result.state for result in results if result is not None} == {"SUCCEEDED", "PRUNED"}
     assert None not in results
+
+
+def test_trials_of_several_workers_train_as_runs_do_and_one_that_loses_a_worker_goes_on(tmp_path: Path) -> None:
+    job = write(tmp_path, "  {search: grid, scheduler: none, workers_per_trial: 2, space: {train.seed: [5, 6]}}\n")
+    more = ("--set", "train.epochs=15", "--set", "train.log_every=1")
+    run_id = fresh_id("sweep")
+    run = open_run(tmp_path, run_id)
+    with start_raylift("run", job, "--storage", tmp_path, "--id", run_id, *more) as started:
+        trial = trial_run(run, "00000")
+        wait_for(lambda: len(evaluations(trial)) > 3, "evaluations of its first trial", timeout=300)
+        rank = find_process(run_id, "worker")
+        assert rank is not None
+        kill(rank)
+        output, _ = started.communicate(timeout=400)
+    assert "2 of 2 trials done: 2 succeeded" in output, output
+    assert len(trial.attempts()) == 2
+    alone = tmp_path / "alone.yaml"
+    alone.write_text(JOB.removesuffix("tune:\n"))
+    done = raylift("run", alone, "--storage", tmp_path, "--id", "alone", "--set", "train.seed=5", *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(trial) == losses(open_run(tmp_path, "alone"))
+    assert [row["iteration"] for row in results(run) if row["trial"] == "00000"] == list(range(1, 16))
+    assert_nothing_left(run_id)

@@ -145,6 +145,12 @@ def test_a_sweep_without_evaluation_is_refused(job: Job) -> None:
     ]
 
 
+def test_a_trial_has_no_more_workers_than_the_cluster(job: Job) -> None:
+    found = messages(job("tune: {workers_per_trial: 3}\ncluster: {workers: 2}"))
+    assert len(found) == 1
+    assert "tune.workers_per_trial: a trial has 3, and the cluster no more than 2 in all" in found[0]
+
+
 def test_a_plan_shows_the_space(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     space = "train.optimizer.lr: {loguniform: [1e-4, 0.1], when: {model.name: cnn}}, model.name: [cnn]"
     plan_command(str(job(f"tune: {{trials: 7, space: {{{space}}}}}")))

@@ -34,7 +34,7 @@ class Launch:
             sweep,
             build_searcher(sweep, "max"),
             self.record,
-            slots=slots,
+            slots=lambda: slots,
             mode="max",
             is_stopping=lambda: self.stopping,
             on_resumed=lambda name, trial: self.resumed.append((name, trial.number)),

@@ -15,7 +15,7 @@ from tests.trainers import training
 from tests.trainers.training import STEPS_PER_EPOCH, Change
 from trainers.context import StopReason
 from trainers.jobs import load_job
-from trainers.sweep.trial import News, Training, data_key
+from trainers.sweep.trial import News, OneRankTraining, Training, data_key
 from trainers.tasks.registry import prepare
 
 EPOCHS = 3
@@ -34,7 +34,7 @@ class Sweep:
     @contextmanager
     def train(self, run: Run | None = None, copied: Copied | None = None) -> Iterator[Training]:
         document = json.dumps(self.job.model_dump(mode="json")).encode()
-        trial = Training(run or self.trial, self.job, document, self.attempt, 1, prepare, copied)
+        trial = OneRankTraining(run or self.trial, self.job, document, self.attempt, copied, prepare=prepare)
         try:
             yield trial
         finally:
@@ -152,7 +152,7 @@ def test_a_trial_that_diverges_is_failed_and_says_why(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_never_trained_can_be_ended(sweep: Sweep) -> None:
-    trial = Training(sweep.trial, sweep.job, b"{}", sweep.attempt, 1, prepare)
+    trial = OneRankTraining(sweep.trial, sweep.job, b"{}", sweep.attempt, prepare=prepare)
     trial.end(StopReason.PRUNED)
     assert sweep.trial.attempts() == []
 

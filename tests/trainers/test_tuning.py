@@ -89,3 +89,16 @@ def test_what_no_population_can_do_is_refused(change: dict[str, object], said: s
     block = {"space": {"data.augment.rotate": [0, 5]}, "scheduler": "pbt", "search": "random", **change}
     with pytest.raises(ValidationError, match=said):
         Tune.model_validate(block)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"workers_per_trial": 2, "scheduler": "hyperband"}, "hyperband takes trials of one worker"),
+        ({"workers_per_trial": 2, "gpus_per_trial": 0.5}, "only trials of one worker can share a GPU"),
+        ({"gpus_per_trial": 1.5}, "less than or equal to 1"),
+    ],
+)
+def test_what_trials_of_several_workers_cannot_do_is_refused(change: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Tune.model_validate(change)

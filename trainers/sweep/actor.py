@@ -20,7 +20,8 @@ from cluster.runs import Attempt, Origin, Run
 from cluster.trials import Copied, trial_id, trial_run
 from trainers.config import TrainJob
 from trainers.context import StopReason
-from trainers.sweep.trial import News, Training, data_key
+from trainers.sweep.ranks import RankedTraining, Ranks, References
+from trainers.sweep.trial import News, OneRankTraining, Training, data_key
 from trainers.tasks.base import Prepared
 from trainers.tuning import trial_job
 
@@ -36,7 +37,8 @@ class Shared:
     arrays: Mapping[str, Any]  # name -> object reference
     meta: Mapping[str, Any]
     metric: str
-    threads: int
+    threads: int  # that a rank computes with
+    ranks: Ranks | None = None  # of each trial, where there are several
 
 
 class TrialActor(ray_tune.Trainable):
@@ -97,21 +99,20 @@ class TrialActor(ray_tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         name, point = trial_id(config["number"]), json.loads(config["point"])
         document = trial_job(self._shared.document, point)
-        self._training, self._refused = None, News(0, 0, 0, state="FAILED")
+        self._training: Training | None = None
+        self._refused = News(0, 0, 0, state="FAILED")
         try:
             job = TrainJob.from_job(document)
         except ValidationError as error:
             self._refused = News(0, 0, 0, state="FAILED", message=f"no job file may have these values: {error}")
             return
-        self._training = Training(
-            trial_run(self._sweep.run, name),
-            job,
-            _as_yaml(document),
-            self._sweep,
-            self._shared.threads,
-            self._prepare,
-            Copied.from_json(config["copied"]) if config["copied"] else None,
-        )
+        run = trial_run(self._sweep.run, name)
+        copied = Copied.from_json(config["copied"]) if config["copied"] else None
+        arguments = run, job, _as_yaml(document), self._sweep, copied
+        if self._shared.ranks is not None:
+            self._training = RankedTraining(*arguments, ranks=self._shared.ranks, share=self._share)
+        else:
+            self._training = OneRankTraining(*arguments, prepare=self._prepare, threads=self._shared.threads)
 
     def _prepare(self, job: TrainJob) -> Prepared:
         """Return the data of a trial: that of all of them, or what its own values make of it."""
@@ -126,6 +127,13 @@ class TrialActor(ray_tune.Trainable):
                 self._data = {kept: data for kept, data in self._data.items() if kept == self._shared.key}
                 self._data[key] = prepare(job)
         return self._data[key]
+
+    def _share(self, job: TrainJob) -> References:
+        """Return the data of a trial for its ranks."""
+        if data_key(job) == self._shared.key:
+            return References(self._shared.arrays, self._shared.meta)
+        prepared = self._prepare(job)
+        return References({name: ray.put(array) for name, array in prepared.arrays.items()}, prepared.meta)
 
 
 def as_path(origin: Origin) -> str:

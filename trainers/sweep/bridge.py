@@ -30,12 +30,12 @@ class Bridge(RaySearcher):
         searcher: Searcher,
         record: Record,
         *,
-        slots: int | None,
+        slots: Callable[[], int] | None,
         mode: str,
         is_stopping: Callable[[], bool],
         on_resumed: Callable[[str, Trial], None],
     ) -> None:
-        """`slots` trials run at once; None: Tune says how many, and lets some wait."""
+        """As many trials run at once as `slots` says; None: Tune says, and lets some wait."""
         super().__init__(metric=record.metric, mode=mode)
         self._sweep = sweep
         self._searcher = searcher
@@ -53,7 +53,7 @@ class Bridge(RaySearcher):
     def suggest(self, trial_id: str) -> Any:
         if self._is_stopping():
             return RaySearcher.FINISHED
-        if self._slots is not None and len(self._running) >= self._slots:
+        if self._slots is not None and len(self._running) >= self._slots():
             return None
         if self._waiting:
             trial = self._waiting.pop(0)

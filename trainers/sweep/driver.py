@@ -13,7 +13,6 @@ import os
 import threading
 from collections.abc import Iterator
 
-import ray
 from ray import tune as ray_tune
 from ray.tune.schedulers import TrialScheduler
 
@@ -22,10 +21,12 @@ from cluster.errors import StorageError
 from cluster.runs import Attempt, Result, Run, SupersededError
 from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, ranked
-from trainers.main import Driver, Ready
+from trainers.main import Driver, Ready, start_ray_for
 from trainers.sweep.actor import Shared, TrialActor
 from trainers.sweep.bridge import Bridge, Losses
+from trainers.sweep.ranks import Ranks
 from trainers.sweep.record import Record
+from trainers.sweep.room import Room
 from trainers.sweep.schedulers import build_scheduler, remember, remember_one
 from trainers.sweep.search import build_searcher
 from trainers.sweep.trial import data_key, threads_each
@@ -50,13 +51,22 @@ class SweepDriver(Driver):
         super().__init__(run)
         self.tune = Tune.model_validate(self.whole["tune"])
         self.metric, self.mode = metric_of(self.tune, self.job.task)
+        self.room: Room
 
     def _start_ray(self) -> tuple[Workers, bool]:
-        """Start or join Ray; return how many trials run at once, and whether each has a GPU."""
-        slots, gpus = super()._start_ray()
-        if self.cluster.workers is None and not gpus:
-            slots = Workers(min=1, max=int(ray.cluster_resources().get("CPU", 1)))
-        return Workers(min=1, max=slots.max), gpus
+        """Start or join Ray, and settle what a trial takes; return the ranks of one, and whether each has a GPU."""
+        each, cpus = self.tune.workers_per_trial, None
+        if self.cluster.address is None and self.cluster.accelerators is None:
+            ranks = self.cluster.most_workers or os.cpu_count() or 1
+            cpus = ranks if each == 1 else ranks + ranks // each  # a trial of several has a process of its own
+        workers, gpus = start_ray_for(self.cluster, cpus)
+        self.room = Room(
+            each,
+            gpus=self.tune.gpus_per_trial if gpus else 0.0,
+            most=self.cluster.most_workers or (workers.max if gpus else None),
+            grows=self.cluster.address is not None,
+        )
+        return Workers(min=each, max=max(each, self.room.slots() * each)), gpus
 
     def _fit(self, attempt: Attempt, events: SegmentWriter, ready: Ready) -> str:
         """Run the trials that are left; return what was lost, for a message, or write the sweep's result."""
@@ -72,7 +82,7 @@ class SweepDriver(Driver):
                 self.tune,
                 build_searcher(self.tune, self.mode),
                 record,
-                slots=None if self.tune.scheduler.pauses else ready.workers.max,
+                slots=None if self.tune.scheduler.pauses else self.room.slots,
                 mode=self.mode,
                 is_stopping=lambda: stopping.is_set() or self.leaving,
                 on_resumed=lambda name, trial: remember_one(scheduler, name, trial, record.metric),
@@ -87,6 +97,8 @@ class SweepDriver(Driver):
         return ""
 
     def _run_trials(self, attempt: Attempt, ready: Ready, bridge: Bridge, scheduler: TrialScheduler) -> None:
+        each = self.tune.workers_per_trial
+        threads = threads_each(self.room.slots() * each)
         shared = Shared(
             uri=self.run.uri,
             attempt=attempt.number,
@@ -95,15 +107,15 @@ class SweepDriver(Driver):
             arrays=ready.arrays,
             meta=ready.meta,
             metric=self.metric,
-            threads=threads_each(ready.workers.max),
+            threads=threads,
+            ranks=Ranks(each, ready.gpus, self.own_ray, str(self.temporary), threads) if each > 1 else None,
         )
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(ready.workers.max)
-        resources = {"CPU": 1.0, **({"GPU": 1.0} if ready.gpus else {})}
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.room.slots())
         ray_tune.run(  # a Tuner would pickle what it is given, to restore from: ours comes back from storage
             ray_tune.with_parameters(TrialActor, shared=shared),
             name=f"sweep-{attempt.number}",
             storage_path=os.path.join(os.getcwd(), "tune"),
-            resources_per_trial=resources,
+            resources_per_trial=self.room.resources,
             search_alg=bridge,
             scheduler=scheduler,
             num_samples=-1,

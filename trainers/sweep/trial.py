@@ -12,9 +12,10 @@ import os
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import (
     CorruptObjectError,
@@ -69,14 +70,21 @@ class TrialContext(LocalContext):
         torch.set_num_threads(self._threads)
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where an attempt of a trial starts."""
+
+    iteration: int = 0  # evaluations up to the checkpoint that it goes on from
+    epoch: int = 0  # of the last one
+
+
 class TrialRecorder(Recorder):
     """Keeps the newest evaluation for whoever decides whether the trial goes on."""
 
-    def __init__(self, attempt: Attempt, *, log_every: int, iteration: int, epoch: int) -> None:
-        """`iteration` counts the evaluations up to the checkpoint that the trial goes on from, `epoch` is the last."""
+    def __init__(self, attempt: Attempt, *, log_every: int, start: Start) -> None:
         super().__init__(attempt, 0, log_every=log_every)
-        self.iteration = iteration
-        self.epoch_evaluated = epoch
+        self.iteration = start.iteration
+        self.epoch_evaluated = start.epoch
         self.news: News | None = None
 
     def evaluation(self, progress: Progress, seconds: float, *, epoch: int) -> None:
@@ -89,42 +97,45 @@ class TrialRecorder(Recorder):
 class TrialControl(Control):
     """Asks after every evaluation whether to go on; a wish to stop the sweep stops the trial."""
 
-    def __init__(self, sweep: Attempt, recorder: TrialRecorder, ask: Callable[[News], StopReason | None]) -> None:
-        super().__init__(sweep, rank=0)
+    def __init__(
+        self,
+        sweep: Attempt,
+        recorder: TrialRecorder,
+        ask: Callable[[News], StopReason | None],
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(sweep, rank=0, world_size=world_size)
         self._recorder = recorder
         self._ask = ask
 
     def stop(self) -> StopReason | None:
         """Tell of an evaluation, in the step after it, and wait for the answer."""
         news, self._recorder.news = self._recorder.news, None
-        told = self._ask(news) if news is not None else None
+        if news is None:
+            return super().stop()
+        with self.excused():
+            told = self._ask(news)
         return told or super().stop()
 
 
-class Training:
+class Training(ABC):
     """The training of one trial, until its end or until somebody ends it."""
 
-    def __init__(
-        self,
-        run: Run,
-        job: TrainJob,
-        document: bytes,
-        sweep: Attempt,
-        threads: int,
-        prepare: Callable[[TrainJob], Prepared],
-        copied: Copied | None = None,
-    ) -> None:
+    def __init__(self, run: Run, job: TrainJob, document: bytes, sweep: Attempt, copied: Copied | None = None) -> None:
+        """Train a job, whose file is `document`, in the folder of `run`; from another's checkpoint, where `copied`."""
         self._run = run
         self._job = job
         self._document = document
         self._sweep = sweep
-        self._threads = threads
-        self._prepare = prepare
         self._copied = copied
         self._news: queue.Queue[News | Exception] = queue.Queue()
         self._answers: queue.Queue[StopReason | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._waiting = False  # it stands still
+
+    @abstractmethod
+    def _train_attempt(self, attempt: Attempt, start: Start) -> News:
+        """Train to the end of an attempt; tell of each evaluation meanwhile, and return how it ended. Raises."""
 
     def next(self) -> News:
         """Let it go on, and return the next evaluation, or how it ended. Blocks; raises what is worth a retry."""
@@ -174,22 +185,34 @@ class Training:
         attempt = self._run.claim(launch=self._sweep.claim.launch, origin=origin)
         known = [row for row in self._run.rows("metrics") if row["kind"] == "eval"] if attempt.claim.base else []
         before = self._copied.iteration if self._copied is not None else 0
-        recorder = TrialRecorder(
-            attempt,
-            log_every=self._job.train.log_every,
-            iteration=before + len(known),
-            epoch=int(known[-1]["epoch"]) if known else 0,
-        )
+        return self._train_attempt(attempt, Start(before + len(known), int(known[-1]["epoch"]) if known else 0))
+
+    def _tell(self, news: News) -> StopReason | None:
+        self._news.put(news)
+        return self._answers.get()
+
+
+class OneRankTraining(Training):
+    """The training of one trial in this process."""
+
+    def __init__(
+        self, *arguments: Any, prepare: Callable[[TrainJob], Prepared], threads: int = 1, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self._prepare = prepare
+        self._threads = threads
+
+    def _train_attempt(self, attempt: Attempt, start: Start) -> News:
+        recorder = TrialRecorder(attempt, log_every=self._job.train.log_every, start=start)
         outcome = None
         with shipped_output(attempt, "rank-0"):
             try:
-                control = TrialControl(self._sweep, recorder, self._tell)
                 outcome = run_rank(
                     TrialContext(self._threads),
                     attempt,
                     self._job,
                     self._prepare(self._job),
-                    control=control,
+                    control=TrialControl(self._sweep, recorder, self._tell),
                     recorder=recorder,
                 )
             except PreemptedError as error:
@@ -205,10 +228,6 @@ class Training:
         assert result is not None, "run_rank writes one, or raises"
         evaluated = recorder.epoch_evaluated, recorder.iteration
         return News(result.step, *evaluated, result.metrics, result.state, result.message)
-
-    def _tell(self, news: News) -> StopReason | None:
-        self._news.put(news)
-        return self._answers.get()
 
 
 def _through_outages(attempt: Callable[[], News]) -> News:

@@ -1,0 +1,34 @@
+"""How many trials run at once."""
+
+import pytest
+
+from trainers.sweep.room import Room, fit
+
+NODE = {"CPU": 16.0, "GPU": 2.0, "memory": 1e9}
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "trials"),
+    [(1, 0.0, 16), (3, 0.0, 4), (1, 1.0, 2), (1, 0.25, 8), (2, 1.0, 1), (3, 1.0, 0), (1, 0.3, 6)],
+)
+def test_as_many_trials_run_as_fit_into_a_ray(workers: int, gpus: float, trials: int) -> None:
+    """A trial of several workers has a process of its own beside them."""
+    assert fit(NODE, workers, gpus) == trials
+
+
+def test_a_job_file_limits_how_many_trials_run() -> None:
+    assert Room(1, most=3).slots() == 3
+    assert Room(2, most=5).slots() == 2
+    assert Room(1, gpus=0.5, most=2).slots() == 4
+
+
+def test_where_nodes_may_come_one_more_trial_waits_than_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: NODE)
+    assert Room(1).slots() == 16
+    assert Room(1, grows=True).slots() == 17
+
+
+def test_a_trial_sets_aside_what_its_one_worker_takes() -> None:
+    assert Room(1).resources == {"CPU": 1.0}
+    assert Room(1, gpus=0.25).resources["GPU"] == 0.25
+    assert "GPU" not in Room(2, gpus=1.0).resources  # its workers take them

@@ -1,0 +1,188 @@
+"""A trial of several workers: Ray Train inside the trial, with the same loop; rank 0 asks whether to go on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayError
+
+from cluster.config import Workers
+from cluster.errors import InfrastructureError
+from cluster.runs import Attempt, Run
+from trainers.context import RayContext, StopReason
+from trainers.pulse import forget_attempts
+from trainers.sweep.trial import News, Start, Training, TrialControl, TrialRecorder
+from trainers.tasks.base import Prepared
+from trainers.worker import run_rank
+
+if TYPE_CHECKING:
+    from trainers.config import TrainJob
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The workers of each trial."""
+
+    number: int
+    gpus: bool
+    own_ray: bool
+    temporary: str  # the folder in which those of a machine meet
+    threads: int  # that each computes with
+
+
+@dataclass(frozen=True)
+class References:
+    """Prepared data in Ray's object store."""
+
+    arrays: Mapping[str, Any]  # name -> object reference
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """What every rank of a trial is told."""
+
+    trial_uri: str
+    attempt: int
+    sweep_uri: str
+    sweep_attempt: int
+    job: TrainJob
+    data: References
+    start: Start
+    temporary: str
+    threads: int
+    mailbox: Any
+
+
+class RankedTraining(Training):
+    """The training of one trial on several ranks."""
+
+    def __init__(self, *arguments: Any, ranks: Ranks, share: Callable[[TrainJob], References], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._ranks = ranks
+        self._share = share
+
+    def _train_attempt(self, attempt: Attempt, start: Start) -> News:
+        from ray.train import TrainingFailedError
+
+        from trainers.backend import build_trainer
+
+        mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+        config = RankConfig(
+            trial_uri=self._run.uri,
+            attempt=attempt.number,
+            sweep_uri=self._sweep.run.uri,
+            sweep_attempt=self._sweep.number,
+            job=self._job,
+            data=self._share(self._job),
+            start=start,
+            temporary=self._ranks.temporary,
+            threads=self._ranks.threads,
+            mailbox=mailbox,
+        )
+        trainer = build_trainer(
+            _run_trial_rank,
+            {"config": config},
+            workers=Workers(min=self._ranks.number, max=self._ranks.number),
+            gpus=self._ranks.gpus,
+            scratch=os.getcwd(),
+            own_ray=self._ranks.own_ray,
+        )
+        relay = threading.Thread(target=self._relay, args=[mailbox], name="relay", daemon=True)
+        relay.start()
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            if self._run.result_of(attempt.number) is None:
+                raise InfrastructureError(f"a rank of the trial was lost: {error}") from error
+        finally:
+            ray.kill(mailbox)
+            forget_attempts(Path(self._ranks.temporary), self._run.uri, up_to=attempt.number)
+        return self._news_of(attempt, start)
+
+    def _relay(self, mailbox: Any) -> None:
+        """Carry news and answers between rank 0 and whoever waits for them, until the ranks are gone."""
+        while True:
+            try:
+                news = ray.get(mailbox.next.remote())
+                ray.get(mailbox.answer.remote(self._tell(news)))
+            except RayError:
+                return
+
+    def _news_of(self, attempt: Attempt, start: Start) -> News:
+        """Return how an attempt ended, from storage: its ranks are gone."""
+        evaluations = [row for row in self._run.rows("metrics") if row["kind"] == "eval"]
+        epoch = int(evaluations[-1]["epoch"]) if evaluations else start.epoch
+        iteration = start.iteration + sum(row["attempt"] == attempt.number for row in evaluations)
+        if (result := self._run.result_of(attempt.number)) is not None:
+            return News(result.step, epoch, iteration, result.metrics, result.state, result.message)
+        events = {row["event"]: row for row in self._run.rows_of(attempt.number, "events")}
+        for event, state in (("paused", "PAUSED"), ("preempted", "STOPPED")):
+            if event in events:
+                return News(events[event]["step"], epoch, iteration, state=state)
+        raise InfrastructureError("the ranks of the trial ended without a result")
+
+
+class Mailbox:
+    """Takes what rank 0 tells to its trial, and the answer back."""
+
+    def __init__(self) -> None:
+        self._news: asyncio.Queue[News] = asyncio.Queue()
+        self._answers: asyncio.Queue[StopReason | None] = asyncio.Queue()
+
+    async def ask(self, news: News) -> StopReason | None:
+        await self._news.put(news)
+        return await self._answers.get()
+
+    async def next(self) -> News:
+        return await self._news.get()
+
+    async def answer(self, told: StopReason | None) -> None:
+        await self._answers.put(told)
+
+
+class RankContext(RayContext):
+    """One of the ranks of a trial, which share their machines with those of others."""
+
+    def __init__(self, temporary: Path, threads: int) -> None:
+        super().__init__(temporary)
+        self._threads = threads
+
+    def join(self) -> None:
+        import torch
+
+        super().join()
+        torch.set_num_threads(self._threads)
+
+
+def _run_trial_rank(told: dict[str, RankConfig]) -> None:
+    """Run one rank of Ray Train."""
+    from trainers.output import shipped_output
+
+    config = told["config"]
+    attempt = Attempt.reopen(Run.at(config.trial_uri), config.attempt)
+    context = RankContext(Path(config.temporary), config.threads)
+    control = recorder = None
+    with shipped_output(attempt, f"rank-{context.rank}"):
+        arrays = dict(zip(config.data.arrays, ray.get(list(config.data.arrays.values())), strict=True))
+        if context.rank == 0:
+            sweep = Attempt.reopen(Run.at(config.sweep_uri), config.sweep_attempt)
+            recorder = TrialRecorder(attempt, log_every=config.job.train.log_every, start=config.start)
+            control = TrialControl(
+                sweep, recorder, lambda news: ray.get(config.mailbox.ask.remote(news)), context.world_size
+            )
+        run_rank(
+            context,
+            attempt,
+            config.job,
+            Prepared(arrays=arrays, meta=config.data.meta),
+            control=control,
+            recorder=recorder,
+        )

@@ -1,0 +1,45 @@
+"""How many trials run at once: as many as there is room for, and no more than the job file allows."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import ray
+
+_LITTLE = 0.01  # of a processor, where GPUs say how many trials there is room for
+_LOOK = 5.0  # seconds between looks at a Ray that may grow
+
+
+@dataclass
+class Room:
+    """What a trial takes of a Ray, and how often that is there."""
+
+    workers: int  # of a trial
+    gpus: float = 0.0  # of each worker
+    most: int | None = None  # workers of all trials together; None: as many as there is room for
+    grows: bool = False  # others' nodes come and go
+    _seen: int = 0
+    _looked: float = field(default=float("-inf"))
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Tune is to set aside for a trial; Ray Train sets aside the workers of a trial that has several."""
+        if not self.gpus:
+            return {"CPU": 1.0}
+        return {"CPU": _LITTLE, **({"GPU": self.gpus} if self.workers == 1 else {})}
+
+    def slots(self) -> int:
+        """Return how many trials run at once; where nodes may come, one more, as that is how Ray is asked for them."""
+        if self.most is not None:
+            return max(1, int(self.most / (self.gpus or 1.0)) // self.workers)
+        if time.monotonic() - self._looked > _LOOK:
+            self._seen, self._looked = fit(ray.cluster_resources(), self.workers, self.gpus), time.monotonic()
+        return self._seen + 1 if self.grows else max(1, self._seen)
+
+
+def fit(resources: dict[str, float], workers: int, gpus: float) -> int:
+    """Return how many trials fit into a Ray of so much."""
+    if gpus:
+        return int(resources.get("GPU", 0.0) / gpus) // workers
+    return int(resources.get("CPU", 0.0)) // (workers if workers == 1 else workers + 1)
