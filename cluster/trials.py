@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any
 
 from cluster.runs import Origin, Run
@@ -45,9 +46,10 @@ class Trial:
     """A trial: the values it was given, and what came of them."""
 
     id: str
-    number: int
+    number: int  # of its point
     point: Mapping[str, Any]
     started: float
+    repeat: int = 0  # of those with the same point, each with another seed
     state: str = "RUNNING"  # or STOPPED, which goes on with a resume, or one of ENDED
     message: str = ""
     ended: float | None = None
@@ -69,8 +71,8 @@ class Trial:
         return max((one.epoch for one in self.evaluations.values()), default=0)
 
 
-def trial_id(number: int) -> str:
-    return f"{number:05d}"
+def trial_id(number: int, repeat: int = 0, *, repeats: int = 1) -> str:
+    return f"{number:05d}" if repeats == 1 else f"{number:05d}-{repeat}"
 
 
 def trial_run(sweep: Run, name: str) -> Run:
@@ -84,7 +86,9 @@ def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
     for row in rows:
         match row["event"]:
             case "trial" if row["trial"] not in found:
-                found[row["trial"]] = Trial(row["trial"], row["number"], row["point"], row["time"])
+                found[row["trial"]] = Trial(
+                    row["trial"], row["number"], row["point"], row["time"], row.get("repeat", 0)
+                )
             case "trial.result" if row["trial"] in found:
                 one = Evaluation(row["iteration"], row["step"], row["epoch"], row["metrics"])
                 found[row["trial"]].evaluations[one.iteration] = one
@@ -94,15 +98,32 @@ def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
             case "trial.ended" if row["trial"] in found:
                 trial = found[row["trial"]]
                 trial.state, trial.message, trial.ended = row["state"], row["message"], row["time"]
-    return sorted(found.values(), key=lambda trial: trial.number)
+    return sorted(found.values(), key=lambda trial: (trial.number, trial.repeat))
 
 
 def ranked(trials: Sequence[Trial], metric: str, mode: str) -> list[Trial]:
-    """Return the trials with a value, the best first; those that were trained to their end stand before the others."""
+    """Return the trials with a value, the best first, those of one point together.
+
+    Points go by the mean of their trials; those that were trained to their end stand before the others.
+    """
     sign = -1 if mode == "max" else 1
+    means = means_of(trials, metric)
+    unfinished = {trial.number for trial in trials if trial.state != "SUCCEEDED"}
 
-    def rank(trial: Trial) -> tuple[bool, float, int]:
-        return trial.state != "SUCCEEDED", sign * float(trial.value(metric) or 0.0), trial.number
+    def rank(trial: Trial) -> tuple[bool, float, int, float]:
+        own = sign * float(trial.value(metric) or 0.0)
+        return trial.number in unfinished, sign * means[trial.number], trial.number, own
 
-    measured = [trial for trial in trials if trial.value(metric) is not None and trial.state != "FAILED"]
-    return sorted(measured, key=rank)
+    return sorted((trial for trial in _measured(trials, metric)), key=rank)
+
+
+def means_of(trials: Sequence[Trial], metric: str) -> dict[int, float]:
+    """Return the mean value of each point's trials, by its number."""
+    found: dict[int, list[float]] = {}
+    for trial in _measured(trials, metric):
+        found.setdefault(trial.number, []).append(float(trial.value(metric) or 0.0))
+    return {number: fmean(values) for number, values in found.items()}
+
+
+def _measured(trials: Sequence[Trial], metric: str) -> list[Trial]:
+    return [trial for trial in trials if trial.value(metric) is not None and trial.state != "FAILED"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UsageError
 from cluster.runs import Run
-from cluster.trials import ENDED, Trial, ranked, read_trials, trial_run
+from cluster.trials import ENDED, Trial, means_of, ranked, read_trials, trial_run
 from launcher.text import decimal, duration, typed
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ class Sweep:
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for programs, the best trial first."""
-        order = {trial.number: place for place, trial in enumerate(self.ranked)}
-        trials = sorted(self.trials, key=lambda trial: (order.get(trial.number, len(order)), trial.number))
+        order = {trial.id: place for place, trial in enumerate(self.ranked)}
+        trials = sorted(self.trials, key=lambda trial: (order.get(trial.id, len(order)), trial.number))
+        means = means_of(self.trials, self.metric)
         found = Counter(trial.state for trial in self.trials)
         return {
             "metric": self.metric,
@@ -60,7 +61,7 @@ class Sweep:
             "budget": self.budget,
             "counts": {state.lower(): found[state] for state in _STATES},
             "best": self.best.id if self.best is not None else None,
-            "trials": [_as_dict(trial, self.metric) for trial in trials],
+            "trials": [{**_as_dict(trial, self.metric), "mean": means.get(trial.number)} for trial in trials],
         }
 
 
@@ -120,17 +121,22 @@ def trials_table(sweep: Sweep, trials: Sequence[Trial], *, now: float | None = N
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="", expand=True)
     measured = sweep.metric.removeprefix("eval_").upper()
-    for name, width in (("TRIAL", 6), ("STATE", 9), ("EPOCH", 5), (measured, max(6, len(measured))), ("TIME", 10)):
-        table.add_column(name, no_wrap=True, min_width=width, justify="left" if name in ("TRIAL", "STATE") else "right")
+    means = means_of(sweep.trials, sweep.metric) if any(trial.repeat for trial in sweep.trials) else None
+    widths = {"TRIAL": 6, "STATE": 9, "EPOCH": 5, **({"MEAN": 6} if means else {}), measured: 6, "TIME": 10}
+    for name, width in widths.items():
+        left = name in ("TRIAL", "STATE")
+        table.add_column(name, no_wrap=True, min_width=max(width, len(name)), justify="left" if left else "right")
     table.add_column("VALUES", no_wrap=True, overflow="ellipsis", ratio=1)
     best = sweep.best
     for trial in trials:
         value = trial.value(sweep.metric)
         ended = trial.ended if trial.ended is not None else now
+        mean = means.get(trial.number) if means else None
         table.add_row(
             f"{trial.id}{'*' if best is not None and trial.id == best.id else ''}",
             trial.state,
             str(trial.epoch or ""),
+            *([decimal(mean) if mean is not None else ""] if means else []),
             decimal(value) if value is not None else "",
             duration(max(ended - trial.started, 0)) if ended is not None else "",
             values_of(trial, sweep.trials),
@@ -166,6 +172,7 @@ def _as_dict(trial: Trial, metric: str) -> dict[str, Any]:
     evaluation = trial.evaluations[newest] if newest is not None else None
     return {
         "trial": trial.id,
+        "repeat": trial.repeat,
         "state": trial.state,
         "message": trial.message,
         "value": trial.value(metric),

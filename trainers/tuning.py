@@ -194,6 +194,9 @@ class Tune(Block):
     )
     search: Annotated[Search, BeforeValidator(name_alone)] = Search()
     scheduler: Annotated[Scheduler, BeforeValidator(name_alone)] = Scheduler()
+    repeats: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=1, description="train each point so often, each time with another train.seed; their mean counts"
+    )
     workers_per_trial: Annotated[int, Field(ge=1, le=512)] = Field(
         default=1, description="ranks of each trial; as many trials run at once as cluster.workers allows"
     )
@@ -213,6 +216,10 @@ class Tune(Block):
                 raise ValueError(f"search: grid takes lists, and {key} is a range: {domain.kind}. Choose random or tpe")
             if domain.grid is not None and self.search.name not in ("grid", "random"):
                 raise ValueError(f"search: {self.search.name} takes no grid, as {key} is: write choice")
+        if self.repeats > 1 and "train.seed" in (self.space or {}):
+            raise ValueError("repeats: they differ by train.seed, so the space cannot have it too")
+        if self.repeats > 1 and self.scheduler.name == "pbt":
+            raise ValueError("repeats: with scheduler pbt no two trials have the same point")
         if self.workers_per_trial > 1 and self.scheduler.pauses:
             raise ValueError(f"scheduler: {self.scheduler.name} takes trials of one worker; choose asha or median")
         if self.workers_per_trial > 1 and self.gpus_per_trial < 1:
@@ -290,10 +297,13 @@ def apply(job: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def trial_job(sweep: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
+def trial_job(sweep: Mapping[str, Any], point: Mapping[str, Any], repeat: int = 0) -> dict[str, Any]:
     """Return the frozen job file of a trial: the sweep's with the values of a point, on the workers of one."""
     document = {key: value for key, value in apply(sweep, point).items() if key != "tune"}
-    workers = sweep["tune"].get("workers_per_trial", 1) if sweep.get("tune") else 1
+    tune = sweep.get("tune") or {}
+    if repeat:
+        document["train"] = {**document["train"], "seed": document["train"]["seed"] + repeat}
+    workers = tune.get("workers_per_trial", 1)
     document["cluster"] = {**document.get("cluster", {}), "workers": workers, "accelerators": None}
     return document
 

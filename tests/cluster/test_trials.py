@@ -1,7 +1,9 @@
 """What a sweep's events tell of its trials."""
 
+import pytest
+
 from cluster.runs import Origin
-from cluster.trials import Copied, Trial, ranked, read_trials
+from cluster.trials import Copied, Trial, means_of, ranked, read_trials
 from tests.sweeps import begun, ended, evaluated
 
 
@@ -39,3 +41,19 @@ def test_a_trial_that_goes_on_from_another_has_its_values_and_forgets_what_it_re
     copied = Copied(Origin("00003", 2, 11), 1)
     assert (trial.copied, sorted(trial.evaluations), trial.point) == (copied, [1], {"train.optimizer.lr": 0.7})
     assert Copied.from_json(copied.to_json()) == copied
+
+
+def test_points_that_were_repeated_go_by_their_mean() -> None:
+    values = {"00000-0": 0.9, "00000-1": 0.5, "00001-0": 0.8, "00001-1": 0.7}
+    rows = []
+    for name, value in values.items():
+        number, repeat = int(name[:5]), int(name[-1])
+        rows += [
+            {**begun(number), "trial": name, "repeat": repeat},
+            {**evaluated(number, 1, value), "trial": name},
+            {**ended(number, "SUCCEEDED"), "trial": name},
+        ]
+    trials = read_trials(rows)
+    best = [trial.id for trial in ranked(trials, "eval_accuracy", "max")]
+    assert best == ["00001-0", "00001-1", "00000-0", "00000-1"]
+    assert means_of(trials, "eval_accuracy") == {0: pytest.approx(0.7), 1: pytest.approx(0.75)}

@@ -8,7 +8,7 @@ import pytest
 from cluster.errors import StorageError
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
-from cluster.trials import trial_run
+from cluster.trials import ranked, trial_run
 from tests.finished import new_run, training, write_rows
 from tests.sweeps import begun, ended, evaluated
 from trainers.sweep.bridge import Bridge
@@ -81,7 +81,7 @@ def test_as_many_trials_run_at_once_as_there_is_room_for_and_no_more_than_asked(
 def test_a_trial_is_in_storage_before_it_starts(run: Run) -> None:
     launch = Launch(run)
     suggested = launch.suggest("a")
-    assert suggested["number"] == 0
+    assert suggested["trial"] == "00000"
     assert [row["trial"] for row in run.all_rows("events")] == ["00000"]
 
 
@@ -93,8 +93,8 @@ def test_a_trial_that_tune_stops_was_pruned_and_one_that_says_its_end_was_not(ru
     launch.result("b", 9, 0.9, state="SUCCEEDED", complete=True)
     launch.result("c", 1, 0.5, state="FAILED", complete=True)
     assert states(launch) == ["PRUNED", "SUCCEEDED", "FAILED"]
-    assert launch.record.trials[0].message == "ended by asha after epoch 1"
-    assert launch.record.trials[2].evaluations == {}
+    assert launch.record.trials["00000"].message == "ended by asha after epoch 1"
+    assert launch.record.trials["00002"].evaluations == {}
 
 
 def test_a_trial_whose_process_is_lost_too_often_has_failed(run: Run) -> None:
@@ -102,7 +102,7 @@ def test_a_trial_whose_process_is_lost_too_often_has_failed(run: Run) -> None:
     launch.suggest("a")
     launch.bridge.on_trial_complete("a", None, error=True)
     launch.bridge.on_lost("a", "its process was lost")
-    assert (states(launch), launch.record.trials[0].message) == (["FAILED"], "its process was lost")
+    assert (states(launch), launch.record.trials["00000"].message) == (["FAILED"], "its process was lost")
 
 
 def test_while_storage_is_away_no_trial_starts_and_none_is_forgotten(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_while_storage_is_away_no_trial_starts_and_none_is_forgotten(run: Run, m
         patch.setattr(launch.record, "flush", away)
         assert launch.suggest("a") is None
         assert launch.suggest("b") is None
-    assert launch.suggest("c")["number"] == 0
+    assert launch.suggest("c")["trial"] == "00000"
 
 
 def test_a_sweep_that_is_stopped_begins_nothing(run: Run) -> None:
@@ -132,10 +132,10 @@ def test_a_sweep_goes_on_with_what_was_running_and_never_with_what_ended(run: Ru
     first.events.close()  # then it is killed
     again = Launch(run)
     told = [again.suggest(name) for name in "de"]
-    assert [(one["number"], one["point"]) for one in told] == [(1, points[1]), (2, points[2])]
+    assert [(one["trial"], one["point"]) for one in told] == [("00001", points[1]), ("00002", points[2])]
     assert again.resumed == [("d", 1), ("e", 2)]
     again.result("d", 1, 0.5, state="SUCCEEDED", complete=True)
-    assert again.suggest("f")["number"] == 3
+    assert again.suggest("f")["trial"] == "00003"
 
 
 def test_what_a_sweep_could_not_write_down_any_more_its_trials_know(run: Run) -> None:
@@ -149,8 +149,8 @@ def test_what_a_sweep_could_not_write_down_any_more_its_trials_know(run: Run) ->
             attempt.finish(Result(state="PRUNED", message="the sweep's scheduler ended it, at step 8"))
     launch = Launch(run)
     assert states(launch) == ["PRUNED", "RUNNING"]
-    assert launch.record.values(launch.record.trials[0]) == {1: 0.75, 2: 0.875}
-    assert launch.suggest("a")["number"] == 1
+    assert launch.record.values(0) == {1: 0.75, 2: 0.875}
+    assert launch.suggest("a")["trial"] == "00001"
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -164,7 +164,7 @@ def test_a_searcher_that_was_lost_suggests_what_it_would_have(run: Run, tmp_path
         for number in range(first, last):
             name = str(number)
             points.append(launch.suggest(name)["point"])
-            x = launch.record.trials[number].point["x"]
+            x = launch.record.trials[f"{number:05d}"].point["x"]
             launch.result(name, 1, x, state="SUCCEEDED" if number % 4 else "", complete=True)
         return points
 
@@ -198,3 +198,60 @@ def test_the_job_of_a_trial_is_the_sweeps_with_its_values_for_one_worker() -> No
         "train": {"optimizer": {"lr": 0.5}},
         "cluster": {"provider": "local", "workers": 1, "accelerators": None},
     }
+
+
+# -- repeats
+
+
+REPEATED = Tune.model_validate(
+    {"trials": 6, "repeats": 3, "search": {"name": "tpe"}, "space": {"x": {"uniform": [0, 1]}}}
+)
+
+
+def test_each_point_is_trained_so_often_as_asked_for_and_the_searcher_told_their_mean(run: Run) -> None:
+    launch = Launch(run, REPEATED, slots=4)
+    told = [launch.suggest(name) for name in "abcd"]
+    assert [one["trial"] for one in told] == ["00000-0", "00000-1", "00000-2", "00001-0"]
+    assert len({one["point"] for one in told[:3]}) == 1
+    heard: list[Any] = []
+    launch.bridge._searcher.tell = lambda *told, completed: heard.append((*told, completed))  # type: ignore[method-assign]
+    for name, value in zip("cab", (0.3, 0.6, 0.9), strict=True):
+        assert heard == []
+        launch.result(name, 1, value, state="SUCCEEDED", complete=True)
+    assert heard == [(0, {1: pytest.approx(0.6)}, True)]
+    best = ranked(list(launch.record.trials.values()), "eval_accuracy", "max")
+    assert [trial.id for trial in best] == ["00000-1", "00000-0", "00000-2"]
+
+
+def test_a_point_that_fails_with_one_seed_has_failed(run: Run) -> None:
+    launch = Launch(run, REPEATED, slots=3)
+    heard: list[Any] = []
+    launch.bridge._searcher.tell = lambda *told, completed: heard.append((*told, completed))  # type: ignore[method-assign]
+    for name, state in zip("abc", ("SUCCEEDED", "FAILED", "SUCCEEDED"), strict=True):
+        launch.suggest(name)
+        launch.result(name, 1, 0.5, state=state, complete=True)
+    assert heard == [(0, {}, False)]
+
+
+def test_a_sweep_with_repeats_goes_on_with_those_that_are_left_and_suggests_what_it_would_have(
+    run: Run, tmp_path: Path
+) -> None:
+    def finish(launch: Launch, name: str) -> Any:
+        told = launch.suggest(name)
+        x = launch.record.trials[told["trial"]].point["x"]
+        launch.result(name, 1, x, state="SUCCEEDED", complete=True)
+        return told["trial"], told["point"]
+
+    undisturbed = Launch(new_run(tmp_path, "whole"), REPEATED)
+    whole = [finish(undisturbed, str(number)) for number in range(18)]
+    first = Launch(run, REPEATED)
+    before = [finish(first, str(number)) for number in range(8)]
+    first.events.close()
+    again = Launch(run, REPEATED)
+    assert before + [finish(again, str(number)) for number in range(8, 18)] == whole
+    assert again.suggest("more") == "FINISHED"
+
+
+def test_a_repeat_has_another_seed() -> None:
+    sweep = {"train": {"seed": 7}, "tune": {"repeats": 3}}
+    assert [trial_job(sweep, {}, repeat)["train"]["seed"] for repeat in range(3)] == [7, 8, 9]

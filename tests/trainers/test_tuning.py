@@ -96,9 +96,11 @@ def test_what_no_population_can_do_is_refused(change: dict[str, object], said: s
     [
         ({"workers_per_trial": 2, "scheduler": "hyperband"}, "hyperband takes trials of one worker"),
         ({"workers_per_trial": 2, "gpus_per_trial": 0.5}, "only trials of one worker can share a GPU"),
+        ({"repeats": 2, "space": {"train.seed": [1, 2]}}, "they differ by train.seed"),
+        ({"repeats": 2, "scheduler": "pbt"}, "no two trials have the same point"),
         ({"gpus_per_trial": 1.5}, "less than or equal to 1"),
     ],
 )
-def test_what_trials_of_several_workers_cannot_do_is_refused(change: dict[str, object], said: str) -> None:
+def test_what_contradicts_itself_is_refused(change: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Tune.model_validate(change)

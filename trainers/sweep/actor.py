@@ -17,7 +17,7 @@ from ray.tune import Checkpoint
 from ruamel.yaml import YAML
 
 from cluster.runs import Attempt, Origin, Run
-from cluster.trials import Copied, trial_id, trial_run
+from cluster.trials import Copied, trial_run
 from trainers.config import TrainJob
 from trainers.context import StopReason
 from trainers.sweep.ranks import RankedTraining, Ranks, References
@@ -33,6 +33,7 @@ class Shared:
     uri: str
     attempt: int  # of the sweep
     document: Mapping[str, Any]  # its frozen job file
+    repeats: int
     key: str  # of the data that `arrays` and `meta` are
     arrays: Mapping[str, Any]  # name -> object reference
     meta: Mapping[str, Any]
@@ -97,8 +98,7 @@ class TrialActor(ray_tune.Trainable):
             self._training.end(why)
 
     def _begin(self, config: dict[str, Any]) -> None:
-        name, point = trial_id(config["number"]), json.loads(config["point"])
-        document = trial_job(self._shared.document, point)
+        document = trial_job(self._shared.document, json.loads(config["point"]), config["repeat"])
         self._training: Training | None = None
         self._refused = News(0, 0, 0, state="FAILED")
         try:
@@ -106,7 +106,7 @@ class TrialActor(ray_tune.Trainable):
         except ValidationError as error:
             self._refused = News(0, 0, 0, state="FAILED", message=f"no job file may have these values: {error}")
             return
-        run = trial_run(self._sweep.run, name)
+        run = trial_run(self._sweep.run, config["trial"])
         copied = Copied.from_json(config["copied"]) if config["copied"] else None
         arguments = run, job, _as_yaml(document), self._sweep, copied
         if self._shared.ranks is not None:
@@ -124,7 +124,8 @@ class TrialActor(ray_tune.Trainable):
                 arrays = dict(zip(self._shared.arrays, ray.get(list(self._shared.arrays.values())), strict=True))
                 self._data[key] = Prepared(arrays=arrays, meta=self._shared.meta)
             else:
-                self._data = {kept: data for kept, data in self._data.items() if kept == self._shared.key}
+                while len(self._data) > self._shared.repeats:  # each seed splits it anew
+                    del self._data[next(iter(self._data))]
                 self._data[key] = prepare(job)
         return self._data[key]
 

@@ -11,11 +11,11 @@ from ray.tune import Callback
 from ray.tune.search import Searcher as RaySearcher
 
 from cluster.errors import StorageError
-from cluster.trials import ENDED, Evaluation, Trial
+from cluster.trials import ENDED, Evaluation, Trial, trial_id
 from trainers.sweep.record import Record
 from trainers.sweep.search import Searcher
 from trainers.sweep.trial import PATIENCE
-from trainers.tuning import Tune
+from trainers.tuning import Point, Tune
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as RayTrial
@@ -48,7 +48,8 @@ class Bridge(RaySearcher):
         self._away_since: float | None = None  # when storage ceased to answer
         self._replay()
         self._waiting = [trial for trial in record.trials.values() if trial.state not in ENDED]
-        self._next = max(record.trials, default=-1) + 1
+        self._next = max((trial.number for trial in record.trials.values()), default=-1) + 1  # point
+        self._left = self._repeats_left()
 
     def suggest(self, trial_id: str) -> Any:
         if self._is_stopping():
@@ -58,7 +59,7 @@ class Bridge(RaySearcher):
         if self._waiting:
             trial = self._waiting.pop(0)
             self._on_resumed(trial_id, trial)
-        elif self._proposed is None and self._next >= self._sweep.budget:
+        elif self._proposed is None and not self._left and self._next >= self._sweep.budget:
             return RaySearcher.FINISHED
         elif (proposed := self._propose()) is not None:
             trial = proposed
@@ -98,8 +99,7 @@ class Bridge(RaySearcher):
     def _propose(self) -> Trial | None:
         """Choose the next point and write it down; return None while storage does not take it."""
         if self._proposed is None:
-            self._proposed = self._record.begun(self._next, self._searcher.ask(self._next))
-            self._next += 1
+            self._proposed = self._begin()
         try:
             self._record.flush()
         except StorageError:
@@ -110,6 +110,26 @@ class Bridge(RaySearcher):
         self._away_since = None
         trial, self._proposed = self._proposed, None
         return trial
+
+    def _begin(self) -> Trial:
+        """Begin the next trial: of a point with repeats left, or of a new one."""
+        repeats = self._sweep.repeats
+        if not self._left:
+            number, self._next = self._next, self._next + 1
+            self._left = [(number, self._searcher.ask(number), repeat) for repeat in range(repeats)]
+        number, point, repeat = self._left.pop(0)
+        return self._record.begun(trial_id(number, repeat, repeats=repeats), number, point, repeat)
+
+    def _repeats_left(self) -> list[tuple[int, Point, int]]:
+        """Return what was still to be begun of the points that were."""
+        begun: dict[int, list[Trial]] = {}
+        for trial in self._record.trials.values():
+            begun.setdefault(trial.number, []).append(trial)
+        return [
+            (number, dict(trials[0].point), repeat)
+            for number, trials in begun.items()
+            for repeat in sorted({*range(self._sweep.repeats)} - {trial.repeat for trial in trials})
+        ]
 
     def _evaluated(self, trial: Trial, result: Mapping[str, Any]) -> None:
         metrics = {key: value for key, value in result.items() if key.startswith("evaluation/")}
@@ -123,25 +143,35 @@ class Bridge(RaySearcher):
         trial = self._running.pop(trial_id)
         self._record.ended(trial, state, message)
         if state in ENDED:
-            self._tell(trial)
+            self._tell(trial.number)
 
-    def _tell(self, trial: Trial) -> None:
-        values = {} if trial.state == "FAILED" else self._record.values(trial)
-        self._searcher.tell(trial.number, values, completed=trial.state == "SUCCEEDED")
+    def _tell(self, number: int) -> None:
+        """Tell the searcher of a point whose last trial has ended; one that failed once has no value."""
+        trials = self._record.of(number)
+        states = {trial.state for trial in trials}
+        if len(trials) < self._sweep.repeats or not states <= {*ENDED}:
+            return
+        values = {} if "FAILED" in states else self._record.values(number)
+        self._searcher.tell(number, values, completed=states == {"SUCCEEDED"})
 
     def _replay(self) -> None:
         """Have the searcher see again, in the same order, what it chose and what came of it."""
+        last = {row["trial"]: row for row in self._record.rows if row["event"] == "trial.ended"}
+        left = {trial.number: self._sweep.repeats for trial in self._record.trials.values()}
         for row in self._record.rows:
-            if row["event"] == "trial":
+            if row["event"] == "trial" and not row.get("repeat"):
                 self._searcher.know(row["number"], row["point"])
-            elif row["event"] == "trial.ended" and row["state"] in ENDED:
-                self._tell(self._record.trials[int(row["trial"])])
+            elif last.get(row["trial"]) is row and row["state"] in ENDED:
+                number = self._record.trials[row["trial"]].number
+                left[number] -= 1
+                if not left[number]:
+                    self._tell(number)
 
 
 def config_of(trial: Trial) -> dict[str, Any]:
     """Return what Tune, and an actor, are told of a trial; its keys are none of a space."""
     copied = trial.copied.to_json() if trial.copied is not None else ""
-    return {"number": trial.number, "point": json.dumps(trial.point), "copied": copied}
+    return {"trial": trial.id, "repeat": trial.repeat, "point": json.dumps(trial.point), "copied": copied}
 
 
 class Losses(Callback):

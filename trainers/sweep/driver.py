@@ -20,7 +20,7 @@ from cluster.config import Workers
 from cluster.errors import StorageError
 from cluster.runs import Attempt, Result, Run, SupersededError
 from cluster.segments import SegmentWriter
-from cluster.trials import ENDED, ranked
+from cluster.trials import ENDED, means_of, ranked
 from trainers.main import Driver, Ready, start_ray_for
 from trainers.sweep.actor import Shared, TrialActor
 from trainers.sweep.bridge import Bridge, Losses
@@ -53,6 +53,11 @@ class SweepDriver(Driver):
         self.metric, self.mode = metric_of(self.tune, self.job.task)
         self.room: Room
 
+    @property
+    def total(self) -> int:
+        """How many trials there are to be."""
+        return self.tune.budget * self.tune.repeats
+
     def _start_ray(self) -> tuple[Workers, bool]:
         """Start or join Ray, and settle what a trial takes; return the ranks of one, and whether each has a GPU."""
         each, cpus = self.tune.workers_per_trial, None
@@ -73,7 +78,7 @@ class SweepDriver(Driver):
         os.environ.update(_ENVIRONMENT)
         logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that it need not write
         record = Record(self.run, events, self.metric)
-        events.append({"event": "sweep", "trials": self.tune.budget, "metric": self.metric, "mode": self.mode})
+        events.append({"event": "sweep", "trials": self.total, "metric": self.metric, "mode": self.mode})
         scheduler = build_scheduler(self.tune, record, self.mode, self._longest(ready))
         remember(scheduler, record)
         stopping = threading.Event()
@@ -103,6 +108,7 @@ class SweepDriver(Driver):
             uri=self.run.uri,
             attempt=attempt.number,
             document=self.whole,
+            repeats=self.tune.repeats,
             key=data_key(self.job),
             arrays=ready.arrays,
             meta=ready.meta,
@@ -146,7 +152,7 @@ class SweepDriver(Driver):
         trials = list(record.trials.values())
         best = next(iter(ranked(trials, self.metric, self.mode)), None)
         if reason is not None:
-            left = self.tune.budget - sum(trial.state in ENDED for trial in trials)
+            left = self.total - sum(trial.state in ENDED for trial in trials)
             return Result(state="STOPPED", message=f"{reason}; {left} trials are left to do", exit_code=4)
         if best is None or all(trial.state == "FAILED" for trial in trials):
             first = next((trial for trial in trials if trial.state == "FAILED"), None)
@@ -154,6 +160,8 @@ class SweepDriver(Driver):
             return Result(state="FAILED", message=f"no trial of {len(trials)} succeeded{cause}", exit_code=1)
         newest = best.evaluations[max(best.evaluations)]
         message = f"best of {len(trials)} trials: {best.id}  {describe(dict(best.point))}"
+        if self.tune.repeats > 1:
+            message += f"; mean over {self.tune.repeats} seeds: {means_of(trials, self.metric)[best.number]:.4f}"
         return Result(state="SUCCEEDED", message=message, step=newest.step, metrics=dict(newest.metrics))
 
 

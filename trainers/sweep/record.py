@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import Any
 
 from cluster.errors import StorageError
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
-from cluster.trials import ENDED, Copied, Evaluation, Trial, read_trials, trial_id, trial_run
+from cluster.trials import ENDED, Copied, Evaluation, Trial, read_trials, trial_run
 from trainers.tuning import Point
 
 
@@ -25,12 +26,15 @@ class Record:
         self.rows += [
             row for trial in read_trials(self.rows) if trial.state not in ENDED for row in self._missed(trial)
         ]
-        self.trials = {trial.number: trial for trial in read_trials(self.rows)}
+        self.trials = {trial.id: trial for trial in read_trials(self.rows)}
+        self._points: dict[int, list[Trial]] = {}
+        for trial in self.trials.values():
+            self._points.setdefault(trial.number, []).append(trial)
 
-    def begun(self, number: int, point: Point) -> Trial:
-        trial = Trial(trial_id(number), number, point, time.time())
-        self.trials[number] = trial
-        self._write({"event": "trial", "trial": trial.id, "number": number, "point": point})
+    def begun(self, name: str, number: int, point: Point, repeat: int = 0) -> Trial:
+        trial = self.trials[name] = Trial(name, number, point, time.time(), repeat)
+        self._points.setdefault(number, []).append(trial)
+        self._write({"event": "trial", "trial": name, "number": number, "repeat": repeat, "point": point})
         return trial
 
     def evaluated(self, trial: Trial, one: Evaluation) -> None:
@@ -61,8 +65,15 @@ class Record:
         """Write down all so far. Raises StorageError."""
         self._events.flush()
 
-    def values(self, trial: Trial) -> dict[int, float]:
-        return {one.iteration: one.metrics[self.metric] for one in trial.evaluations.values()}
+    def values(self, number: int) -> dict[int, float]:
+        """Return the metric of a point by evaluation: the mean, where it was trained several times."""
+        repeats = [trial.evaluations for trial in self.of(number)]
+        shared = set.intersection(*(set(each) for each in repeats))
+        return {key: fmean(each[key].metrics[self.metric] for each in repeats) for key in sorted(shared)}
+
+    def of(self, number: int) -> list[Trial]:
+        """Return the trials of a point."""
+        return self._points[number]
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self._events.append(row)

@@ -96,7 +96,7 @@ class _Population(PopulationBasedTraining):
     def on_trial_add(self, tune_controller: TuneController, trial: RayTrial) -> None:  # noqa: ARG002
         """Take up a trial, from where it stands where it has trained before; Ray's own takes none of a searcher."""
         state = self._trial_state[trial] = _PBTTrialState(trial)
-        past = self._record.trials[trial.config["number"]]
+        past = self._record.trials[trial.config["trial"]]
         if past.evaluations:
             newest = past.evaluations[max(past.evaluations)]
             told = as_told(newest)
@@ -110,10 +110,9 @@ class _Population(PopulationBasedTraining):
         saved: Any = better.last_checkpoint
         told: Any = better.last_result
         iteration = int(told["training_iteration"])
-        number = trial.config["number"]
-        point = perturb(self._tune, json.loads(trial_to_clone.config["point"]), number=number, iteration=iteration)
+        own = self._record.trials[trial.config["trial"]]
+        point = perturb(self._tune, json.loads(trial_to_clone.config["point"]), number=own.number, iteration=iteration)
         copied = Copied(from_path(saved.path), iteration)
-        own = self._record.trials[number]
         self._record.copied(own, copied, point)
         return config_of(own), {}
 
