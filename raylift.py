@@ -45,10 +45,11 @@ if TYPE_CHECKING:
         TrainJob,
     )
     from trainers.tasks.base import Task
-    from trainers.tuning import Domain, Scheduler, Search, Tune
+    from trainers.tuning import Budget, Domain, Scheduler, Search, Tune
 
 __all__ = [
     "Augment",
+    "Budget",
     "Checkpoint",
     "Clean",
     "Data",
@@ -78,6 +79,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
+    "Budget": "trainers.tuning",
     "Domain": "trainers.tuning",
     "JobSpec": "launcher.spec",
     "LocalCluster": "cluster.config",

@@ -54,6 +54,8 @@ def _sweep(spec: JobSpec, tune: Tune) -> list[tuple[str, str]]:
             * (tune.trials is not None and tune.trials > tune.budget)
             or ": every point"
         )
+    if tune.repeats > 1:
+        trials += f", each with {tune.repeats} seeds"
     chosen = f"{tune.search.name}, seed {tune.search.seed}, scheduler {tune.scheduler.name}"
     rows = [("sweep", f"{trials}; {chosen}; the best has the {mode}imum of {metric}")]
     return rows + [("", f"{key}: {domain}") for key, domain in tune.ordered.items()]

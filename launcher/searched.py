@@ -132,7 +132,8 @@ def _wrong_with(
 ) -> list[Mistake]:
     """Return what would be wrong with a job file that has the values of a point."""
     changed = deepcopy(document)
-    changed.value.pop("tune", None)
+    for block in ("tune", "budget"):  # of the sweep, not of a trial
+        changed.value.pop(block, None)
     changed.mistakes = []
     for key, value in point.items():
         place = document.place(places.get(key, (*_SPACE, key)))

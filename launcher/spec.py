@@ -20,7 +20,7 @@ from launcher.sources import settle_sources
 from launcher.validation import nearest, validate
 from launcher.yaml_source import Document, parse, read_file
 from trainers.config import TrainJob
-from trainers.tuning import METRICS, Tune
+from trainers.tuning import METRICS, Budget, Tune
 
 NAME_LENGTH = 22  # <name>-<12 digits>-<4 hex> is then at most 40 characters
 _VARIABLE = "[A-Za-z_][A-Za-z0-9_]*"
@@ -58,6 +58,7 @@ class JobSpec(TrainJob):
         json_schema_extra={"propertyNames": {"pattern": f"^{_VARIABLE}$"}},
     )
     tune: Tune | None = Field(default=None, description="makes a sweep of it: many trials, each with other values")
+    budget: Budget | None = Field(default=None, description="what a sweep may take at most")
 
     @field_validator("name")
     @classmethod
@@ -72,6 +73,8 @@ class JobSpec(TrainJob):
     @model_validator(mode="after")
     def _can_be_tuned(self) -> JobSpec:
         if self.tune is None:
+            if self.budget is not None:
+                raise ValueError("budget: it is for sweeps; a run alone ends with train.epochs or train.max_steps")
             return self
         if self.data.eval is None:
             raise ValueError("tune: it needs data.eval, as trials are compared by an evaluation: eval: {split: 0.2}")

@@ -33,7 +33,7 @@ def test_taking_away_every_comment_sign_changes_nothing_but_early_stopping_and_a
     assert shown.train.early_stopping is not None
     assert shown.tune is not None
     train = shown.train.model_copy(update={"early_stopping": None})
-    assert shown.model_copy(update={"train": train, "tune": None}) == given
+    assert shown.model_copy(update={"train": train, "tune": None, "budget": None}) == given
 
 
 def test_every_key_is_shown_with_an_explanation() -> None:

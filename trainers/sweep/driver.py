@@ -7,18 +7,14 @@ again what the sweep's own events say.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import threading
-from collections.abc import Iterator
 
 from ray import tune as ray_tune
 from ray.tune.schedulers import TrialScheduler
 
 from cluster.config import Workers
-from cluster.errors import StorageError
-from cluster.runs import Attempt, Result, Run, SupersededError
+from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, means_of, ranked
 from trainers.main import Driver, Ready, start_ray_for
@@ -29,8 +25,9 @@ from trainers.sweep.record import Record
 from trainers.sweep.room import Room
 from trainers.sweep.schedulers import build_scheduler, remember, remember_one
 from trainers.sweep.search import build_searcher
-from trainers.sweep.trial import data_key, threads_each
-from trainers.tuning import Tune, describe, metric_of
+from trainers.sweep.trial import data_key, threads_each, through_outages
+from trainers.sweep.watch import Watch
+from trainers.tuning import Budget, Tune, describe, metric_of
 
 _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a run's processes are known by their working directory
@@ -41,7 +38,6 @@ _ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # prints nothing at verbose=0
 }
-_POLL = 2.0  # seconds
 
 
 class SweepDriver(Driver):
@@ -51,6 +47,7 @@ class SweepDriver(Driver):
         super().__init__(run)
         self.tune = Tune.model_validate(self.whole["tune"])
         self.metric, self.mode = metric_of(self.tune, self.job.task)
+        self.budget = Budget.model_validate(self.whole["budget"]) if self.whole.get("budget") else None
         self.room: Room
 
     @property
@@ -81,25 +78,34 @@ class SweepDriver(Driver):
         events.append({"event": "sweep", "trials": self.total, "metric": self.metric, "mode": self.mode})
         scheduler = build_scheduler(self.tune, record, self.mode, self._longest(ready))
         remember(scheduler, record)
-        stopping = threading.Event()
-        with _watching(self.run, attempt, stopping) as superseded:
+        with self._watch(attempt, record).looking() as watch:
             bridge = Bridge(
                 self.tune,
                 build_searcher(self.tune, self.mode),
                 record,
                 slots=None if self.tune.scheduler.pauses else self.room.slots,
                 mode=self.mode,
-                is_stopping=lambda: stopping.is_set() or self.leaving,
+                is_stopping=lambda: watch.is_stopping or self.leaving,
                 on_resumed=lambda name, trial: remember_one(scheduler, name, trial, record.metric),
             )
             self._run_trials(attempt, ready, bridge, scheduler)
-        if superseded:
-            raise superseded[0]
+        if watch.superseded is not None:
+            raise watch.superseded
         if self.leaving:
             events.append({"event": "preempted", "step": 0})
             return "preempted: the machine asked the driver to end"
-        attempt.finish(self._result(record, reason=self.run.stop_reason()))
+        if watch.is_spent:
+            events.append({"event": "budget.spent"})
+        result = self._result(record, watch.reason)
+        through_outages(lambda: attempt.finish(result))
         return ""
+
+    def _watch(self, attempt: Attempt, record: Record) -> Watch:
+        if self.budget is None:
+            return Watch(attempt)
+        hours = self.budget.max_hours
+        why = f"budget.max_hours, which is {hours:g}, is used up"
+        return Watch(attempt, seconds_left=hours * 3600 - record.seconds_before, budget=why)
 
     def _run_trials(self, attempt: Attempt, ready: Ready, bridge: Bridge, scheduler: TrialScheduler) -> None:
         each = self.tune.workers_per_trial
@@ -151,9 +157,10 @@ class SweepDriver(Driver):
     def _result(self, record: Record, reason: str | None) -> Result:
         trials = list(record.trials.values())
         best = next(iter(ranked(trials, self.metric, self.mode)), None)
-        if reason is not None:
-            left = self.total - sum(trial.state in ENDED for trial in trials)
-            return Result(state="STOPPED", message=f"{reason}; {left} trials are left to do", exit_code=4)
+        left = self.total - sum(trial.state in ENDED for trial in trials)
+        if reason is not None and left:
+            message = f"{reason}; {left} {'trial is' if left == 1 else 'trials are'} left to do"
+            return Result(state="STOPPED", message=message, exit_code=4)
         if best is None or all(trial.state == "FAILED" for trial in trials):
             first = next((trial for trial in trials if trial.state == "FAILED"), None)
             cause = f"; the first, {first.id}: {first.message}" if first is not None else ""
@@ -163,31 +170,3 @@ class SweepDriver(Driver):
         if self.tune.repeats > 1:
             message += f"; mean over {self.tune.repeats} seeds: {means_of(trials, self.metric)[best.number]:.4f}"
         return Result(state="SUCCEEDED", message=message, step=newest.step, metrics=dict(newest.metrics))
-
-
-@contextlib.contextmanager
-def _watching(run: Run, attempt: Attempt, stopping: threading.Event) -> Iterator[list[SupersededError]]:
-    """Look now and then whether a person wants the sweep to stop, or a newer attempt has taken over."""
-    closed = threading.Event()
-    superseded: list[SupersededError] = []
-
-    def watch() -> None:
-        while not closed.wait(_POLL):
-            try:
-                attempt.check_current()
-                if run.stop_reason() is not None:
-                    stopping.set()
-            except SupersededError as error:
-                superseded.append(error)
-                stopping.set()
-                return
-            except StorageError:
-                continue
-
-    thread = threading.Thread(target=watch, name="watch", daemon=True)
-    thread.start()
-    try:
-        yield superseded
-    finally:
-        closed.set()
-        thread.join()

@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.errors import (
     CorruptObjectError,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 30 * 60.0  # seconds that storage may be away
 _PAUSE = 5.0
+_T = TypeVar("_T")
 _FINAL = (CorruptObjectError, StorageDeniedError, StorageFullError, SupersededError)  # no outage
 
 
@@ -173,7 +174,7 @@ class Training(ABC):
 
     def _train(self) -> None:
         try:
-            self._news.put(_through_outages(self._attempt))
+            self._news.put(through_outages(self._attempt))
         except Exception as error:  # told to whoever waits
             self._news.put(error)
 
@@ -230,12 +231,12 @@ class OneRankTraining(Training):
         return News(result.step, *evaluated, result.metrics, result.state, result.message)
 
 
-def _through_outages(attempt: Callable[[], News]) -> News:
-    """Try again, from the newest checkpoint, while storage is away. Raises what else there is."""
+def through_outages(call: Callable[[], _T]) -> _T:
+    """Try again while storage is away. Raises what else there is."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            return attempt()
+            return call()
         except StorageError as error:
             if isinstance(error, _FINAL) or time.monotonic() > until:
                 raise

@@ -1,0 +1,42 @@
+"""When a sweep stops."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.runs import Attempt
+from tests.finished import new_run
+from tests.harness import wait_for
+from trainers.sweep import watch
+from trainers.sweep.watch import Watch
+
+
+@pytest.fixture
+def attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Attempt:
+    monkeypatch.setattr(watch, "_POLL", 0.01)
+    return new_run(tmp_path, "sweep").claim()
+
+
+def test_a_sweep_stops_when_a_person_wants_it_to(attempt: Attempt) -> None:
+    with Watch(attempt, seconds_left=1000, budget="used up").looking() as looking:
+        assert not looking.is_stopping
+        attempt.run.request_stop("enough")
+        wait_for(lambda: looking.is_stopping, "a stop", timeout=5)
+    assert (looking.reason, looking.is_spent, attempt.notice()) == ("enough", False, None)
+
+
+def test_a_sweep_whose_budget_is_used_up_has_its_trials_save_and_end(attempt: Attempt) -> None:
+    began = time.monotonic()
+    with Watch(attempt, seconds_left=0.2, budget="used up").looking() as looking:
+        wait_for(lambda: looking.is_stopping, "a stop", timeout=5)
+    assert time.monotonic() - began >= 0.2
+    assert (looking.reason, looking.is_spent, attempt.notice()) == ("used up", True, "used up")
+
+
+def test_a_sweep_that_a_newer_attempt_has_taken_over_ends(attempt: Attempt) -> None:
+    with Watch(attempt).looking() as looking:
+        attempt.run.claim()
+        wait_for(lambda: looking.is_stopping, "a stop", timeout=5)
+    assert looking.superseded is not None
+    assert looking.reason is None
