@@ -50,7 +50,7 @@ class Trial:
     point: Mapping[str, Any]
     started: float
     repeat: int = 0  # of those with the same point, each with another seed
-    state: str = "RUNNING"  # or STOPPED, which goes on with a resume, or one of ENDED
+    state: str = "RUNNING"  # or WAITING for others, STOPPED, which goes on with a resume, or one of ENDED
     message: str = ""
     ended: float | None = None
     evaluations: dict[int, Evaluation] = field(default_factory=dict)
@@ -95,6 +95,8 @@ def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
             case "trial.copied" if row["trial"] in found:
                 copied = Copied(Origin(**row["origin"]), row["iteration"])
                 found[row["trial"]].go_on_from(copied, row["point"])
+            case "trial.state" if row["trial"] in found:
+                found[row["trial"]].state = row["state"]
             case "trial.ended" if row["trial"] in found:
                 trial = found[row["trial"]]
                 trial.state, trial.message, trial.ended = row["state"], row["message"], row["time"]

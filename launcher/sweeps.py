@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _BEST = 5  # shown of the best
-_STATES = ("RUNNING", "SUCCEEDED", "PRUNED", "FAILED", "STOPPED")
+_STATES = ("RUNNING", "WAITING", "SUCCEEDED", "PRUNED", "FAILED", "STOPPED")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Sweep:
         found = Counter(trial.state for trial in self.trials)
         done = sum(found[state] for state in ENDED)
         ended = ", ".join(f"{found[state]} {state.lower()}" for state in ENDED if found[state])
-        others = "".join(f"; {found[state]} {state.lower()}" for state in ("RUNNING", "STOPPED") if found[state])
+        others = "".join(
+            f"; {found[state]} {state.lower()}" for state in ("RUNNING", "WAITING", "STOPPED") if found[state]
+        )
         return f"{done} of {self.budget} trials done{f': {ended}' if ended else ''}{others}"
 
     def as_dict(self) -> dict[str, Any]:

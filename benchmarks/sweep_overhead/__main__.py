@@ -125,10 +125,13 @@ def summary(chosen: Sequence[Contestant], measured: Sequence[Measured], ideal: f
         columns: list[Callable[[Measured], float]] = [
             lambda one: one.whole,
             lambda one: one.sweep,
+            lambda one: one.training,
             lambda one: one.sweep - ideal,
         ]
         rows.append([contestant.title, *(spread_of(measured, contestant.name, column).text(1) for column in columns)])
-    return table(["", "whole command, s", "first trial to last, s", "more than the training, s"], rows)
+    return table(
+        ["", "whole command, s", "first trial to last, s", "its training, s", "more than the training, s"], rows
+    )
 
 
 def targets(measured: Sequence[Measured], ideal: float) -> list[Target]:

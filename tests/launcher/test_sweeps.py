@@ -83,6 +83,7 @@ def test_trials_are_listed_for_people_and_for_programs(tmp_path: Path, capsys: p
     trials_command(run.uri, limit=100, json=True)
     assert json.loads(capsys.readouterr().out)["counts"] == {
         "running": 1,
+        "waiting": 0,
         "succeeded": 1,
         "pruned": 1,
         "failed": 1,

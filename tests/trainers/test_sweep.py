@@ -255,3 +255,34 @@ def test_a_sweep_with_repeats_goes_on_with_those_that_are_left_and_suggests_what
 def test_a_repeat_has_another_seed() -> None:
     sweep = {"train": {"seed": 7}, "tune": {"repeats": 3}}
     assert [trial_job(sweep, {}, repeat)["train"]["seed"] for repeat in range(3)] == [7, 8, 9]
+
+
+# -- trials that wait
+
+
+def test_a_trial_that_waits_is_told_apart_from_one_that_runs(run: Run) -> None:
+    launch = Launch(run)
+    launch.suggest("a")
+    trial = launch.record.trials["00000"]
+    for state in ("WAITING", "WAITING", "RUNNING", "WAITING"):
+        launch.record.is_now(trial, state)
+    launch.events.close()
+    rows = [row for row in run.all_rows("events") if row["event"] == "trial.state"]
+    assert [row["state"] for row in rows] == ["WAITING", "RUNNING", "WAITING"]
+    assert states(Launch(run)) == ["WAITING"]
+    launch.bridge.on_started("a")
+    assert states(launch) == ["RUNNING"]
+
+
+def test_of_a_trial_that_waited_when_it_was_ended_its_own_folder_says_so(run: Run) -> None:
+    launch = Launch(run, slots=2)
+    launch.suggest("a")
+    folder = trial_run(run, "00000")
+    folder.create(b"task: image-classification\n")
+    folder.claim()
+    launch.result("a", 2, 0.5)
+    launch.bridge.on_trial_complete("a", None)
+    result = folder.result()
+    assert result is not None
+    assert (result.state, result.step, result.metrics) == ("PRUNED", 2, {"eval_accuracy": 0.5})
+    assert states(launch) == ["PRUNED"]

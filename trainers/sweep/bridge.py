@@ -65,7 +65,7 @@ class Bridge(RaySearcher):
             trial = proposed
         else:
             return None
-        trial.state = "RUNNING"
+        self._record.is_now(trial, "RUNNING")
         self._running[trial_id] = trial
         return config_of(trial)
 
@@ -85,6 +85,11 @@ class Bridge(RaySearcher):
         if result is None:  # it waited, so nobody trains it who could say so
             self._record.close(trial, "PRUNED", why)
         self._end(trial_id, "PRUNED", why)
+
+    def on_started(self, trial_id: str) -> None:
+        """Take note that a trial which waited goes on."""
+        if trial_id in self._running:
+            self._record.is_now(self._running[trial_id], "RUNNING")
 
     def on_lost(self, trial_id: str, why: str) -> None:
         """Take a trial for failed whose actor was lost more often than is allowed."""
@@ -174,11 +179,14 @@ def config_of(trial: Trial) -> dict[str, Any]:
     return {"trial": trial.id, "repeat": trial.repeat, "point": json.dumps(trial.point), "copied": copied}
 
 
-class Losses(Callback):
-    """Hears why Tune gave a trial up."""
+class Listener(Callback):
+    """Hears when Tune starts a trial, and why it gave one up."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
+
+    def on_trial_start(self, *_: Any, trial: RayTrial, **__: Any) -> None:  # type: ignore[override]  # named, always
+        self._bridge.on_started(trial.trial_id)
 
     def on_trial_error(self, *_: Any, trial: RayTrial, **__: Any) -> None:  # type: ignore[override]  # named, always
         error = trial.get_pickled_error()

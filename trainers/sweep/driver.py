@@ -19,7 +19,7 @@ from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, means_of, ranked
 from trainers.main import Driver, Ready, start_ray_for
 from trainers.sweep.actor import Shared, TrialActor
-from trainers.sweep.bridge import Bridge, Losses
+from trainers.sweep.bridge import Bridge, Listener
 from trainers.sweep.ranks import Ranks
 from trainers.sweep.record import Record
 from trainers.sweep.room import Room
@@ -134,7 +134,7 @@ class SweepDriver(Driver):
             reuse_actors=True,
             max_failures=self.job.train.max_failures,
             raise_on_failed_trial=False,
-            callbacks=[Losses(bridge)],
+            callbacks=[Listener(bridge)],
             trial_name_creator=lambda trial: str(trial.trial_id),
             trial_dirname_creator=lambda trial: str(trial.trial_id),
             verbose=0,

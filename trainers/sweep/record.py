@@ -49,6 +49,12 @@ class Record:
         told = {"origin": vars(copied.origin), "iteration": copied.iteration, "point": point}
         self._write({"event": "trial.copied", "trial": trial.id, **told})
 
+    def is_now(self, trial: Trial, state: str) -> None:
+        """Write down that a trial waits for others, or goes on."""
+        if trial.state != state:
+            trial.state = state
+            self._write({"event": "trial.state", "trial": trial.id, "state": state})
+
     def ended(self, trial: Trial, state: str, message: str) -> None:
         trial.state, trial.message, trial.ended = state, message, time.time()
         self._write({"event": "trial.ended", "trial": trial.id, "state": state, "message": message})

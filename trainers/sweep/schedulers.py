@@ -48,6 +48,7 @@ def build_scheduler(tune: Tune, record: Record, mode: str, longest: Mapping[str,
             return _Median(**common, grace_period=grace, min_samples_required=config.min_samples_required or 3)
         case "hyperband":
             return _HyperBand(
+                record,
                 **common,
                 max_t=config.max_t or longest[config.time_attr],
                 reduction_factor=config.reduction_factor or 3,
@@ -76,8 +77,24 @@ class _Median(MedianStoppingRule):
         return str(TrialScheduler.CONTINUE)
 
 
-class _HyperBand(HyperBandScheduler):
+class _Pausing:
+    """Writes down of Ray's schedulers that pause trials which ones wait."""
+
+    _record: Record
+
+    def on_trial_result(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> str:
+        action = str(super().on_trial_result(tune_controller, trial, result))  # type: ignore[misc]  # the scheduler's
+        if action == TrialScheduler.PAUSE or trial.status == "PAUSED":
+            self._record.is_now(self._record.trials[trial.config["trial"]], "WAITING")
+        return action
+
+
+class _HyperBand(_Pausing, HyperBandScheduler):
     """Looks after every trial that ends whether the others of its bracket can go on; Ray's own does so only once."""
+
+    def __init__(self, record: Record, **options: Any) -> None:
+        super().__init__(**options)
+        self._record = record
 
     def _process_bracket(self, tune_controller: TuneController, bracket: Any) -> str:
         action = super()._process_bracket(tune_controller, bracket)
@@ -85,7 +102,7 @@ class _HyperBand(HyperBandScheduler):
         return action
 
 
-class _Population(PopulationBasedTraining):
+class _Population(_Pausing, PopulationBasedTraining):
     """Ray's population based training, with our own way to perturb, which a resume repeats."""
 
     def __init__(self, tune: Tune, record: Record, **options: Any) -> None:
