@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
@@ -56,10 +57,14 @@ class Trial:
     evaluations: dict[int, Evaluation] = field(default_factory=dict)
     copied: Copied | None = None  # from another trial, the last time that it was
 
+    @property
+    def newest(self) -> Evaluation | None:
+        return self.evaluations[max(self.evaluations)] if self.evaluations else None
+
     def value(self, metric: str) -> float | None:
-        """Return the metric of the newest evaluation; None where there was none."""
-        newest = max(self.evaluations, default=None)
-        return self.evaluations[newest].metrics.get(metric) if newest is not None else None
+        """Return the metric of the newest evaluation; None where there was none, or it is no finite number."""
+        value = self.newest.metrics.get(metric) if self.newest is not None else None
+        return value if value is not None and math.isfinite(value) else None
 
     def go_on_from(self, copied: Copied, point: Mapping[str, Any]) -> None:
         """Take over what another trial has become, with new values."""
@@ -92,6 +97,8 @@ def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
             case "trial.result" if row["trial"] in found:
                 one = Evaluation(row["iteration"], row["step"], row["epoch"], row["metrics"])
                 found[row["trial"]].evaluations[one.iteration] = one
+                if found[row["trial"]].state == "STOPPED":  # it was, and goes on
+                    found[row["trial"]].state, found[row["trial"]].ended = "RUNNING", None
             case "trial.copied" if row["trial"] in found:
                 copied = Copied(Origin(**row["origin"]), row["iteration"])
                 found[row["trial"]].go_on_from(copied, row["point"])

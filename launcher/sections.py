@@ -15,7 +15,7 @@ from launcher.display import describe_event
 from launcher.history import ReportData, ending_of
 from launcher.markup import Content, Html, table, tag
 from launcher.sweep_charts import epochs_saved
-from launcher.sweeps import Sweep, values_of
+from launcher.sweeps import Sweep
 from launcher.text import duration, number, size
 
 _CLASSES = 60  # shown by name
@@ -204,7 +204,7 @@ def _trial(trial: Trial, sweep: Sweep) -> list[Content]:
         str(trial.epoch or ""),
         f"{value:.4f}" if value is not None else "",
         duration(max(trial.ended - trial.started, 0.0)) if trial.ended is not None else "",
-        values_of(trial, sweep.trials),
+        sweep.values_of(trial),
         trial.message,
     ]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from cluster.errors import RunNotFoundError
+from cluster.errors import RunNotFoundError, UsageError
 from cluster.local import LocalProvider
 from cluster.provider import Receipt, State
 from cluster.runs import Claim, Run, counted
@@ -66,7 +66,24 @@ def summarize(run: Run, *, brief: bool = False) -> Summary:
         state, reason = _while_it_runs(run, newest)
     if brief:
         return Summary(run.id, run.uri, state, reason, **common)
-    return Summary(run.id, run.uri, state, reason, **{**_progress(run, claims), **common, **_checkpoints(run)})
+    found = {**_progress(run, claims), **common, **_checkpoints(run)}
+    return Summary(run.id, run.uri, state, reason, **{**found, "sweep": as_it_stands(found["sweep"], state)})
+
+
+def as_it_stands(sweep: Sweep | None, state: State) -> Sweep | None:
+    """Return what there is of a sweep, in a run of this state: unless that runs, no trial does."""
+    return sweep.at_rest() if sweep is not None and state != State.RUNNING else sweep
+
+
+def open_sweep(run: Run) -> Sweep:
+    """Return a run's sweep. Raises UsageError where it is none."""
+    sweep = summarize(run).sweep
+    if sweep is None:
+        raise UsageError(
+            f"{run.uri} has no trials: its job file has no tune: block, or it has not begun. "
+            f"See where it stands: raylift status {typed(run.uri)}"
+        )
+    return sweep
 
 
 def next_steps(summary: Summary) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launcher.display import PlainDisplay, describe_event
-from launcher.sweeps import Sweep, read_sweep, summary_table, values_of
+from launcher.sweeps import Sweep, read_sweep, summary_table
 from launcher.text import decimal
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _PLAIN_EVERY = 10.0  # seconds between lines of progress in a pipe
 _REFRESH = 2.0  # times a second
+_AROUND = 8  # lines of the table's head, the best, and the counts
 
 
 class PlainSweepDisplay(PlainDisplay):
@@ -27,7 +28,9 @@ class PlainSweepDisplay(PlainDisplay):
         """Show what comes after `history`, the events of earlier attempts."""
         super().__init__(console)
         self._rows = list(history)
-        sweep = read_sweep(self._rows)
+        self._head = next((row for row in reversed(history) if row["event"] == "sweep"), None)
+        self._read: tuple[int, Sweep | None] = (0, None)  # what so many rows say
+        sweep = self.sweep
         best = sweep.best if sweep is not None else None
         self._best = best.value(sweep.metric) if best is not None and sweep is not None else None
         self._said_at = time.monotonic()
@@ -36,13 +39,17 @@ class PlainSweepDisplay(PlainDisplay):
         if update.stream != "events":
             return
         self._rows.append(update.row)
+        if update.row["event"] == "sweep":
+            self._head = update.row
         line = self._line(update.row) or describe_event(update.row, update.attempt)
         if line:
             self.say(line)
 
     @property
     def sweep(self) -> Sweep | None:
-        return read_sweep(self._rows)
+        if self._read[0] != len(self._rows):
+            self._read = len(self._rows), read_sweep(self._rows)
+        return self._read[1]
 
     def _line(self, row: dict[str, Any]) -> str:
         match row["event"]:
@@ -58,11 +65,10 @@ class PlainSweepDisplay(PlainDisplay):
                 return ""
 
     def _is_best(self, row: dict[str, Any]) -> bool:
-        head = next((each for each in reversed(self._rows) if each["event"] == "sweep"), None)
-        value = row["metrics"].get(head["metric"]) if head is not None else None
-        if head is None or value is None or not math.isfinite(value):
+        value = row["metrics"].get(self._head["metric"]) if self._head is not None else None
+        if self._head is None or value is None or not math.isfinite(value):
             return False
-        better = self._best is None or (value > self._best if head["mode"] == "max" else value < self._best)
+        better = self._best is None or (value > self._best if self._head["mode"] == "max" else value < self._best)
         if better:
             self._best = value
         return better
@@ -73,9 +79,8 @@ class PlainSweepDisplay(PlainDisplay):
         assert self._best is not None
         trial = next(trial for trial in sweep.trials if trial.id == name)
         measured = sweep.metric.removeprefix("eval_")
-        return f"trial {name}, epoch {trial.epoch}: {measured} {decimal(self._best)}, the best so far  " + values_of(
-            trial, sweep.trials
-        )
+        found = f"{measured} {decimal(self._best)}, the best so far"
+        return f"trial {name}, epoch {trial.epoch}: {found}  {sweep.values_of(trial)}"
 
     def _progress(self) -> str:
         self._said_at = time.monotonic()
@@ -120,4 +125,5 @@ class LiveSweepDisplay(PlainSweepDisplay):
         sweep = self.sweep
         if sweep is None:
             return "starting"
-        return Group(summary_table(sweep, now=time.time()), sweep.counts())
+        room = max(self._live.console.height - _AROUND, 1)
+        return Group(summary_table(sweep, now=time.time(), running=room), sweep.counts())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UsageError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _BEST = 5  # shown of the best
+_RUNNING = 10  # shown of those that run
 _STATES = ("RUNNING", "WAITING", "SUCCEEDED", "PRUNED", "FAILED", "STOPPED")
 
 
@@ -29,9 +31,20 @@ class Sweep:
     budget: int  # trials in all
     trials: Sequence[Trial]
 
-    @property
+    @cached_property
     def ranked(self) -> list[Trial]:
         return ranked(self.trials, self.metric, self.mode)
+
+    @cached_property
+    def ordered(self) -> list[Trial]:
+        """All trials, the best first and those without a value last."""
+        known = {trial.id for trial in self.ranked}
+        return [*self.ranked, *(trial for trial in self.trials if trial.id not in known)]
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The keys that were searched, and names for them as short as tells them apart."""
+        return short_names(list(dict.fromkeys(key for trial in self.trials for key in trial.point)))
 
     @property
     def best(self) -> Trial | None:
@@ -40,6 +53,11 @@ class Sweep:
     @property
     def running(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.state == "RUNNING"]
+
+    def at_rest(self) -> Sweep:
+        """Return it where nothing of it runs: what it left running was stopped, and goes on with a resume."""
+        trials = [trial if trial.state in ENDED else replace(trial, state="STOPPED") for trial in self.trials]
+        return replace(self, trials=trials)
 
     def counts(self) -> str:
         """Say how many trials stand where: "7 of 20 trials done: 3 succeeded, 4 pruned; 2 running"."""
@@ -51,11 +69,22 @@ class Sweep:
         )
         return f"{done} of {self.budget} trials done{f': {ended}' if ended else ''}{others}"
 
+    @cached_property
+    def means(self) -> dict[int, float]:
+        """The mean value of each point's trials, by its number."""
+        return means_of(self.trials, self.metric)
+
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether a point was trained more than once."""
+        return any(trial.repeat for trial in self.trials)
+
+    def values_of(self, trial: Trial) -> str:
+        """Say what a trial was given, its keys as short as tells them apart."""
+        return "  ".join(f"{self.names[key]} {shown(value)}" for key, value in trial.point.items())
+
     def as_dict(self) -> dict[str, Any]:
         """Return it for programs, the best trial first."""
-        order = {trial.id: place for place, trial in enumerate(self.ranked)}
-        trials = sorted(self.trials, key=lambda trial: (order.get(trial.id, len(order)), trial.number))
-        means = means_of(self.trials, self.metric)
         found = Counter(trial.state for trial in self.trials)
         return {
             "metric": self.metric,
@@ -63,7 +92,24 @@ class Sweep:
             "budget": self.budget,
             "counts": {state.lower(): found[state] for state in _STATES},
             "best": self.best.id if self.best is not None else None,
-            "trials": [{**_as_dict(trial, self.metric), "mean": means.get(trial.number)} for trial in trials],
+            "trials": [self.trial_dict(trial) for trial in self.ordered],
+        }
+
+    def trial_dict(self, trial: Trial) -> dict[str, Any]:
+        """Return a trial for programs."""
+        evaluation = trial.newest
+        return {
+            "trial": trial.id,
+            "repeat": trial.repeat,
+            "state": trial.state,
+            "message": trial.message,
+            "value": trial.value(self.metric),
+            "mean": self.means.get(trial.number),
+            "epoch": trial.epoch,
+            "step": evaluation.step if evaluation is not None else 0,
+            "metrics": dict(evaluation.metrics) if evaluation is not None else {},
+            "seconds": round(trial.ended - trial.started, 3) if trial.ended is not None else None,
+            "point": dict(trial.point),
         }
 
 
@@ -74,47 +120,39 @@ def read_sweep(rows: Iterable[Mapping[str, Any]]) -> Sweep | None:
     return Sweep(head["metric"], head["mode"], head["trials"], read_trials(rows)) if head is not None else None
 
 
-def open_sweep(run: Run) -> Sweep:
-    """Return a run's sweep. Raises UsageError where it is none."""
-    sweep = read_sweep(run.all_rows("events"))
-    if sweep is None:
-        raise UsageError(
-            f"{run.uri} has no trials: its job file has no tune: block, or it has not begun. "
-            f"See where it stands: raylift status {typed(run.uri)}"
-        )
-    return sweep
+def best_of(sweep: Sweep, run: Run) -> Trial:
+    """Return the best trial of a run's sweep. Raises UsageError where none is best yet."""
+    if sweep.best is None:
+        raise UsageError(f"no trial of {run.uri} was evaluated yet: raylift status {typed(run.uri)}")
+    return sweep.best
+
+
+def job_of(trial: Trial, sweep: Sweep, run: Run) -> str:
+    """Return the job file of one trial of a run's sweep, ready to run, with the values that the trial has come to."""
+    from ruamel.yaml import YAML
+
+    from trainers.tuning import trial_job
+
+    yaml = YAML(typ="safe", pure=True)
+    stream = io.StringIO()
+    yaml.dump(trial_job(yaml.load(run.job()), trial.point, trial.repeat), stream)
+    value = trial.value(sweep.metric)
+    told = f": {sweep.metric} {decimal(value)}" if value is not None else ""
+    return f"# trial {trial.id} of {run.uri}{told}\n{stream.getvalue()}"
 
 
 def winner_of(run: Run) -> Run:
     """Return the run of a sweep's best trial, and of another run itself. Raises UsageError where none is best yet."""
     sweep = read_sweep(run.all_rows("events"))
-    if sweep is None:
-        return run
-    if sweep.best is None:
-        raise UsageError(f"no trial of {run.uri} was evaluated yet: raylift status {typed(run.uri)}")
-    return trial_run(run, sweep.best.id)
+    return run if sweep is None else trial_run(run, best_of(sweep, run).id)
 
 
-def winners_job(run: Run) -> str:
-    """Return the job file of a sweep's best trial. Raises UsageError where none is best yet."""
-    best = open_sweep(run).best
-    if best is None or best.copied is None:
-        return winner_of(run).job().decode()
-    from ruamel.yaml import YAML
-
-    from trainers.tuning import trial_job
-
-    job = trial_job(YAML(typ="safe", pure=True).load(run.job()), best.point)  # its own has the values it began with
-    stream = io.StringIO()
-    YAML(typ="safe", pure=True).dump(job, stream)
-    return stream.getvalue()
-
-
-def summary_table(sweep: Sweep, *, now: float | None = None) -> Table:
-    """Return the best few trials and those that run; with `now`, for how long they have."""
+def summary_table(sweep: Sweep, *, now: float | None = None, running: int = _RUNNING) -> Table:
+    """Return the best few trials and of those that run the first; with `now`, for how long they have."""
     best = sweep.ranked[:_BEST]
-    shown = [*best, *(trial for trial in sweep.running if trial not in best)]
-    return trials_table(sweep, shown, now=now)
+    known = {trial.id for trial in best}
+    others = [trial for trial in sweep.running if trial.id not in known]
+    return trials_table(sweep, [*best, *others[:running]], now=now)
 
 
 def trials_table(sweep: Sweep, trials: Sequence[Trial], *, now: float | None = None) -> Table:
@@ -123,8 +161,8 @@ def trials_table(sweep: Sweep, trials: Sequence[Trial], *, now: float | None = N
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="", expand=True)
     measured = sweep.metric.removeprefix("eval_").upper()
-    means = means_of(sweep.trials, sweep.metric) if any(trial.repeat for trial in sweep.trials) else None
-    widths = {"TRIAL": 6, "STATE": 9, "EPOCH": 5, **({"MEAN": 6} if means else {}), measured: 6, "TIME": 10}
+    means = {"MEAN": 6} if sweep.repeats else {}
+    widths = {"TRIAL": 6, "STATE": 9, "EPOCH": 5, **means, measured: 6, "TIME": 10}
     for name, width in widths.items():
         left = name in ("TRIAL", "STATE")
         table.add_column(name, no_wrap=True, min_width=max(width, len(name)), justify="left" if left else "right")
@@ -132,24 +170,18 @@ def trials_table(sweep: Sweep, trials: Sequence[Trial], *, now: float | None = N
     best = sweep.best
     for trial in trials:
         value = trial.value(sweep.metric)
-        ended = trial.ended if trial.ended is not None else now
-        mean = means.get(trial.number) if means else None
+        ended = now if trial.state == "RUNNING" else trial.ended
+        mean = sweep.means.get(trial.number)
         table.add_row(
             f"{trial.id}{'*' if best is not None and trial.id == best.id else ''}",
             trial.state,
             str(trial.epoch or ""),
-            *([decimal(mean) if mean is not None else ""] if means else []),
+            *([decimal(mean) if mean is not None else ""] if sweep.repeats else []),
             decimal(value) if value is not None else "",
             duration(max(ended - trial.started, 0)) if ended is not None else "",
-            values_of(trial, sweep.trials),
+            sweep.values_of(trial),
         )
     return table
-
-
-def values_of(trial: Trial, among: Sequence[Trial]) -> str:
-    """Say what a trial was given, its keys as short as tells them apart."""
-    names = short_names(list(dict.fromkeys(key for each in among for key in each.point)))
-    return "  ".join(f"{names[key]} {_shown(value)}" for key, value in trial.point.items())
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -165,22 +197,12 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     return {key: short(parts) for key, parts in zip(keys, split, strict=True)}
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value of a trial in a few characters, as a job file would say it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {shown(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _as_dict(trial: Trial, metric: str) -> dict[str, Any]:
-    newest = max(trial.evaluations, default=None)
-    evaluation = trial.evaluations[newest] if newest is not None else None
-    return {
-        "trial": trial.id,
-        "repeat": trial.repeat,
-        "state": trial.state,
-        "message": trial.message,
-        "value": trial.value(metric),
-        "epoch": trial.epoch,
-        "step": evaluation.step if evaluation is not None else 0,
-        "metrics": dict(evaluation.metrics) if evaluation is not None else {},
-        "seconds": round(trial.ended - trial.started, 3) if trial.ended is not None else None,
-        "point": dict(trial.point),
-    }

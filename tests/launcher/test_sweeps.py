@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,21 @@ from cluster.runs import Attempt, Result, Run
 from cluster.trials import trial_run
 from launcher.cli.status import status_command
 from launcher.cli.trials import trials_command
-from launcher.history import gather
-from launcher.report import render
-from launcher.status import next_steps, summarize
-from launcher.sweep_charts import build_sweep_charts
-from launcher.sweep_display import PlainSweepDisplay
-from launcher.sweeps import open_sweep, read_sweep, short_names, summary_table, winner_of
+from launcher.spec import load
+from launcher.status import next_steps, open_sweep, summarize
+from launcher.sweep_display import LiveSweepDisplay, PlainSweepDisplay
+from launcher.sweeps import read_sweep, short_names, summary_table, winner_of
 from launcher.torch_command import find_model
 from launcher.watch import Update
 from launcher.yaml_source import parse
 from tests.finished import DIGITS, new_run, write_rows
-from tests.sweeps import HEAD, STORY, begun, evaluated
+from tests.sweeps import HEAD, STORY, begun, elsewhere, ended, evaluated, searched
 
 
 def write_sweep(folder: Path) -> tuple[Run, Attempt]:
     run = new_run(folder, "sweep", DIGITS + "tune: {trials: 8}\n")
     attempt = run.claim()
+    elsewhere(attempt)
     write_rows(attempt, "events", STORY, by="driver")
     return run, attempt
 
@@ -96,7 +96,7 @@ def test_the_best_trials_job_file_and_run_are_the_sweeps(tmp_path: Path, capsys:
     best = trial_run(run, "00001")
     best.create(DIGITS.encode())
     trials_command(run.uri, limit=100, best=True)
-    assert capsys.readouterr().out.endswith(DIGITS)
+    assert parse(capsys.readouterr().out, "best").value["train"]["optimizer"] == {"name": "adam", "lr": 0.1}
     assert winner_of(run).uri == best.uri
     assert find_model(run.uri, None) == best.uri
 
@@ -172,23 +172,79 @@ def test_names_are_as_short_as_tells_them_apart() -> None:
     assert short_names(["a.b.c", "x.b.c"]) == {"a.b.c": "a.b.c", "x.b.c": "x.b.c"}
 
 
-def test_a_report_of_a_sweep_draws_its_trials_and_says_what_ending_early_saved(tmp_path: Path) -> None:
-    run, _ = write_sweep(tmp_path)
-    data = gather(run)
-    assert data.sweep is not None
-    learning, history = build_sweep_charts(data.sweep)
-    assert [(series.name, list(series.x), list(series.y)) for series in learning.series] == [
-        ("the others", [1, 1], [0.7, None]),
-        ("the best, 00001", [1, 2], [0.8, 0.9]),
-    ]
-    assert [list(series.y) for series in history.series] == [[0.7, 0.9], [0.7, 0.9]]
-    page = render(data)
-    assert "Ending trials early saved 1 epoch." in page
-    assert "training diverged: the loss is nan at step 3" in page
-    assert "Where the time went" not in page
+# -- what stands still, and what is many
 
 
-def test_a_report_of_a_sweep_without_an_evaluation_says_so(tmp_path: Path) -> None:
+def test_a_trial_of_a_sweep_whose_processes_are_gone_does_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = new_run(tmp_path)
-    write_rows(run.claim(), "events", [HEAD, begun(0)], by="driver")
-    assert "No trial " in render(gather(run))
+    write_rows(run.claim(), "events", [HEAD, begun(0), evaluated(0, 1, 0.5), begun(1)], by="driver")
+    sweep = open_sweep(run)
+    assert sweep.counts() == "0 of 8 trials done; 2 stopped"
+    status_command(run.uri)
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("0000")]
+    assert [line.split()[:4] for line in table] == [["00000*", "STOPPED", "1", "0.5000"]]
+
+
+def test_a_trial_that_was_stopped_and_goes_on_runs() -> None:
+    sweep = read_sweep([HEAD, begun(0), evaluated(0, 1, 0.5), ended(0, "STOPPED"), HEAD, evaluated(0, 2, 0.6)])
+    assert sweep is not None
+    assert [(trial.state, trial.ended) for trial in sweep.trials] == [("RUNNING", None)]
+
+
+def test_a_status_of_many_running_trials_fits_the_screen() -> None:
+    sweep = read_sweep([HEAD, *(begun(number) for number in range(100)), evaluated(3, 1, 0.5)])
+    assert sweep is not None
+    lines = shown(summary_table(sweep, now=9.0)).splitlines()
+    assert len(lines) == 12
+    assert len(shown(summary_table(sweep, now=9.0, running=3)).splitlines()) == 5
+
+
+def test_a_live_table_leaves_room_for_the_counts_on_a_small_terminal() -> None:
+    console = Console(file=io.StringIO(), width=70, height=14, force_terminal=True)
+    display = LiveSweepDisplay(console, [])
+    for row in [HEAD, *(begun(number) for number in range(60)), *(evaluated(number, 1, 0.5) for number in range(9))]:
+        display.show(Update("events", 1, row))
+    lines = shown(display._table(), 70).splitlines()
+    assert len(lines) <= 13
+    assert lines[-1] == "0 of 8 trials done; 60 running"
+
+
+def test_thousands_of_trials_are_listed_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = new_run(tmp_path)
+    rows = [row for number in range(5000) for row in (begun(number), evaluated(number, 1, number / 1e4))]
+    write_rows(run.claim(), "events", [HEAD, *rows], by="driver")
+    started = time.process_time()
+    trials_command(run.uri, limit=5000)
+    assert time.process_time() - started < 20
+    assert capsys.readouterr().out.count("STOPPED") == 5000
+
+
+def test_the_reasons_of_many_failed_trials_are_not_all_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = new_run(tmp_path)
+    rows = [row for number in range(8) for row in (begun(number), {**ended(number, "FAILED"), "message": "[no] way"})]
+    write_rows(run.claim(), "events", [HEAD, *rows], by="driver")
+    trials_command(run.uri, limit=100)
+    out = capsys.readouterr().out
+    assert out.count("failed: [no] way") == 5
+    assert "… and 3 more failed: --json has all reasons" in out
+
+
+def test_the_best_trials_job_file_loads_as_it_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = searched(tmp_path, 12)
+    winner = open_sweep(run).best
+    assert winner is not None
+    trials_command(run.uri, limit=100, best=True)
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"# trial {winner.id} of {run.uri}: eval_accuracy 0.9")
+    assert "# run" not in printed
+    (tmp_path / "best.yaml").write_text(printed)
+    job = load(tmp_path / "best.yaml").spec
+    assert job.tune is None
+    assert job.train.optimizer.lr == winner.point["train.optimizer.lr"]
+    trials_command(run.uri, limit=100, best=True, json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["trial"], told["uri"], told["job"]) == (winner.id, trial_run(run, winner.id).uri, printed)
