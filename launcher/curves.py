@@ -19,8 +19,10 @@ class Series:
 
     name: str
     x: Sequence[float]
-    y: Sequence[float | None]
-    look: Literal["line", "faint"] = "line"
+    y: Sequence[float | None] | Sequence[str]
+    look: Literal["line", "faint", "points", "steps", "area", "bars"] = "line"  # bars lie, and have a word for their y
+    tone: str = ""  # one of the page's colours, where it is not the next one
+    text: Sequence[str] = ()  # of each point, as HTML
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class Chart:
     x: str
     series: Sequence[Series]
     loss: bool = False  # may be shown on a logarithmic scale
+    logarithmic: bool = False  # at first
     from_zero: bool = True  # the scale, where it is linear
+    unified: bool = True  # pointing at it shows all lines at once, else the nearest point
 
 
 def build_charts(metrics: Rows, steps_per_epoch: int | None) -> list[Chart]:

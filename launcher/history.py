@@ -11,8 +11,8 @@ from typing import Any
 from cluster.errors import UsageError
 from cluster.runs import Checkpoint, Claim, Result, Run, counted
 from launcher.goodput import Goodput, Rows, measure
-from launcher.spec import load_frozen
-from launcher.status import Summary, summarize
+from launcher.spec import JobSpec, load_frozen
+from launcher.status import Summary, as_it_stands, summarize
 from launcher.sweeps import Sweep, read_sweep
 
 
@@ -22,7 +22,7 @@ class ReportData:
 
     summary: Summary
     job: str  # the frozen job file
-    what: str = ""  # the same in a line
+    spec: JobSpec | None = None  # the same, where this version can read it
     created: float
     made: float
     claims: Sequence[Claim]
@@ -33,6 +33,11 @@ class ReportData:
     goodput: Goodput | None = None  # None before the first claim, and of a sweep
     sweep: Sweep | None = None
     version: str = ""  # of the raylift that makes the report
+
+    @property
+    def what(self) -> str:
+        """The job in a line."""
+        return _what(self.spec) if self.spec is not None else ""
 
     @cached_property
     def training(self) -> Mapping[str, Any]:
@@ -64,11 +69,11 @@ def gather(run: Run) -> ReportData:
     claims = run.claims()
     results = run.results()
     events, metrics = run.all_rows("events"), run.all_rows("metrics")
-    sweep = read_sweep(events)
+    sweep = as_it_stands(read_sweep(events), summary.state)
     return ReportData(
         summary=summary,
         job=job.decode(errors="replace"),
-        what=_what(job),
+        spec=_spec(job),
         created=next(entry.modified for entry in run.storage.list(run.path("job.yaml"))),
         made=time.time(),
         claims=claims,
@@ -98,22 +103,28 @@ def ending_of(data: ReportData, claim: Claim) -> tuple[str, str]:
     return "LOST", "it ended without a word: killed, or its machine was lost"
 
 
-def _what(job: bytes) -> str:
+def _spec(job: bytes) -> JobSpec | None:
     try:
-        spec = load_frozen(job)
+        return load_frozen(job)
     except UsageError:  # another version wrote it
-        return ""
+        return None
+
+
+def _what(spec: JobSpec) -> str:
     optimizer = spec.train.optimizer
     length = f"{spec.train.max_steps} steps" if spec.train.max_steps else f"{spec.train.epochs or 1} epochs"
-    return " · ".join(
-        [
-            f"{spec.task}: {spec.model.name} on {spec.data.train}",
-            optimizer.name + (f", lr {optimizer.lr:g}" if optimizer.lr else ""),
-            f"batch size {spec.train.batch_size}",
-            length,
-            f"seed {spec.train.seed}",
-        ]
-    )
+    parts = {
+        "data.train": f"{spec.task}: {spec.model.name} on {spec.data.train}",
+        "train.optimizer": optimizer.name + (f", lr {optimizer.lr:g}" if optimizer.lr else ""),
+        "train.batch_size": f"batch size {spec.train.batch_size}",
+        "train.epochs": length,
+        "train.seed": f"seed {spec.train.seed}",
+    }
+    searched = list(spec.tune.space or {}) if spec.tune is not None else []
+    said = [text for key, text in parts.items() if not any(name.startswith(key) for name in searched)]
+    if spec.tune is not None:
+        said.append(f"search: {spec.tune.search.name}, scheduler: {spec.tune.scheduler.name}")
+    return " · ".join(said)
 
 
 def _version() -> str:

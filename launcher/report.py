@@ -12,11 +12,13 @@ from pathlib import Path
 
 from cluster.errors import UsageError
 from cluster.runs import Run
-from launcher import sections
+from launcher import sections, sweep_sections
 from launcher.curves import build_charts
 from launcher.history import ReportData, gather
 from launcher.markup import Html, data_block, tag
-from launcher.sweep_charts import build_sweep_charts
+from launcher.sweep_charts import draw
+
+_SCRIPTS = ("page.js", "report.js", "parallel.js")
 
 
 def write_report(run: Run, target: Path) -> None:
@@ -37,12 +39,19 @@ def write_report(run: Run, target: Path) -> None:
 
 def render(data: ReportData) -> str:
     """Return the page. Pure: the same data, the same page."""
-    charts = build_charts(data.metrics, data.steps_per_epoch) if data.sweep is None else build_sweep_charts(data.sweep)
+    if data.sweep is None:
+        charts, parallel = build_charts(data.metrics, data.steps_per_epoch), None
+        parts = [*sections.before_curves(data), sections.curves(data, charts), *sections.after_curves(data)]
+    else:
+        drawing = draw(data.sweep, data.spec)
+        charts, parallel = list(drawing.charts), drawing.parallel
+        parts = sweep_sections.page(data, data.sweep, drawing)
     marks = [claim.base.step if claim.base else 0 for claim in data.claims[1:]]
     drawn = {"charts": [asdict(chart) for chart in charts], "restarts": marks}
-    scripts = [_plotly(), _resource("report.js")] if charts else []
+    drawn |= {"parallel": asdict(parallel)} if parallel is not None else {}
+    scripts = [_plotly(), *map(_resource, _SCRIPTS)] if charts else []
     content = [
-        tag("main", sections.before_curves(data), sections.curves(data, charts), sections.after_curves(data)),
+        tag("main", parts),
         data_block(drawn, id="curves-data"),
         *(tag("script", script) for script in scripts),
     ]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from cluster.runs import Checkpoint
+from cluster.runs import Checkpoint, Claim
 from cluster.selection import best_of
-from cluster.trials import Trial
+from launcher import pieces
 from launcher.curves import Chart
 from launcher.display import describe_event
 from launcher.history import ReportData, ending_of
 from launcher.markup import Content, Html, table, tag
-from launcher.sweep_charts import epochs_saved
-from launcher.sweeps import Sweep
 from launcher.text import duration, number, size
 
 _CLASSES = 60  # shown by name
-_TRIALS = 500
 _PARTS = {
     "training": "steps that count",
     "start-up": "Ray, the data and the ranks, from an attempt's claim to its first step",
@@ -34,7 +30,7 @@ _PARTS = {
 
 
 def before_curves(data: ReportData) -> list[Html]:
-    return [_headline(data), _tiles(data), _goodput(data)]
+    return [headline(data), pieces.tiles(_figures(data)), _goodput(data)]
 
 
 def curves(data: ReportData, charts: Sequence[Chart]) -> Html:
@@ -42,25 +38,27 @@ def curves(data: ReportData, charts: Sequence[Chart]) -> Html:
     if not charts:
         over = data.summary.state.is_final
         words = "The run ended before its first step." if over else "No step has been trained yet."
-        if data.sweep is not None:
-            words = "No trial was evaluated." if over else "No trial has been evaluated yet."
-        return _section("Learning curves", tag("p", words, class_="empty"))
-    cards = [_card(chart, index) for index, chart in enumerate(charts)]
-    hints = ["Drag over a part to enlarge it, double-click to go back."]
+        return pieces.section("Learning curves", tag("p", words, class_="empty"))
+    cards = [pieces.chart_card(chart, index) for index, chart in enumerate(charts)]
+    hints = [pieces.ENLARGE]
     if any(claim.base for claim in data.claims[1:]):
         hints.append("Dotted: where a later attempt went on from a checkpoint.")
-    return _section(
+    return pieces.section(
         "Learning curves",
         tag("div", cards, class_="charts"),
         tag("p", " ".join(hints), class_="note"),
-        tag("noscript", tag("p", "The curves are drawn by this page's own script, which is switched off here.")),
+        pieces.without_script(),
     )
 
 
 def after_curves(data: ReportData) -> list[Html]:
-    results = _checkpoints(data) if data.sweep is None else _trials(data.sweep)
-    parts = [results, _attempts(data), _samples(data), _machine(data), _job(data), _happenings(data)]
-    made = f"Read from {data.summary.uri} on {_moment(data.made)}"
+    return [_checkpoints(data), *about(data)]
+
+
+def about(data: ReportData) -> list[Html]:
+    """Return what a page says at its end, of a run or of a sweep."""
+    parts = [_attempts(data), _samples(data), _machine(data), _job(data), _happenings(data)]
+    made = f"Read from {data.summary.uri} on {pieces.moment(data.made)}"
     by = f" by raylift {data.version}" if data.version else " by raylift"
     return [*(part for part in parts if part), tag("footer", made, by, ".")]
 
@@ -68,29 +66,24 @@ def after_curves(data: ReportData) -> list[Html]:
 # -- before the curves
 
 
-def _headline(data: ReportData) -> Html:
+def headline(data: ReportData) -> Html:
     state = data.summary.state
     took = duration(max(data.ended - data.created, 0.0))
     facts = [
-        f"Started {_moment(data.created)}",
+        f"Started {pieces.moment(data.created)}",
         f"took {took}" if state.is_final else f"for {took} so far",
-        f"{_count(data.training['world_size'], 'rank')} on {data.training['device']}" if data.training else "",
+        f"{pieces.count(data.training['world_size'], 'rank')} on {data.training['device']}" if data.training else "",
         f"{number(data.training['parameters'])} parameters" if data.training else "",
-        _count(data.summary.restarts, "restart") if data.summary.restarts else "",
+        pieces.count(data.summary.restarts, "restart") if data.summary.restarts else "",
     ]
     said = data.summary.reason
     return tag(
         "header",
-        tag("h1", data.summary.id, " ", tag("span", state, class_=f"state {state.lower()}")),
+        tag("h1", data.summary.id, " ", pieces.chip(state)),
         tag("p", data.what, class_="facts"),
         tag("p", " · ".join(fact for fact in facts if fact), class_="facts"),
         tag("p", said, class_=f"said {state.lower()}") if said else None,
     )
-
-
-def _tiles(data: ReportData) -> Html:
-    tiles = [_tile(value, name) for name, value in _figures(data)]
-    return tag("section", tiles, class_="tiles") if tiles else Html("")
 
 
 def _figures(data: ReportData) -> list[tuple[str, str]]:
@@ -108,10 +101,6 @@ def _figures(data: ReportData) -> list[tuple[str, str]]:
         step = steps[-1]["step"] if steps else data.training["step"]
         found.append(("step", f"{step:,} of {data.training['last_step']:,}"))
     return found
-
-
-def _tile(value: str, name: str) -> Html:
-    return tag("div", tag("b", value), tag("span", name), class_="tile")
 
 
 def _goodput(data: ReportData) -> Html:
@@ -136,18 +125,12 @@ def _goodput(data: ReportData) -> Html:
         for name, seconds in parts.items()
     ]
     counted = duration(spent.training / 1000)
-    return _section(
+    return pieces.section(
         "Where the time went",
         tag("p", f"Goodput {100 * spent.share:.0f} %: of {duration(total)}, {counted} went into steps that count."),
         tag("div", shares, class_="bar"),
         table(["", "time", "share", "what it went into"], rows, class_="parts"),
     )
-
-
-def _card(chart: Chart, index: int) -> Html:
-    scale = tag("label", Html(f'<input type="checkbox" data-chart="{index}"> logarithmic')) if chart.loss else None
-    head = tag("div", tag("h3", chart.title), scale, class_="card-head")
-    return tag("div", head, tag("div", id=f"curve-{index}", class_="plot"), class_="card")
 
 
 # -- after the curves
@@ -156,56 +139,28 @@ def _card(chart: Chart, index: int) -> Html:
 def _checkpoints(data: ReportData) -> Html:
     saved = {row["step"]: row for row in data.events if row["event"] == "checkpoint"}
     if not data.checkpoints:
-        return _section("Checkpoints", tag("p", "There is none.", class_="empty"))
+        return pieces.section("Checkpoints", tag("p", "There is none.", class_="empty"))
     best = best_of(data.checkpoints)
     names = list(dict.fromkeys(name for one in data.checkpoints for name in one.info.get("metrics", {})))
     rows = [_checkpoint(one, saved.get(one.step, {}), names, best) for one in reversed(data.checkpoints)]
     head = ["step", *(name.removeprefix("eval_") for name in names), "size", "saved", "took", "folder"]
     gone = len(set(saved) - {one.step for one in data.checkpoints})
-    note = f"{_count(gone, 'older checkpoint')} gave way to newer ones, as checkpoint.keep says." if gone else ""
-    return _section("Checkpoints", table(head, rows), tag("p", note, class_="note") if note else None)
+    note = f"{pieces.count(gone, 'older checkpoint')} gave way to newer ones, as checkpoint.keep says." if gone else ""
+    return pieces.section("Checkpoints", table(head, rows), pieces.note(note) if note else None)
 
 
 def _checkpoint(
     one: Checkpoint, saved: Mapping[str, Any], names: Sequence[str], best: Checkpoint | None
 ) -> list[Content]:
     measured = one.info.get("metrics", {})
-    mark = tag("span", "best", class_="mark") if best is not None and one.step == best.step else None
+    mark = pieces.mark("best") if best is not None and one.step == best.step else None
     return [
         [f"{one.step:,}", mark],
         *(f"{measured[name]:.4f}" if name in measured else "" for name in names),
         size(one.size),
-        _moment(saved["time"]) if saved else "",
+        pieces.moment(saved["time"]) if saved else "",
         duration(saved["seconds"]) if saved else "",
         tag("code", one.folder),
-    ]
-
-
-def _trials(sweep: Sweep) -> Html:
-    ranked = sweep.ranked
-    shown = [*ranked, *(trial for trial in sweep.trials if trial not in ranked)]
-    rows = [_trial(trial, sweep) for trial in shown[:_TRIALS]]
-    measured = sweep.metric.removeprefix("eval_")
-    notes = [f"{sweep.counts()}."]
-    if saved := epochs_saved(sweep):
-        notes.append(f"Ending trials early saved {_count(saved, 'epoch')}.")
-    if len(shown) > _TRIALS:
-        notes.append(f"The best {_TRIALS} are shown.")
-    head = ["trial", "state", "epochs", measured, "took", "values", "why"]
-    return _section("Trials", tag("p", " ".join(notes), class_="note"), table(head, rows))
-
-
-def _trial(trial: Trial, sweep: Sweep) -> list[Content]:
-    value = trial.value(sweep.metric)
-    best = sweep.best is not None and trial.id == sweep.best.id
-    return [
-        [trial.id, tag("span", "best", class_="mark") if best else None],
-        tag("span", trial.state, class_=f"state {_slug(trial.state)}"),
-        str(trial.epoch or ""),
-        f"{value:.4f}" if value is not None else "",
-        duration(max(trial.ended - trial.started, 0.0)) if trial.ended is not None else "",
-        sweep.values_of(trial),
-        trial.message,
     ]
 
 
@@ -215,14 +170,19 @@ def _attempts(data: ReportData) -> Html:
     rows: list[list[Content]] = []
     for claim in data.claims:
         state, why = ending_of(data, claim)
-        steps = [row["step"] for row in data.metrics if row["attempt"] == claim.attempt and row["kind"] == "step"]
-        ranks = [row["world_size"] for row in data.events if row["attempt"] == claim.attempt and "world_size" in row]
-        began = claim.base.step if claim.base else 0
-        reached = f"{began:,} to {max(steps):,}" if steps else f"{began:,}"
-        chip = tag("span", state, class_=f"state {_slug(state)}")
-        on = str(ranks[-1]) if ranks else ""
-        rows.append([str(claim.attempt), _moment(claim.at), claim.host, on, reached, chip, why])
-    return _section("Attempts", table(["attempt", "started", "host", "ranks", "steps", "ended", "why"], rows))
+        trained = _trained(data, claim) if data.sweep is None else []
+        began = [str(claim.attempt), pieces.moment(claim.at), claim.host]
+        rows.append([*began, *trained, pieces.chip(state), why])
+    columns = ["ranks", "steps"] if data.sweep is None else []
+    return pieces.section("Attempts", table(["attempt", "started", "host", *columns, "ended", "why"], rows))
+
+
+def _trained(data: ReportData, claim: Claim) -> list[str]:
+    """Say on how many ranks an attempt trained, and from which step to which."""
+    steps = [row["step"] for row in data.metrics if row["attempt"] == claim.attempt and row["kind"] == "step"]
+    ranks = [row["world_size"] for row in data.events if row["attempt"] == claim.attempt and "world_size" in row]
+    began = claim.base.step if claim.base else 0
+    return [str(ranks[-1]) if ranks else "", f"{began:,} to {max(steps):,}" if steps else f"{began:,}"]
 
 
 def _samples(data: ReportData) -> Html:
@@ -235,14 +195,14 @@ def _samples(data: ReportData) -> Html:
     facts: list[tuple[str, Content]] = [
         ("to train on", f"{ready['train']:,}"),
         ("to evaluate on", f"{ready['eval']:,}"),
-        ("image", f"{height}×{width}, {_count(channels, 'channel')}"),
+        ("image", f"{height}×{width}, {pieces.count(channels, 'channel')}"),
         (
-            _count(len(classes), "class", "classes"),
+            pieces.count(len(classes), "class", "classes"),
             [[tag("span", name, class_="label") for name in classes[:_CLASSES]], more],
         ),
         ("made ready in", duration(ready["seconds"])),
     ]
-    return _section("Data", _facts(facts), _cleaned(data, ready["attempt"]))
+    return pieces.section("Data", pieces.facts(facts), _cleaned(data, ready["attempt"]))
 
 
 def _cleaned(data: ReportData, attempt: int) -> Html:
@@ -267,45 +227,22 @@ def _machine(data: ReportData) -> Html:
         versions |= {key: value for key, value in checkpoint.info.items() if isinstance(value, str)}
     facts: list[tuple[str, Content]] = [(f"peak memory, {name}", size(peak)) for name, peak in peaks.items()]
     facts += versions.items()
-    return _section("Memory and versions", _facts(facts)) if facts else Html("")
+    return pieces.section("Memory and versions", pieces.facts(facts)) if facts else Html("")
 
 
 def _job(data: ReportData) -> Html:
     lines = data.job.splitlines()
     shown = lines[1:] if lines and lines[0].startswith("# run ") else lines
-    return _section("Job file", tag("pre", tag("code", "\n".join(shown))))
+    return pieces.section("Job file", tag("pre", tag("code", "\n".join(shown))))
 
 
 def _happenings(data: ReportData) -> Html:
     rows = [
-        [_moment(row["time"]), str(row["attempt"]), said]
+        [pieces.moment(row["time"]), str(row["attempt"]), said]
         for row in data.events
         if (said := describe_event(dict(row), row["attempt"]))
     ]
     if not rows:
         return Html("")
     listed = table(["when", "attempt", "what"], rows)
-    return _section("What happened", tag("details", tag("summary", _count(len(rows), "event")), listed))
-
-
-# -- pieces
-
-
-def _section(title: str, *content: Content) -> Html:
-    return tag("section", tag("h2", title), *content)
-
-
-def _facts(facts: Sequence[tuple[str, Content]]) -> Html:
-    return tag("dl", [[tag("dt", name), tag("dd", value)] for name, value in facts])
-
-
-def _moment(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
-
-
-def _count(count: int, word: str, plural: str = "") -> str:
-    return f"{count:,} {word if count == 1 else plural or word + 's'}"
-
-
-def _slug(name: str) -> str:
-    return name.lower().replace(" ", "-")
+    return pieces.section("What happened", tag("details", tag("summary", pieces.count(len(rows), "event")), listed))

@@ -70,6 +70,11 @@ class Sweep:
         return f"{done} of {self.budget} trials done{f': {ended}' if ended else ''}{others}"
 
     @cached_property
+    def longest(self) -> int:
+        """The epochs of the trial that has had the most."""
+        return max((trial.epoch for trial in self.trials), default=0)
+
+    @cached_property
     def means(self) -> dict[int, float]:
         """The mean value of each point's trials, by its number."""
         return means_of(self.trials, self.metric)
@@ -197,12 +202,12 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     return {key: short(parts) for key, parts in zip(keys, split, strict=True)}
 
 
-def shown(value: object) -> str:
+def shown(value: object, digits: int = 3) -> str:
     """A value of a trial in a few characters, as a job file would say it."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {shown(each)}' for key, each in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {shown(each, digits)}' for key, each in value.items())}}}"
     if isinstance(value, list):
-        return f"[{', '.join(map(shown, value))}]"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+        return f"[{', '.join(shown(each, digits) for each in value)}]"
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import shutil
@@ -14,8 +16,8 @@ import pytest
 
 from launcher.history import gather
 from launcher.report import render
-from tests.finished import DIGITS, new_run, write_rows, write_story
-from tests.sweeps import STORY
+from tests.finished import write_story
+from tests.sweeps import searched
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -73,17 +75,55 @@ def test_every_curve_is_drawn(visited: Visit) -> None:
     assert all('class="js-line"' in plot for plot in plots)
 
 
-def test_the_curves_of_a_sweep_are_drawn_and_its_trials_listed(tmp_path: Path) -> None:
-    run = new_run(tmp_path, "sweep", DIGITS + "tune: {trials: 8}\n")
-    write_rows(run.claim(), "events", STORY, by="driver")
-    page = tmp_path / "page.html"
-    page.write_text(render(gather(run)), encoding="utf-8")
-    found = visit(page, tmp_path)
-    plots = re.split(r'<div id="curve-\d"', found.document)[1:]
-    assert len(plots) == 2
-    assert all('class="js-line"' in plot for plot in plots)
+def test_all_of_a_sweep_is_drawn_and_its_trials_are_listed(tmp_path: Path) -> None:
+    found = visit(page_of_a_sweep(tmp_path, 60), tmp_path)
+    plots = re.split(r'<div id="curve-\d"', found.document.partition('<div id="parallel"')[0])[1:]
+    drawn = ['class="js-line"', 'class="js-line"', 'class="point"', 'class="js-fill"']
+    assert [mark in plot for mark, plot in zip(drawn, plots, strict=True)] == [True] * 4
+    parallel = found.document.partition('<div id="parallel"')[2].partition("</section>")[0]
+    assert parallel.count('class="js-line"') >= 10
+    assert all(f"<b>{name}</b>" in parallel or f">{name}<" in parallel for name in ("lr", "momentum", "accuracy"))
     assert (found.console, found.requests) == ([], [])
-    assert "training diverged: the loss is nan at step 3" in found.document
+    assert "training diverged: the loss is nan at step 30" in found.document
+
+
+def test_a_part_of_an_axis_keeps_the_trials_that_cross_it(tmp_path: Path) -> None:
+    page = page_of_a_sweep(tmp_path, 60)
+    box = '{"x0": -0.2, "x1": 0.2, "y0": 0.9, "y1": 1.1, "xref": "x", "yref": "y", "type": "rect"}'
+    script = f"""
+        const plot = document.getElementById("parallel");
+        const names = () => plot.data.map((trace) => trace.name);
+        plot.emit("plotly_selected", {{ selections: [{box}] }});
+        const first = names().includes("other");
+        const traces = plot.data.filter((trace) => trace.name !== "other");
+        const kept = traces.flatMap((trace) => trace.y.filter((_, index) => trace.x[index] === 0));
+        const all = kept.every((y) => y >= 0.9);
+        plot.emit("plotly_deselect");
+        document.title = `kept ${{first}} ${{all}} ${{kept.length > 0}} ${{names().includes("other")}}`;
+    """
+    assert "<title>kept true true true false</title>" in visit(with_script(page, script), tmp_path).document
+
+
+@pytest.mark.parametrize("count", [1, 2, 300])
+def test_a_sweep_of_few_or_many_trials_is_drawn_without_complaint(tmp_path: Path, count: int) -> None:
+    found = visit(page_of_a_sweep(tmp_path, count), tmp_path)
+    assert (found.console, found.requests) == ([], [])
+    assert 'class="js-line"' in found.document.partition('<div id="parallel"')[2]
+
+
+def page_of_a_sweep(folder: Path, count: int) -> Path:
+    run, _ = searched(folder, count)
+    page = folder / "page.html"
+    page.write_text(render(gather(run)), encoding="utf-8")
+    return page
+
+
+def with_script(page: Path, script: str) -> Path:
+    """Let a page run one more script, after its own."""
+    print_of = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    html = page.read_text().replace("script-src ", f"script-src 'sha256-{print_of}' ", 1)
+    page.write_text(html.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    return page
 
 
 def test_the_console_stays_empty(visited: Visit) -> None:
