@@ -70,6 +70,7 @@ def searched(folder: Path, count: int, job: str = SEARCHED, *, metric: str = "ev
 
     Of its trials some were ended early, two run and one was stopped.
     """
+    folder.mkdir(exist_ok=True)
     file = folder / "searched.yaml"
     file.write_text(job, encoding="utf-8")
     loaded = load(file, storage=str(folder))

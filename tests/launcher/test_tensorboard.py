@@ -1,4 +1,4 @@
-"""A run's curves in TensorBoard: the committed history, once."""
+"""A run's curves in TensorBoard: the committed history, once; and a sweep's trials side by side."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ import os
 import re
 import signal
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.plugins.hparams.metadata import parse_experiment_plugin_data
 
 from cluster.errors import StorageError
 from cluster.runs import Run
 from cluster.storage.file import FileStorage
-from launcher.tensorboard import EventFiles, write_event_files
-from tests.finished import new_run, training, write_rows, write_story
+from cluster.trials import trial_run
+from launcher.status import open_sweep
+from launcher.sweeps import shown
+from launcher.tensorboard import EventFiles, SweepFiles, write_event_files
+from tests.finished import DIGITS, new_run, training, write_rows, write_story
 from tests.harness import raylift, start_raylift, wait_for
+from tests.sweeps import HEAD, SEARCHED, begun, elsewhere, ended, searched
 
 BROWSERLESS = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -98,6 +104,128 @@ def _ask(url: str) -> Any:
             return json.loads(reply.read())
     except urllib.error.HTTPError:
         return None
+
+
+# -- sweeps
+
+
+def write_trials(folder: Path, count: int) -> Run:
+    """Write a sweep whose trials have metrics of their own, as long as they were evaluated."""
+    run, attempt = searched(folder, count)
+    elsewhere(attempt)
+    for trial in open_sweep(run).trials:
+        of_it = trial_run(run, trial.id)
+        of_it.create(run.job())
+        write_rows(of_it.claim(), "metrics", training(0, 4 * trial.epoch, begin=trial.started))
+    return run
+
+
+def ask_hparams(address: str, what: str, **request: Any) -> Any:
+    query = urllib.parse.urlencode({"request": json.dumps(request)})
+    return _ask(f"{address}data/plugin/hparams/{what}?{query}")
+
+
+def test_the_trials_of_a_sweep_are_compared_on_tensorboards_hparams_page(tmp_path: Path) -> None:
+    run = write_trials(tmp_path / "runs", 12)
+    sweep = open_sweep(run)
+    columns = [{"hparam": key} for key in sweep.names] + [{"metric": {"tag": "eval/accuracy"}}]
+    wanted = {"startIndex": 0, "sliceSize": 100, "colParams": columns}
+    wanted |= {"allowedStatuses": ["STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING", "STATUS_UNKNOWN"]}
+    with start_raylift("tensorboard", run.uri, "--port", "0") as process:
+        assert process.stdout is not None
+        address = next(found[0] for line in process.stdout if (found := re.search(r"http://localhost:\d+/", line)))
+
+        def groups() -> Any:
+            found = ask_hparams(address, "session_groups", **wanted)
+            return found["sessionGroups"] if found and found.get("totalSize") == 12 else None
+
+        told = {group["name"]: group for group in wait_for(groups, "the trials")}
+        known = ask_hparams(address, "experiment")
+        curve = _ask(f"{address}data/plugin/scalars/scalars?run={run.id}/00003&tag=train/loss")
+        process.terminate()  # it alone
+        process.communicate(timeout=30)
+    with pytest.raises(urllib.error.URLError):
+        BROWSERLESS.open(address, timeout=5)
+    assert {f"{trial.id} of {run.id}" for trial in sweep.trials} == set(told)
+    for trial in sweep.trials:
+        group = told[f"{trial.id} of {run.id}"]
+        expect = {key: shown(value) if isinstance(value, dict) else value for key, value in trial.point.items()}
+        assert group["hparams"] == expect
+        assert group["metricValues"][0]["value"] == pytest.approx(1 - 1 / (4 * trial.epoch))
+        status = {"FAILED": "STATUS_FAILURE", "RUNNING": "STATUS_UNKNOWN", "STOPPED": "STATUS_UNKNOWN"}
+        assert [one["status"] for one in group["sessions"]] == [status.get(trial.state, "STATUS_SUCCESS")]
+    infos = {info["name"]: info for info in known["hparamInfos"]}
+    assert set(infos) == set(sweep.names)
+    assert infos["train.optimizer.lr"]["domainInterval"] == {"minValue": 1e-4, "maxValue": 0.1}
+    assert infos["train.optimizer.name"]["domainDiscrete"] == ["adamw", "sgd", "muon"]
+    assert infos["data.augment.flip"]["type"] == "DATA_TYPE_BOOL"
+    assert [info["name"]["tag"] for info in known["metricInfos"]] == ["eval/accuracy", "eval/f1", "eval/loss"]
+    assert len(curve) == 4 * next(trial for trial in sweep.trials if trial.id == "00003").epoch
+
+
+def test_a_trial_is_added_when_it_begins_and_ended_when_it_ends(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "runs", "sweep", DIGITS + "tune: {trials: 8}\n")
+    attempt = run.claim()
+    write_rows(attempt, "events", [HEAD, begun(0)], by="driver")
+    with SweepFiles(run, tmp_path / "tb", {}) as files:
+        assert files.update() == 0  # the trial has no folder yet
+        trial = trial_run(run, "00000")
+        trial.create(run.job())
+        write_rows(trial.claim(), "metrics", training(0, 4, begin=1.0))
+        assert files.update() == len(trial.all_rows("metrics"))
+        write_rows(attempt, "events", [ended(0, "PRUNED")], by="rank-0")
+        assert files.update() == 0
+        assert files.update() == 0
+    assert [step for step, _ in curve(tmp_path / "tb" / "00000", "train/loss")] == [1, 2, 3, 4]
+    assert set(hparams_of(tmp_path / "tb" / "00000")) == {f"_hparams_/session_{part}_info" for part in ("start", "end")}
+
+
+def test_storage_that_is_away_for_a_while_loses_nothing_of_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_trials(tmp_path / "runs", 6)
+    rows = sum(len(trial_run(run, trial.id).all_rows("metrics")) for trial in open_sweep(run).trials)
+    with SweepFiles(run, tmp_path / "tb", {}) as files:
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "claims", _away)
+            with pytest.raises(StorageError):
+                files.update()
+        assert files.update() == rows
+    longest = max(open_sweep(run).trials, key=lambda trial: trial.epoch)
+    steps = [step for step, _ in curve(tmp_path / "tb" / longest.id, "train/loss")]
+    assert steps == list(range(1, 4 * longest.epoch + 1))
+
+
+def test_several_sweeps_share_one_experiment_with_the_keys_of_all(tmp_path: Path) -> None:
+    first, _ = searched(tmp_path / "runs", 3)
+    second, _ = searched(tmp_path / "runs", 4, SEARCHED.replace("model.dropout", "data.augment.noise"))
+    plain = new_run(tmp_path / "runs")
+    write_event_files([plain, first, second], tmp_path / "tb")
+    written = [hparams_of(tmp_path / "tb" / run.id) for run in (plain, first, second)]
+    assert [list(each) for each in written] == [[], ["_hparams_/experiment"], []]
+    found = parse_experiment_plugin_data(written[1]["_hparams_/experiment"])
+    assert {"model.dropout", "data.augment.noise"} < {info.name for info in found.hparam_infos}
+
+
+def hparams_of(folder: Path) -> dict[str, bytes]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = events.summary_metadata
+    return {tag: about.plugin_data.content for tag, about in tags.items() if about.plugin_data.plugin_name == "hparams"}
+
+
+def test_a_trial_that_went_on_from_another_forgets_what_it_had_done_itself(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "runs")
+    write_rows(run.claim(), "metrics", training(0, 6, begin=1.0))
+    other = run.claim()
+    path = run.path(f"attempts/{other.number:06d}/claim.json")
+    origin = {"run": "another", "attempt": 1, "step": 4}
+    run.storage.write(path, json.dumps({**json.loads(run.storage.read(path)), "origin": origin}).encode())
+    write_rows(other, "metrics", training(4, 8, begin=2.0))
+    write_event_files([run], tmp_path / "tb")
+    assert [step for step, _ in curve(tmp_path / "tb" / run.id, "train/loss")] == list(range(1, 9))
 
 
 def test_the_files_are_written_for_a_tensorboard_of_ones_own_but_never_over_others(tmp_path: Path) -> None:
