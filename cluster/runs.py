@@ -564,12 +564,15 @@ def new_run_id(name: str) -> str:
     return f"{name[:22]}-{stamp}-{secrets.token_hex(2)}"
 
 
-def list_runs(storage: Storage) -> list[Run]:
-    """Return the runs of a storage, newest first by the time in their ids; those with ids of their own come last."""
+def list_runs(storage: Storage, *, quick: bool = False) -> list[Run]:
+    """Return the runs of a storage, newest first by the time in their ids; those with ids of their own come last.
+
+    With `quick` no more is asked than a listing takes; a run that was removed just now may then be among them.
+    """
 
     def stamp(name: str) -> str:
         found = re.search(r"-(\d{12})-[0-9a-f]{4}$", name)
         return found[1] if found else ""
 
-    names = [name for name in storage.folders("") if RUN_ID.fullmatch(name)]
+    names = [name for name in storage.folders("", quick=quick) if RUN_ID.fullmatch(name)]
     return [Run(storage, name) for name in sorted(names, key=stamp, reverse=True)]

@@ -79,8 +79,11 @@ class Storage(Protocol):
         """Yield the objects whose path starts with `prefix`, in the order of their paths."""
         ...
 
-    def folders(self, prefix: str = "") -> Iterator[str]:
-        """Yield the names directly below the folder `prefix` (`""` or `a/b/`) that are folders themselves."""
+    def folders(self, prefix: str = "", *, quick: bool = False) -> Iterator[str]:
+        """Yield the names directly below the folder `prefix` (`""` or `a/b/`) that are folders themselves.
+
+        With `quick` no more is asked than a listing takes; a folder that was emptied just now may then be among them.
+        """
         ...
 
     def delete(self, path: str) -> None:

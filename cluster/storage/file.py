@@ -76,9 +76,9 @@ class FileStorage:
         folder = check_prefix(prefix).rpartition("/")[0]
         return self._walk(f"{folder}/" if folder else "", prefix)
 
-    def folders(self, prefix: str = "") -> Iterator[str]:
+    def folders(self, prefix: str = "", *, quick: bool = False) -> Iterator[str]:
         for entry in self._scan(check_folder(prefix)):
-            if entry.is_dir(follow_symlinks=False) and any(self._walk(f"{prefix}{entry.name}/")):
+            if entry.is_dir(follow_symlinks=False) and (quick or any(self._walk(f"{prefix}{entry.name}/"))):
                 yield entry.name
 
     def delete(self, path: str) -> None:

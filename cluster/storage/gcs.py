@@ -127,7 +127,7 @@ class GCSStorage:
         shown = [entry for entry in found if not entry.path.startswith(f"{FOLDER}/")]
         return iter(sorted(shown, key=lambda entry: entry.path))  # an emulator may have an order of its own
 
-    def folders(self, prefix: str = "") -> Iterator[str]:
+    def folders(self, prefix: str = "", *, quick: bool = False) -> Iterator[str]:  # noqa: ARG002  # a listing is all
         folder = self._root + check_folder(prefix)
         with self._errors(prefix, of_bucket=True):
             fields = "prefixes,nextPageToken"

@@ -102,10 +102,10 @@ class S3Storage:
         ]
         return iter(sorted(found, key=lambda entry: entry.path))  # S3 Express and SeaweedFS have orders of their own
 
-    def folders(self, prefix: str = "") -> Iterator[str]:
+    def folders(self, prefix: str = "", *, quick: bool = False) -> Iterator[str]:
         items = self._pages("list_objects_v2", "CommonPrefixes", check_folder(prefix), Delimiter="/")
         found = sorted(item["Prefix"] for item in items)
-        if self._place.custom:  # SeaweedFS names a folder for a while after the last object left it
+        if self._place.custom and not quick:  # SeaweedFS names a folder for a while after the last object left it
             with ThreadPoolExecutor(_CONNECTIONS) as pool:
                 found = [
                     folder for folder, filled in zip(found, pool.map(self._is_filled, found), strict=True) if filled

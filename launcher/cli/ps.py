@@ -27,7 +27,7 @@ def ps_command(
     from launcher.settings import default_storage
 
     root = default_storage(storage)
-    runs = list_runs(open_storage(root))
+    runs = list_runs(open_storage(root), quick=True)
     with ThreadPoolExecutor(8) as pool:
         summaries = [summary for summary in pool.map(_summarize, runs[:limit]) if summary is not None]
     if json:

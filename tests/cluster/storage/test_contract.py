@@ -272,6 +272,7 @@ def test_folders_are_named_once_and_files_are_not(storage: Storage) -> None:
         ["1"],
         [],
     )
+    assert list(storage.folders(quick=True)) == ["a", "b"]
 
 
 def test_deleting_twice_is_no_error_and_leaves_no_folder(storage: Storage) -> None:
