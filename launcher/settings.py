@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.errors import RunNotFoundError, UsageError
+from cluster.trials import FOLDER, trial_id
 
 if TYPE_CHECKING:
     from launcher.yaml_source import Document
 
+_TRIAL = re.compile(rf"([^/]+)/{FOLDER}/(\d+)(-\d+)?")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 
@@ -61,11 +63,15 @@ def absolute(uri: str) -> str:
 
 
 def resolve_run(text: str, storage_flag: str | None, *, run_ids: Callable[[str], Iterable[str]] | None = None) -> str:
-    """Return the URI of a run named by its URI, its path, or its id below the storage.
+    """Return the URI of a run named by its URI, its path, or its id below the storage; of a trial, by ID/trials/7.
 
     With `run_ids`, which lists the ids in a storage, the beginning of an id will do where only one run has it.
     Raises RunNotFoundError, or UsageError where several begin so.
     """
+    trial = _TRIAL.fullmatch(text)
+    if trial is not None and not os.path.exists(text):
+        sweep = resolve_run(trial[1], storage_flag, run_ids=run_ids)
+        return f"{sweep}/{FOLDER}/{trial_id(int(trial[2]))}{trial[3] or ''}"
     if "/" in text:
         return absolute(text)
     storage = default_storage(storage_flag)

@@ -31,7 +31,8 @@ def status_command(name: RunName, storage: StorageOption = None, json: JsonOptio
         "attempts": f"{summary.attempt}, on {summary.host}" if summary.attempt else "",
     }
     if summary.sweep is not None:
-        rows = {"run": rows["run"], "state": rows["state"], "trials": summary.sweep.counts()}
+        counts = summary.sweep.counts()
+        rows = {"run": rows["run"], "state": rows["state"], "trials": counts, "attempts": rows["attempts"]}
     for key, value in rows.items():
         if value:
             typer.echo(f"{key:<12} {value}")

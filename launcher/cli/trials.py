@@ -18,7 +18,7 @@ def trials_command(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many of the best.")] = 100,
     json: JsonOption = False,
 ) -> None:
-    """List a sweep's trials, the best first. Each is a run of its own: raylift logs SWEEP/trials/TRIAL."""
+    """List a sweep's trials, the best first. Each is a run of its own: raylift logs SWEEP/trials/00007."""
     from cluster.trials import trial_run
     from launcher.cli.common import open_run, print_json
     from launcher.status import open_sweep

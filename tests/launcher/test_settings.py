@@ -25,6 +25,15 @@ def listed(_storage: str) -> Iterable[str]:
     return IDS
 
 
+def test_a_trial_is_named_by_its_sweeps_id_and_its_number(home: Path) -> None:
+    assert resolve_run("sweep/trials/7", "s3://bucket/runs") == "s3://bucket/runs/sweep/trials/00007"
+    assert resolve_run("sweep/trials/00012", None) == str(home / "runs/sweep/trials/00012")
+    assert resolve_run("sweep/trials/12-1", None) == str(home / "runs/sweep/trials/00012-1")
+    (home / "sweep/trials/7").mkdir(parents=True)
+    assert resolve_run("sweep/trials/7", None) == str(home / "sweep/trials/7")
+    assert resolve_run("./sweep/trials/8", None) == str(home / "sweep/trials/8")
+
+
 def test_storage_is_the_flag_then_the_variable_then_the_config_file_then_runs_here(
     config: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
