@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.trials import FOLDER
 from launcher.text import number
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -64,7 +65,7 @@ def model_card(config: Mapping[str, Any], shapes: Shapes) -> str:
     optimizer = config["train"]["optimizer"]
     return _CARD.format(
         task=config["task"],
-        name=config["run"].rpartition("/")[2],
+        name=_name(config["run"]),
         classes=len(config["id2label"]),
         labels=_some([_code(name) for name in config["id2label"].values()]),
         parameters=number(sum(math.prod(shape) for shape in shapes.values())),
@@ -84,6 +85,12 @@ def model_card(config: Mapping[str, Any], shapes: Shapes) -> str:
         code=_load_cnn(config, shapes),
         depth=config["num_channels"],
     )
+
+
+def _name(uri: str) -> str:
+    """Return what a run is called: of a trial, by its sweep too."""
+    *_, sweep, folder, name = ["", "", *uri.split("/")]
+    return f"{sweep}, trial {name}" if folder == FOLDER else name
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

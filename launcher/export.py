@@ -19,11 +19,14 @@ from trainers.config import TrainJob
 _FILES = frozenset({*MODEL_PART, "config.json", "README.md"})
 
 
-def export_model(run: Run, target: Path, which: str, *, force: bool, warn: Callable[[str], None]) -> Checkpoint:
+def export_model(
+    run: Run, target: Path, which: str, *, force: bool, warn: Callable[[str], None], job: bytes | None = None
+) -> Checkpoint:
     """Write the chosen checkpoint's model into a folder, which appears only when complete.
 
-    `which` is last, best or a step; `warn` is told of damaged checkpoints that were passed over. Raises UsageError
-    where the folder holds something already, unless `force` and all that it holds is an earlier export.
+    `which` is last, best or a step; `warn` is told of damaged checkpoints that were passed over. `job` is the run's job
+    file, where that has come to other values than it began with. Raises UsageError where the folder holds something
+    already, unless `force` and all that it holds is an earlier export.
     """
     target = target.expanduser().absolute()
     _check_free(target, force=force)
@@ -33,7 +36,7 @@ def export_model(run: Run, target: Path, which: str, *, force: bool, warn: Calla
         partial.mkdir(parents=True)
         try:
             checkpoint = fetch_model(run, which, partial, warn)
-            config = _config(run, checkpoint, json.loads((partial / "raylift.json").read_bytes()))
+            config = _config(run, job or run.job(), checkpoint, json.loads((partial / "raylift.json").read_bytes()))
             (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             card = model_card(config, tensor_shapes(partial / "model.safetensors"))
             (partial / "README.md").write_text(card, encoding="utf-8")
@@ -70,12 +73,12 @@ def _put_in_place(partial: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _config(run: Run, checkpoint: Checkpoint, meta: dict[str, Any]) -> dict[str, Any]:
+def _config(run: Run, frozen: bytes, checkpoint: Checkpoint, meta: dict[str, Any]) -> dict[str, Any]:
     """Return what the model is and where it comes from, under Hugging Face's names where it has one.
 
     The keys task, model, data, train and checkpoint are those of the job file.
     """
-    spec = load_frozen(run.job())
+    spec = load_frozen(frozen)
     job = spec.model_dump(mode="json", include=set(TrainJob.model_fields))
     height, width, channels = meta["image"]
     began = [row for row in run.rows("events") if row["event"] == "training" and row["step"] < checkpoint.step]

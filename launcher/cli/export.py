@@ -29,18 +29,25 @@ def export_command(
     """Write a run's model, or that of a sweep's best trial, into a folder, with a README that says how to load it."""
     from pathlib import Path
 
+    from cluster.trials import trial_run
     from launcher.cli.common import open_run, print_json
     from launcher.export import export_model
-    from launcher.sweeps import winner_of
+    from launcher.sweeps import best_of, job_of, read_sweep
 
-    run = winner_of(open_run(name, storage))
-    done = export_model(
-        run, Path(folder), checkpoint, force=force, warn=lambda text: typer.echo(f"warning: {text}", err=True)
-    )
+    run, job, of = open_run(name, storage), None, ""
+    if (sweep := read_sweep(run.all_rows("events"))) is not None:
+        best = best_of(sweep, run)
+        job, of = job_of(best, sweep, run).encode(), f" of trial {best.id}, the best,"
+        run = trial_run(run, best.id)
+
+    def warn(text: str) -> None:
+        typer.echo(f"warning: {text}", err=True)
+
+    done = export_model(run, Path(folder), checkpoint, force=force, warn=warn, job=job)
     metrics = dict(done.info.get("metrics", {}))
     if json:
         print_json({"folder": str(Path(folder).absolute()), "run": run.uri, "step": done.step, "metrics": metrics})
         return
     said = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
-    typer.echo(f"exported the checkpoint of step {done.step} to {folder}" + (f"  ({said})" if said else ""))
+    typer.echo(f"exported the checkpoint of step {done.step}{of} to {folder}" + (f"  ({said})" if said else ""))
     typer.echo(f"load it: {folder}/README.md says how; try it: raylift predict {folder} IMAGE")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from cluster.errors import UsageError
 from cluster.runs import Run
+from launcher.cli.export import export_command
 from launcher.export import export_model
-from tests.finished import META, new_run, save, started, write_rows
+from tests.finished import DIGITS, META, new_run, save, started, write_rows
 from tests.harness import raylift
+from tests.sweeps import STORY
 from trainers.models.cnn import CNN
 
 LABELS = ["`tick`", "<script>", "zwölf"]
@@ -127,6 +130,19 @@ def test_what_a_killed_export_left_behind_is_in_nobodys_way(run: Run, tmp_path: 
     (tmp_path / "model.partial" / "model.safetensors").write_text("half")
     export(run, tmp_path / "model")
     assert not (tmp_path / "model.partial").exists()
+
+
+def test_of_a_sweep_the_best_trial_is_exported_and_said_to_be_it(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = new_run(tmp_path / "runs", "sweep", DIGITS + "tune: {trials: 8}\n")
+    write_rows(sweep.claim(), "events", STORY, by="driver")
+    shutil.copytree(tmp_path / "runs" / run.id, tmp_path / "runs" / "sweep" / "trials" / "00001")
+    export_command(sweep.uri, str(tmp_path / "model"))
+    assert "exported the checkpoint of step 20 of trial 00001, the best, to" in capsys.readouterr().out
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "\n# sweep, trial 00001\n" in card
+    assert "| optimizer | adam, lr 0.1, batch size 64 |" in card, "as the sweep knows it, not as its folder began"
 
 
 def test_the_command_exports_without_torch(run: Run, tmp_path: Path) -> None:
