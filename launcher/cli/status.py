@@ -31,8 +31,14 @@ def status_command(name: RunName, storage: StorageOption = None, json: JsonOptio
         "attempts": f"{summary.attempt}, on {summary.host}" if summary.attempt else "",
     }
     if summary.sweep is not None:
-        counts = summary.sweep.counts()
-        rows = {"run": rows["run"], "state": rows["state"], "trials": counts, "attempts": rows["attempts"]}
+        best = summary.sweep.best if summary.state != "SUCCEEDED" else None  # then the state says it
+        rows = {
+            "run": rows["run"],
+            "state": rows["state"],
+            "trials": summary.sweep.counts(),
+            "best": f"{best.id}  {summary.sweep.values_of(best)}" if best is not None else "",
+            "attempts": rows["attempts"],
+        }
     for key, value in rows.items():
         if value:
             typer.echo(f"{key:<12} {value}")

@@ -59,6 +59,7 @@ def test_a_status_shows_the_best_and_the_running_trials(tmp_path: Path, capsys: 
     status_command(run.uri)
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("trials       3 of 8 trials done") for line in lines)
+    assert "best         00001  lr 0.1" in lines
     assert [line.split()[0] for line in lines if line[:5].isdigit()] == ["00001*", "00000", "00003"]
 
 
