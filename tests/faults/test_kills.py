@@ -48,7 +48,7 @@ cluster: {{provider: local, workers: 2}}
 """
 SEED = 20261123
 CHANCE = random.Random(SEED)
-KILLS = [(what, CHANCE.random()) for what in ("worker", "driver", "raylet") for _ in range(5)]
+KILLS = [(what, CHANCE.random()) for what in ("worker", "driver", "raylet") for _ in range(4)]  # and one in a save
 KILLS += [("worker and driver", CHANCE.random()), ("supervisor and driver", CHANCE.random())]
 KILLS += [("gcs_server", CHANCE.random()), ("controller", CHANCE.random())]
 KILLS += [("worker and driver and supervisor and raylet and gcs_server", CHANCE.random())]
