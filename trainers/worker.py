@@ -144,6 +144,9 @@ def run_rank(
         if checkpointer is not None:
             checkpointer.abandon()
         control.close()
+        # DDP must not be the last to let go of the process group: what its reducer does then, with the interpreter's
+        # lock held, waits for a thread of gloo that may wait for that lock (torch 2.13).
+        trainer = None
         context.leave()
         pulse.close()
 

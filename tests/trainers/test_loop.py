@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from cluster.errors import TrainingError
 from cluster.runs import Run
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, events, start, steps_of, train
 from trainers.config import Every
-from trainers.loop import Trainer
+from trainers.context import LocalContext
+from trainers.loop import Outcome, Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAST = 3 * STEPS_PER_EPOCH
@@ -239,3 +241,26 @@ def test_every_number_of_a_full_run_is_finite(tmp_path: Path) -> None:
     train(run)
     for row in run.rows("metrics"):
         assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+
+
+def test_the_model_is_gone_before_the_rank_leaves_the_process_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where DDP goes last, it may wait for gloo for ever."""
+    trainers: list[weakref.ref[Trainer]] = []
+
+    def remembered(trainer: Trainer) -> Outcome:
+        trainers.append(weakref.ref(trainer))
+        return original(trainer)
+
+    class Leaving(LocalContext):
+        there: bool | None = None
+
+        def leave(self) -> None:
+            self.there = trainers[0]() is not None
+
+    original = Trainer.run
+    monkeypatch.setattr(Trainer, "run", remembered)
+    context = Leaving()
+    train(start(tmp_path), context=context)
+    assert context.there is False
