@@ -47,11 +47,11 @@ def print_plan(submission: Submission) -> None:
 
 def _sweep(spec: JobSpec, tune: Tune) -> list[tuple[str, str]]:
     metric, mode = metric_of(tune, spec.task)
-    trials = f"{tune.budget} trials"
+    trials = f"{tune.tried} trials"
     if tune.covers_all:
         trials += (
             f": every point, and there are no more, though {tune.trials} were asked for"
-            * (tune.trials is not None and tune.trials > tune.budget)
+            * (tune.trials is not None and tune.trials > tune.tried)
             or ": every point"
         )
     if tune.repeats > 1:

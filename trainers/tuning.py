@@ -247,7 +247,7 @@ class Tune(Block):
         return found
 
     @property
-    def budget(self) -> int:
+    def tried(self) -> int:
         """How many points are tried: no more than there are, but for a population, whose points change."""
         return self._asked if self.scheduler.name == "pbt" else int(min(self._asked, self._count))
 

@@ -13,7 +13,7 @@ import pytest
 
 from cluster.local import processes_of, scratch_folder
 from cluster.runs import Origin, Run
-from cluster.trials import trial_run
+from cluster.trials import read_trials, trial_run
 from tests.harness import (
     ROOT,
     assert_nothing_left,
@@ -54,6 +54,10 @@ def has_attempts(run: Run, count: int) -> bool:
 
 def copies(run: Run) -> list[dict[str, Any]]:
     return [row for row in run.all_rows("events") if row["event"] == "trial.copied"] if run.attempts() else []
+
+
+def states(run: Run) -> list[str]:
+    return [trial.state for trial in read_trials(run.all_rows("events"))] if run.attempts() else []
 
 
 def evaluations(run: Run) -> list[dict[str, Any]]:
@@ -209,6 +213,24 @@ def test_hyperband_lets_trials_wait_and_ends_each_once_through_a_kill_of_everyth
     results = [trial_run(run, name).result() for name in ended]
     assert {result.state for result in results if result is not None} == {"SUCCEEDED", "PRUNED"}
     assert None not in results
+
+
+def test_a_stop_ends_no_trial_that_hyperband_let_wait(tmp_path: Path) -> None:
+    space = "train.optimizer.lr: {loguniform: [1.0e-5, 0.1]}"
+    scheduler = "{name: hyperband, max_t: 9}"
+    job = write(tmp_path, f"  {{trials: 6, search: random, scheduler: {scheduler}, space: {{{space}}}}}\n")
+    run_id = fresh_id("sweep")
+    run = open_run(tmp_path, run_id)
+    long = ("--set", "train.epochs=90", "--set", "train.eval_every=10 epochs", "--set", "train.log_every=100")
+    with start_raylift("run", job, "--storage", tmp_path, "--id", run_id, *long) as started:
+        wait_for(lambda: "WAITING" in states(run), "a trial that waits", timeout=300)
+        assert raylift("stop", run_id, "--storage", tmp_path).returncode == 0
+        output, _ = started.communicate(timeout=120)
+    assert started.returncode == 4, output
+    assert set(states(run)) <= {"STOPPED", "SUCCEEDED"}
+    done = raylift("resume", run_id, "--storage", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 of 6 trials done" in done.stdout
 
 
 def test_trials_of_several_workers_train_as_runs_do_and_one_that_loses_a_worker_goes_on(tmp_path: Path) -> None:

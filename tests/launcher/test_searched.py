@@ -50,7 +50,7 @@ def test_a_sweep_that_says_nothing_searches_optimizer_rate_and_decay_by_tpe_and_
         "train.optimizer.weight_decay",
         "train.optimizer.momentum",
     ]
-    assert (tune.search.name, tune.scheduler.name, tune.budget) == ("tpe", "asha", 20)
+    assert (tune.search.name, tune.scheduler.name, tune.tried) == ("tpe", "asha", 20)
     assert metric_of(tune, "image-classification") == ("eval_accuracy", "max")
 
 
@@ -97,7 +97,7 @@ def test_values_that_do_not_go_together_are_found_where_the_job_file_would_refus
 
 
 def test_blocks_may_be_searched_as_a_whole(job: Job) -> None:
-    assert tune_of(job("tune: {space: {train.optimizer: [adamw, {name: sgd, lr: 0.1, momentum: 0.9}]}}")).budget == 2
+    assert tune_of(job("tune: {space: {train.optimizer: [adamw, {name: sgd, lr: 0.1, momentum: 0.9}]}}")).tried == 2
     found = messages(job("tune: {space: {train.optimizer: [adamw, {name: sgd, momentumm: 0.9}]}}"))
     assert "unknown key; did you mean momentum?" in found[0]
 

@@ -113,7 +113,7 @@ def test_a_space_with_no_more_points_than_trials_is_searched_in_full(name: str) 
     config = Tune.model_validate({"trials": 20, "search": name, "space": {"a": [1, 2], "b": ["x"]}})
     searcher = build_searcher(config, "max")
     assert isinstance(searcher, Every)
-    assert [searcher.ask(number) for number in range(config.budget)] == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
+    assert [searcher.ask(number) for number in range(config.tried)] == [{"a": 1, "b": "x"}, {"a": 2, "b": "x"}]
 
 
 # -- perturbing

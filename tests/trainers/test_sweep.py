@@ -180,7 +180,7 @@ def test_a_scheduler_that_was_lost_judges_as_it_would_have(run: Run, name: str, 
     def judge(*, remembers: bool) -> str:
         tune = SWEEP.model_copy(update={"scheduler": Scheduler.model_validate({"name": name, **options})})
         record = Launch(run).record
-        scheduler: Any = build_scheduler(tune, record, "max", LONGEST)
+        scheduler: Any = build_scheduler(tune, record, "max", LONGEST, lambda: False)
         if remembers:
             remember(scheduler, record)
         newcomer = Newcomer()
@@ -286,3 +286,14 @@ def test_of_a_trial_that_waited_when_it_was_ended_its_own_folder_says_so(run: Ru
     assert result is not None
     assert (result.state, result.step, result.metrics) == ("PRUNED", 2, {"eval_accuracy": 0.5})
     assert states(launch) == ["PRUNED"]
+
+
+def test_a_trial_that_waits_when_the_sweep_is_stopped_goes_on_with_a_resume(run: Run) -> None:
+    launch = Launch(run)
+    launch.suggest("a")
+    launch.record.is_now(launch.record.trials["00000"], "WAITING")
+    launch.stopping = True
+    launch.bridge.on_trial_complete("a", None)
+    assert states(launch) == ["STOPPED"]
+    launch.events.close()
+    assert Launch(run).suggest("b")["trial"] == "00000"

@@ -37,16 +37,16 @@ def test_randint_ends_before_its_end_and_quniform_on_multiples() -> None:
 
 def test_no_more_points_are_tried_than_there_are() -> None:
     space = {"train.epochs": [1, 2], "train.seed": {"randint": [0, 3]}}
-    assert Tune.model_validate({"space": space}).budget == 6
-    assert Tune.model_validate({"space": space, "search": "grid"}).budget == 6
-    assert Tune.model_validate({"space": space, "trials": 4}).budget == 4
+    assert Tune.model_validate({"space": space}).tried == 6
+    assert Tune.model_validate({"space": space, "search": "grid"}).tried == 6
+    assert Tune.model_validate({"space": space, "trials": 4}).tried == 4
     assert not Tune.model_validate({"space": space, "trials": 4}).covers_all
     assert Tune.model_validate({"space": space, "trials": 6}).covers_all
 
 
 def test_an_endless_space_has_as_many_trials_as_asked_for() -> None:
-    assert Tune.model_validate({"space": {"lr": {"uniform": [0, 1]}}}).budget == 20
-    assert Tune.model_validate({"space": {f"x{i}": [1, 2, 3] for i in range(40)}, "trials": 50}).budget == 50
+    assert Tune.model_validate({"space": {"lr": {"uniform": [0, 1]}}}).tried == 20
+    assert Tune.model_validate({"space": {f"x{i}": [1, 2, 3] for i in range(40)}, "trials": 50}).tried == 50
 
 
 def test_a_point_is_set_in_a_copy_of_the_job() -> None:
@@ -72,7 +72,7 @@ def test_a_loss_is_best_when_it_is_small(block: dict[str, str], found: tuple[str
 
 def test_a_population_is_as_large_as_asked_for_though_there_are_fewer_points_to_begin_with() -> None:
     block = {"space": {"data.augment.rotate": [0, 5]}, "trials": 6, "scheduler": "pbt", "search": "random"}
-    assert Tune.model_validate(block).budget == 6
+    assert Tune.model_validate(block).tried == 6
     assert not Tune.model_validate(block).covers_all
 
 

@@ -59,7 +59,7 @@ class Bridge(RaySearcher):
         if self._waiting:
             trial = self._waiting.pop(0)
             self._on_resumed(trial_id, trial)
-        elif self._proposed is None and not self._left and self._next >= self._sweep.budget:
+        elif self._proposed is None and not self._left and self._next >= self._sweep.tried:
             return RaySearcher.FINISHED
         elif (proposed := self._propose()) is not None:
             trial = proposed
@@ -80,6 +80,9 @@ class Bridge(RaySearcher):
             self._evaluated(trial, result)
         if result is not None and result["state"]:
             self._end(trial_id, result["state"], result["message"])
+            return
+        if result is None and self._is_stopping():
+            self._end(trial_id, "STOPPED", "it waited when the sweep was stopped")
             return
         why = f"ended by {self._sweep.scheduler.name} after epoch {trial.epoch}"
         if result is None:  # it waited, so nobody trains it who could say so

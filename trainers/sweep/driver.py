@@ -53,7 +53,7 @@ class SweepDriver(Driver):
     @property
     def total(self) -> int:
         """How many trials there are to be."""
-        return self.tune.budget * self.tune.repeats
+        return self.tune.tried * self.tune.repeats
 
     def _start_ray(self) -> tuple[Workers, bool]:
         """Start or join Ray, and settle what a trial takes; return the ranks of one, and whether each has a GPU."""
@@ -68,7 +68,8 @@ class SweepDriver(Driver):
             most=self.cluster.most_workers or (workers.max if gpus else None),
             grows=self.cluster.address is not None,
         )
-        return Workers(min=each, max=max(each, self.room.slots() * each)), gpus
+        least = each if self.own_ray or each == 1 else each + 1
+        return Workers(min=least, max=max(least, self.room.slots() * each)), gpus
 
     def _fit(self, attempt: Attempt, events: SegmentWriter, ready: Ready) -> str:
         """Run the trials that are left; return what was lost, for a message, or write the sweep's result."""
@@ -76,16 +77,17 @@ class SweepDriver(Driver):
         logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that it need not write
         record = Record(self.run, events, self.metric)
         events.append({"event": "sweep", "trials": self.total, "metric": self.metric, "mode": self.mode})
-        scheduler = build_scheduler(self.tune, record, self.mode, self._longest(ready))
-        remember(scheduler, record)
         with self._watch(attempt, record).looking() as watch:
+            is_stopping = lambda: watch.is_stopping or self.leaving  # noqa: E731
+            scheduler = build_scheduler(self.tune, record, self.mode, self._longest(ready), is_stopping)
+            remember(scheduler, record)
             bridge = Bridge(
                 self.tune,
                 build_searcher(self.tune, self.mode),
                 record,
                 slots=None if self.tune.scheduler.pauses else self.room.slots,
                 mode=self.mode,
-                is_stopping=lambda: watch.is_stopping or self.leaving,
+                is_stopping=is_stopping,
                 on_resumed=lambda name, trial: remember_one(scheduler, name, trial, record.metric),
             )
             self._run_trials(attempt, ready, bridge, scheduler)

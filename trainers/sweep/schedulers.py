@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial as RayTrial
 
 
-def build_scheduler(tune: Tune, record: Record, mode: str, longest: Mapping[str, int]) -> TrialScheduler:
+def build_scheduler(
+    tune: Tune, record: Record, mode: str, longest: Mapping[str, int], is_stopping: Callable[[], bool]
+) -> TrialScheduler:
     """Return Ray's scheduler; what the job file leaves open follows from how long a trial is."""
     config, metric = tune.scheduler, record.metric
     common: dict[str, Any] = {"metric": metric, "mode": mode, "time_attr": config.time_attr}
@@ -49,6 +51,7 @@ def build_scheduler(tune: Tune, record: Record, mode: str, longest: Mapping[str,
         case "hyperband":
             return _HyperBand(
                 record,
+                is_stopping,
                 **common,
                 max_t=config.max_t or longest[config.time_attr],
                 reduction_factor=config.reduction_factor or 3,
@@ -58,6 +61,7 @@ def build_scheduler(tune: Tune, record: Record, mode: str, longest: Mapping[str,
             return _Population(
                 tune,
                 record,
+                is_stopping,
                 **common,
                 perturbation_interval=config.perturbation_interval or -(-longest[config.time_attr] // 5),
                 burn_in_period=config.burn_in_period or 0,
@@ -78,9 +82,10 @@ class _Median(MedianStoppingRule):
 
 
 class _Pausing:
-    """Writes down of Ray's schedulers that pause trials which ones wait."""
+    """What Ray's schedulers lack that let trials wait: the record of who does, and an end when the sweep stops."""
 
     _record: Record
+    _is_stopping: Callable[[], bool]
 
     def on_trial_result(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> str:
         action = str(super().on_trial_result(tune_controller, trial, result))  # type: ignore[misc]  # the scheduler's
@@ -88,15 +93,28 @@ class _Pausing:
             self._record.is_now(self._record.trials[trial.config["trial"]], "WAITING")
         return action
 
+    def choose_trial_to_run(self, tune_controller: TuneController) -> RayTrial | None:
+        """Begin nothing when the sweep stops: what waits has saved, and those that run end by themselves."""
+        if self._is_stopping():
+            for trial in tune_controller.get_trials():
+                if trial.status in ("PENDING", "PAUSED") and not trial.is_saving:
+                    tune_controller.stop_trial(trial)
+            return None
+        chosen: RayTrial | None = super().choose_trial_to_run(tune_controller)  # type: ignore[misc]
+        return chosen
+
 
 class _HyperBand(_Pausing, HyperBandScheduler):
     """Looks after every trial that ends whether the others of its bracket can go on; Ray's own does so only once."""
 
-    def __init__(self, record: Record, **options: Any) -> None:
+    def __init__(self, record: Record, is_stopping: Callable[[], bool], **options: Any) -> None:
         super().__init__(**options)
         self._record = record
+        self._is_stopping = is_stopping
 
     def _process_bracket(self, tune_controller: TuneController, bracket: Any) -> str:
+        if self._is_stopping():
+            return str(TrialScheduler.PAUSE)  # who is left is no judgement on the others
         action = super()._process_bracket(tune_controller, bracket)
         bracket.is_being_processed = False
         return action
@@ -105,10 +123,11 @@ class _HyperBand(_Pausing, HyperBandScheduler):
 class _Population(_Pausing, PopulationBasedTraining):
     """Ray's population based training, with our own way to perturb, which a resume repeats."""
 
-    def __init__(self, tune: Tune, record: Record, **options: Any) -> None:
+    def __init__(self, tune: Tune, record: Record, is_stopping: Callable[[], bool], **options: Any) -> None:
         super().__init__(**options)
         self._tune = tune
         self._record = record
+        self._is_stopping = is_stopping
 
     def on_trial_add(self, tune_controller: TuneController, trial: RayTrial) -> None:  # noqa: ARG002
         """Take up a trial, from where it stands where it has trained before; Ray's own takes none of a searcher."""

@@ -51,7 +51,7 @@ class Every:
     """Every point in turn: a grid, or a space that has no more points than there are trials."""
 
     def __init__(self, tune: Tune) -> None:
-        self._points = list(islice(tune.points(), tune.budget))
+        self._points = list(islice(tune.points(), tune.tried))
 
     def ask(self, number: int) -> Point:
         return self._points[number]
