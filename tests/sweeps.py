@@ -80,7 +80,7 @@ def searched(folder: Path, count: int, job: str = SEARCHED, *, metric: str = "ev
     tune = load_frozen(run.job()).tune
     assert tune is not None
     events.append(
-        {"event": "sweep", "trials": tune.budget, "metric": metric, "mode": "max" if "acc" in metric else "min"}
+        {"event": "sweep", "trials": tune.tried, "metric": metric, "mode": "max" if "acc" in metric else "min"}
     )
     record, search = Record(run, events, metric), Random(tune)
     for number in range(count):
