@@ -26,7 +26,7 @@ from tests.real.seaweedfs import SeaweedFS
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
-EPOCHS, STEPS_PER_EPOCH = 20, 23
+EPOCHS, STEPS_PER_EPOCH = 16, 23
 _LATE = 250  # steps before the end at which a kill may come at the latest: what a run has done is seen a second later
 JOB = f"""
 task: image-classification

@@ -20,7 +20,7 @@ from tests.real.seaweedfs import OTHER_SETTINGS, SeaweedFS, find_weed
 from tests.trainers.training import EVERYTHING, Change, start
 
 AWAY = float(
-    os.environ.get("RAYLIFT_TEST_OUTAGE", "90")
+    os.environ.get("RAYLIFT_TEST_OUTAGE", "75")
 )  # seconds; a client's requests are repeated for about a minute
 EPOCHS = int(60 * AWAY / 90)
 LONG: Change = {"train": {"epochs": EPOCHS}, "checkpoint": {"every": "20 steps", "keep": 3}}

@@ -77,7 +77,7 @@ def test_every_mistake_is_reported_at_once_with_its_place_and_what_to_write(job:
         ("train: {loss: mse}", "job.yaml:3:15: train.loss: image-classification takes cross-entropy or bce, not mse"),
         ("checkpoint: {kep: 3}", "job.yaml:3:14: checkpoint.kep: unknown key; did you mean keep? The keys of"),
         ("epochs: 3", "job.yaml:3:1: epochs: unknown key; did you mean train.epochs? The keys of the file: task, "),
-        ("budget: 3", "job.yaml:3:1: budget: unknown key. The keys of the file: task, "),
+        ("payment: 3", "job.yaml:3:1: payment: unknown key. The keys of the file: task, "),
         ("cluster: {provider: lokal}", "the choices: local; did you mean local?"),
         ("cluster: {accelerators: 2 GPUs}", "'2 GPUs' does not fit (for example GPU:2: two ranks with a GPU each)"),
         ("env: {THREADS: 1}", 'job.yaml:3:16: env.THREADS: 1 is not text; put it in quotes: "1"'),
@@ -175,7 +175,9 @@ def test_tabs_are_named_as_the_trouble(job: Job) -> None:
 def test_a_file_without_keys_lists_the_keys(job: Job, text: str) -> None:
     (found,) = messages(job(start=text))
     assert found.startswith("job.yaml:1:1: ")
-    assert found.endswith("; its keys are: task, model, data, train, checkpoint, name, cluster, storage, env, tune")
+    assert found.endswith(
+        "; its keys are: task, model, data, train, checkpoint, name, cluster, storage, env, tune, budget"
+    )
 
 
 def test_a_key_that_is_there_twice_is_refused_and_both_places_are_named(job: Job) -> None:
