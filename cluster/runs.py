@@ -27,7 +27,9 @@ from cluster.errors import (
     ObjectNotFoundError,
     RunExistsError,
     RunNotFoundError,
+    StorageDeniedError,
     StorageError,
+    StorageFullError,
 )
 from cluster.storage.base import Digest, Storage
 from cluster.storage.open import open_storage, split_run_uri
@@ -41,6 +43,12 @@ _PARALLEL = 8
 
 class SupersededError(StorageError):
     """A newer attempt has been claimed: this one may commit nothing more."""
+
+
+def is_outage(error: StorageError) -> bool:
+    """Whether storage may take it later: it does not answer, where others refuse for good."""
+    final = (CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageFullError, SupersededError)
+    return not isinstance(error, final)
 
 
 class NewerFormatError(StorageError):

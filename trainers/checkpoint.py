@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from cluster.errors import CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageError, StorageFullError
-from cluster.runs import Attempt, Checkpoint, SupersededError
+from cluster.errors import StorageError
+from cluster.runs import Attempt, Checkpoint, is_outage
 from cluster.selection import best_of
 from cluster.shards import INDEX_FILE, joined
 from cluster.storage.base import Digest
@@ -37,7 +37,6 @@ PATIENCE = 30 * 60.0  # seconds that storage may be away, until a run gives up
 _LONGEST_WAIT = 30.0  # seconds that the loop stands still for the save before
 _ROOM = 1.5  # times the memory of a copy that must be free for another
 _PAUSE = 5.0  # seconds between tries, beside those that storage takes by itself
-_FINAL = (CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageFullError, SupersededError)  # no outage
 
 
 @dataclass(frozen=True)
@@ -253,7 +252,7 @@ class Checkpointer:
         try:
             self._attempt.retain(self._keep, best.step if best is not None else None)
         except StorageError as error:
-            if isinstance(error, _FINAL):
+            if not is_outage(error):
                 raise
             return  # the next save takes them away
 
@@ -280,7 +279,7 @@ class Checkpointer:
                     uploaded = self._attempt.upload(snapshot.step, files)
                 committed = self._seal(snapshot, uploaded)
             except StorageError as error:
-                if isinstance(error, _FINAL) or time.monotonic() - self._note_away() > PATIENCE:
+                if not is_outage(error) or time.monotonic() - self._note_away() > PATIENCE:
                     raise
                 if self._peers is not None:
                     self._peers.tell(snapshot.step, Told(Stand.AWAY))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import StorageError
+from cluster.errors import StorageDeniedError, StorageError
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ranked, trial_run
@@ -116,6 +116,17 @@ def test_while_storage_is_away_no_trial_starts_and_none_is_forgotten(run: Run, m
         assert launch.suggest("a") is None
         assert launch.suggest("b") is None
     assert launch.suggest("c")["trial"] == "00000"
+
+
+def test_storage_that_refuses_ends_a_sweep_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Launch(run)
+
+    def refuse() -> None:
+        raise StorageDeniedError("the key is wrong")
+
+    monkeypatch.setattr(launch.record, "flush", refuse)
+    with pytest.raises(StorageDeniedError):
+        launch.suggest("a")
 
 
 def test_a_sweep_that_is_stopped_begins_nothing(run: Run) -> None:

@@ -11,6 +11,7 @@ from ray.tune import Callback
 from ray.tune.search import Searcher as RaySearcher
 
 from cluster.errors import StorageError
+from cluster.runs import is_outage
 from cluster.trials import ENDED, Evaluation, Trial, trial_id
 from trainers.sweep.record import Record
 from trainers.sweep.search import Searcher
@@ -110,9 +111,9 @@ class Bridge(RaySearcher):
             self._proposed = self._begin()
         try:
             self._record.flush()
-        except StorageError:
+        except StorageError as error:
             self._away_since = self._away_since or time.monotonic()
-            if time.monotonic() - self._away_since > PATIENCE:
+            if not is_outage(error) or time.monotonic() - self._away_since > PATIENCE:
                 raise
             return None
         self._away_since = None

@@ -17,16 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cluster.errors import (
-    CorruptObjectError,
-    PreemptedError,
-    RunExistsError,
-    StorageDeniedError,
-    StorageError,
-    StorageFullError,
-    TrainingError,
-)
-from cluster.runs import Attempt, Origin, Result, Run, SupersededError
+from cluster.errors import PreemptedError, RunExistsError, StorageError, TrainingError
+from cluster.runs import Attempt, Origin, Result, Run, is_outage
 from cluster.trials import Copied
 from trainers.context import LocalContext, StopReason
 from trainers.control import Control
@@ -42,7 +34,6 @@ if TYPE_CHECKING:
 PATIENCE = 30 * 60.0  # seconds that storage may be away
 _PAUSE = 5.0
 _T = TypeVar("_T")
-_FINAL = (CorruptObjectError, StorageDeniedError, StorageFullError, SupersededError)  # no outage
 
 
 @dataclass(frozen=True)
@@ -238,7 +229,7 @@ def through_outages(call: Callable[[], _T]) -> _T:
         try:
             return call()
         except StorageError as error:
-            if isinstance(error, _FINAL) or time.monotonic() > until:
+            if not is_outage(error) or time.monotonic() > until:
                 raise
             time.sleep(_PAUSE)
 
