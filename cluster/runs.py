@@ -225,16 +225,17 @@ class Run:
         """Take the next attempt number, from the newest checkpoint that verifies, and adopt that checkpoint.
 
         With an `origin`, the first attempt starts from that instead and leaves behind what the run did before, those
-        after it go on. `launch` marks the attempts of one launch, so that its restarts can be counted. `on_corrupt` is
-        told once of every checkpoint that was passed over, and why.
+        after it go on, from there once more where nothing of their own verifies. `launch` marks the attempts of one
+        launch, so that its restarts can be counted. `on_corrupt` is told once of every checkpoint that was passed over,
+        and why.
         """
         damaged: dict[str, tuple[Checkpoint, str]] = {}
-        if origin is not None and self.has_taken(origin):
-            origin = None
+        taken = origin is None or self.has_taken(origin)
         while True:
-            if origin is None:
-                holder, base = self, self.newest_intact(lambda found, why: damaged.update({found.folder: (found, why)}))
-            else:
+            holder, base = self, None
+            if taken:
+                base = self.newest_intact(lambda found, why: damaged.update({found.folder: (found, why)}))
+            if base is None and origin is not None:
                 holder = Run(self.storage, origin.run)
                 base = holder.checkpoint_at(origin.attempt, origin.step)
                 holder.verify(base)
@@ -244,9 +245,9 @@ class Run:
                 host=socket.gethostname(),
                 pid=os.getpid(),
                 at=time.time(),
-                base=Base(base.attempt, base.step) if base and origin is None else None,
+                base=Base(base.attempt, base.step) if base and holder is self else None,
                 launch=launch,
-                origin=origin,
+                origin=origin if holder is not self else None,
             )
             try:
                 self.storage.write(
@@ -258,7 +259,7 @@ class Run:
             try:
                 attempt.adopt(base, holder)
             except ObjectNotFoundError:
-                if origin is not None:
+                if holder is not self:
                     raise
                 continue  # the base's own attempt let go of it in between: look again
             if on_corrupt is not None:
@@ -436,7 +437,7 @@ class Attempt:
     def adopt(self, base: Checkpoint | None, holder: Run) -> None:
         """Copy the base, which has just been verified, from its run into this attempt's folder, its manifest last.
 
-        The copy is verified by whoever reads it. Where it is damaged, the original is next in the history.
+        The copy is verified by whoever reads it. Where it is damaged, the next claim takes the original.
         """
         if base is None or (holder is self.run and base.attempt == self.number):
             return

@@ -219,6 +219,20 @@ def test_an_adopted_copy_that_is_damaged_at_once_is_not_read_and_leaves_its_orig
     assert run.claim().claim.base == Base(attempt=1, step=10)
 
 
+def test_a_copy_from_another_run_that_is_damaged_is_taken_from_there_again(run: Run, commit: Commit) -> None:
+    other = Run(run.storage, "other")
+    other.create(b"")
+    commit(other.claim(), 15)
+    origin = Origin("other", 1, 15)
+    run.claim(origin=origin)
+    flip_a_byte(run, "attempts/000001/checkpoints/000000015")
+    again = run.claim(origin=origin)
+    assert again.claim.origin == origin
+    adopted = again.start_from()
+    assert adopted is not None
+    run.verify(adopted)
+
+
 def test_a_claim_that_names_itself_as_its_base_ends_the_history(run: Run, commit: Commit) -> None:
     attempt = run.claim()
     commit(attempt, 10)
