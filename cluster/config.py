@@ -43,11 +43,15 @@ class LocalCluster(BaseModel):
     )
 
     @property
+    def accelerator_count(self) -> int | None:
+        """How many accelerators it asks for; None: it names none."""
+        return int(self.accelerators.partition(":")[2] or 1) if self.accelerators is not None else None
+
+    @property
     def most_workers(self) -> int | None:
         """The most ranks that it allows; None: it sets no limit."""
-        if self.accelerators is not None:
-            return int(self.accelerators.partition(":")[2] or 1)
-        return self.workers.max if isinstance(self.workers, Workers) else self.workers
+        workers = self.workers.max if isinstance(self.workers, Workers) else self.workers
+        return workers if self.accelerator_count is None else self.accelerator_count
 
     @model_validator(mode="after")
     def _one_way_to_count(self) -> LocalCluster:

@@ -169,7 +169,7 @@ def _progress(run: Run, claims: Sequence[Claim]) -> dict[str, Any]:
     if found["sweep"] is None:
         found["goodput"] = measure(claims, run.results(), events, metrics)
     elif (best := found["sweep"].best) is not None:
-        found["metrics"] = dict(best.evaluations[max(best.evaluations)].metrics)
+        found["metrics"] = dict(best.newest.metrics)
     for row in events:
         if row["event"] == "training":
             found |= {"last_step": row["last_step"], "ranks": row["world_size"]}

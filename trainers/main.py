@@ -36,6 +36,7 @@ from trainers.pulse import read as read_pulse
 from trainers.worker import Elastic, run_under_ray
 
 if TYPE_CHECKING:
+    from trainers.config import TrainJob
     from trainers.tasks.base import Prepared
 
 _WATCH = 0.25  # seconds
@@ -61,11 +62,12 @@ class Ready:
 class Driver:
     """One launch of a run, over its attempts."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, job: TrainJob, whole: dict[str, Any]) -> None:
+        """Drive a run by what `load_job` returns of it."""
         self.run = run
+        self.job, self.whole = job, whole
         self.leaving = False  # this machine will be taken away
         self.launch = os.environ.get("RAYLIFT_LAUNCH", "")
-        self.job, self.whole = load_job(run)
         self.cluster = (
             LocalCluster.model_validate_json(os.environ["RAYLIFT_CLUSTER"])
             if ("RAYLIFT_CLUSTER" in os.environ)
@@ -320,7 +322,7 @@ def start_ray_for(cluster: LocalCluster, cpus: int | None = None) -> tuple[Worke
 
     from trainers.backend import join_ray, start_ray
 
-    asked = int(cluster.accelerators.partition(":")[2] or 1) if cluster.accelerators else None
+    asked = cluster.accelerator_count
     try:
         if cluster.address is not None:
             join_ray(cluster.address)
@@ -456,12 +458,12 @@ def _held(folder: Path, rank: int) -> str:
 
 
 def _driver(run: Run) -> Driver:
-    driver = Driver(run)
-    if driver.whole.get("tune") is None:
-        return driver
+    job, whole = load_job(run)
+    if whole.get("tune") is None:
+        return Driver(run, job, whole)
     from trainers.sweep.driver import SweepDriver
 
-    return SweepDriver(run)
+    return SweepDriver(run, job, whole)
 
 
 def main() -> int:

@@ -28,12 +28,15 @@ class Transfers:
 
     def __init__(self, session: Any, client: Any, part_size: int) -> None:
         from boto3.s3.transfer import TransferConfig
+        from s3transfer.manager import TransferManager
 
         self._session = session
         self._client = client
         self._config = TransferConfig(
             multipart_threshold=part_size, multipart_chunksize=part_size, preferred_transfer_client="classic"
         )
+        # its threads send all objects, as each part on its way is in memory once more
+        self._manager = TransferManager(client, self._config)
 
     def upload(self, source: Source, bucket: str, key: str) -> None:
         """Send a source; a failed upload is aborted."""
@@ -54,13 +57,6 @@ class Transfers:
             _log.debug("the CRT gave up, boto3 takes over", exc_info=True)
             return False
         return True
-
-    @cached_property
-    def _manager(self) -> Any:
-        """boto3's threads: the same ones for all objects, as each part on its way is in memory once more."""
-        from s3transfer.manager import TransferManager
-
-        return TransferManager(self._client, self._config)
 
     @cached_property
     def _crt(self) -> Callable[[], Any] | None:

@@ -19,6 +19,7 @@ from tests.finished import started, training, write_rows
 from tests.harness import wait_for
 from tests.trainers.training import start
 from trainers.elastic import Room
+from trainers.jobs import load_job
 from trainers.main import Driver, Ready, _on_this_machine, _reason_of
 from trainers.pulse import Phase, Reading
 
@@ -28,7 +29,8 @@ LOST = "rank 1 died"
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.setenv("RAYLIFT_LAUNCH", "launch-1")
-    return Driver(start(tmp_path, {"train": {"max_failures": 3}}))
+    run = start(tmp_path, {"train": {"max_failures": 3}})
+    return Driver(run, *load_job(run))
 
 
 def attempt_that_reached(run: Run, step: int, *, launch: str = "launch-1", ended_with: str = "") -> Attempt:

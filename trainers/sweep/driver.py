@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import TYPE_CHECKING, Any
 
 from ray import tune as ray_tune
 from ray.tune.schedulers import TrialScheduler
@@ -29,6 +30,9 @@ from trainers.sweep.trial import data_key, threads_each, through_outages
 from trainers.sweep.watch import Watch
 from trainers.tuning import Budget, Tune, describe, metric_of
 
+if TYPE_CHECKING:
+    from trainers.config import TrainJob
+
 _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a run's processes are known by their working directory
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # storage has it all
@@ -43,8 +47,8 @@ _ENVIRONMENT = {
 class SweepDriver(Driver):
     """One launch of a sweep."""
 
-    def __init__(self, run: Run) -> None:
-        super().__init__(run)
+    def __init__(self, run: Run, job: TrainJob, whole: dict[str, Any]) -> None:
+        super().__init__(run, job, whole)
         self.tune = Tune.model_validate(self.whole["tune"])
         self.metric, self.mode = metric_of(self.tune, self.job.task)
         self.budget = Budget.model_validate(self.whole["budget"]) if self.whole.get("budget") else None
@@ -167,7 +171,8 @@ class SweepDriver(Driver):
             first = next((trial for trial in trials if trial.state == "FAILED"), None)
             cause = f"; the first, {first.id}: {first.message}" if first is not None else ""
             return Result(state="FAILED", message=f"no trial of {len(trials)} succeeded{cause}", exit_code=1)
-        newest = best.evaluations[max(best.evaluations)]
+        newest = best.newest
+        assert newest is not None, "those that are ranked were evaluated"
         message = f"best of {len(trials)} trials: {best.id}  {describe(dict(best.point))}"
         if self.tune.repeats > 1:
             message += f"; mean over {self.tune.repeats} seeds: {means_of(trials, self.metric)[best.number]:.4f}"

@@ -64,8 +64,7 @@ class Record:
         run = trial_run(self.run, trial.id)
         with contextlib.suppress(StorageError):  # the sweep's own events have it
             if (attempts := run.attempts()) and run.result_of(attempts[-1]) is None:
-                newest = trial.evaluations.get(max(trial.evaluations, default=0))
-                step, metrics = (newest.step, newest.metrics) if newest is not None else (0, {})
+                step, metrics = (trial.newest.step, trial.newest.metrics) if trial.newest is not None else (0, {})
                 code = 1 if state == "FAILED" else 0
                 Attempt.reopen(run, attempts[-1]).finish(Result(state, message, code, step, metrics))
 

@@ -133,9 +133,8 @@ class _Population(_Pausing, PopulationBasedTraining):
         """Take up a trial, from where it stands where it has trained before; Ray's own takes none of a searcher."""
         state = self._trial_state[trial] = _PBTTrialState(trial)
         past = self._record.trials[trial.config["trial"]]
-        if past.evaluations:
-            newest = past.evaluations[max(past.evaluations)]
-            told = as_told(newest)
+        if past.newest is not None:
+            told = as_told(past.newest)
             time = told[self._time_attr]
             state.last_perturbation_time = int(time // self._perturbation_interval * self._perturbation_interval)
             if self._metric in told:
