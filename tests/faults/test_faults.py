@@ -41,6 +41,8 @@ from tests.trainers.pictures import digits, write_folder
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 ODD_NAME = "my rüns; $(touch hit) `touch hit` & ☃"
+EPOCHS = 12  # some seconds for what comes while it trains, also on a fast machine
+WHILE = DIGITS.replace("epochs: 3", f"epochs: {EPOCHS}")
 LONG = DIGITS.replace("epochs: 3", "epochs: 500")
 
 
@@ -117,7 +119,7 @@ def _in(folder: Path, arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    return write_job(tmp_path / "project").parent
+    return write_job(tmp_path / "project", WHILE).parent
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +266,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_a_resume_goes_on_once_there_is_sp
     tmp_path: Path, roomy_disk: Path
 ) -> None:
     run = open_run(roomy_disk / "runs", fresh_id("full"))
-    with start_raylift("run", write_job(tmp_path), "--id", run.id, "--storage", run.storage.uri) as process:
+    with start_raylift("run", write_job(tmp_path, WHILE), "--id", run.id, "--storage", run.storage.uri) as process:
         wait_for(run.checkpoints, "the first checkpoint")
         ballast = _fill(roomy_disk)
         output, _ = process.communicate(timeout=120)
@@ -280,7 +282,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_a_resume_goes_on_once_there_is_sp
         ballast.unlink()
         resumed = raylift("resume", run.uri)
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-        assert steps(run) == list(range(1, 3 * 23 + 1))
+        assert steps(run) == list(range(1, EPOCHS * 23 + 1))
         wait_for_nothing_left(run.id)
 
 
