@@ -15,7 +15,12 @@ Positive = Annotated[float, Field(gt=0)]
 class Block(BaseModel):
     """A block of the job file: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        defer_build=True,  # a job file is read by its outermost block alone, and every build takes milliseconds
+    )
 
 
 class Every(Block):
