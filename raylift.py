@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from launcher.status import Summary
     from trainers.config import (
         Augment,
+        Budget,
         Checkpoint,
         Clean,
         Data,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
         TrainJob,
     )
     from trainers.tasks.base import Task
-    from trainers.tuning import Budget, Domain, Scheduler, Search, Tune
+    from trainers.tuning import Domain, Scheduler, Search, Tune
 
 __all__ = [
     "Augment",
@@ -79,7 +80,6 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "Budget": "trainers.tuning",
     "Domain": "trainers.tuning",
     "JobSpec": "launcher.spec",
     "LocalCluster": "cluster.config",

@@ -41,6 +41,9 @@ class LocalCluster(BaseModel):
     address: str | None = Field(
         default=None, description="a running Ray to attach to, as host:port; it may have many nodes"
     )
+    usd_per_hour: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="what it costs, all its workers together, for budget.max_usd"
+    )
 
     @property
     def accelerator_count(self) -> int | None:

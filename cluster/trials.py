@@ -110,19 +110,6 @@ def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
     return sorted(found.values(), key=lambda trial: (trial.number, trial.repeat))
 
 
-def seconds_spent(rows: Iterable[Mapping[str, Any]]) -> float:
-    """Return for how long the attempts of a sweep ran trials, from its events; from where a budget was last used up."""
-    began: dict[int, float] = {}
-    last: dict[int, float] = {}
-    for row in rows:
-        if row["event"] == "sweep":
-            began[row["attempt"]] = row["time"]
-        if row["event"] == "budget.spent":
-            began = {attempt: time for attempt, time in began.items() if attempt > row["attempt"]}
-        last[row["attempt"]] = max(row["time"], last.get(row["attempt"], 0.0))
-    return sum(last[attempt] - time for attempt, time in began.items())
-
-
 def ranked(trials: Sequence[Trial], metric: str, mode: str) -> list[Trial]:
     """Return the trials with a value, the best first, those of one point together.
 

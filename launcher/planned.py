@@ -10,6 +10,7 @@ from trainers.tuning import metric_of
 
 if TYPE_CHECKING:
     from launcher.spec import JobSpec
+    from trainers.config import Budget
     from trainers.tuning import Tune
 
 
@@ -38,11 +39,19 @@ def print_plan(submission: Submission) -> None:
         for name, text in _sweep(spec, spec.tune):
             table.add_row(name, text)
     table.add_row("saves", f"every {spec.checkpoint.every}, the newest {spec.checkpoint.keep} are kept")
+    if spec.budget is not None:
+        table.add_row("budget", _budget(spec.budget))
     for resource in submission.plan.resources:
         table.add_row(resource.kind, f"{resource.name}{'  ' + resource.detail if resource.detail else ''}")
-    price = submission.plan.usd_per_hour
+    price = submission.plan.usd_per_hour or spec.cluster.usd_per_hour
     table.add_row("price", f"${price:.2f} an hour" if price else "nothing: this machine")
     console.print(table)
+
+
+def _budget(budget: Budget) -> str:
+    hours = [f"{budget.max_hours:g} h"] if budget.max_hours is not None else []
+    usd = [f"${budget.max_usd:g}"] if budget.max_usd is not None else []
+    return f"it saves and stops after {' or '.join(hours + usd)}"
 
 
 def _sweep(spec: JobSpec, tune: Tune) -> list[tuple[str, str]]:

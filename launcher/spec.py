@@ -19,8 +19,8 @@ from launcher.searched import check_space, settle_space
 from launcher.sources import settle_sources
 from launcher.validation import nearest, validate
 from launcher.yaml_source import Document, parse, read_file
-from trainers.config import TrainJob
-from trainers.tuning import METRICS, Budget, Tune
+from trainers.config import Budget, TrainJob
+from trainers.tuning import METRICS, Tune
 
 NAME_LENGTH = 22  # <name>-<12 digits>-<4 hex> is then at most 40 characters
 _VARIABLE = "[A-Za-z_][A-Za-z0-9_]*"
@@ -58,7 +58,7 @@ class JobSpec(TrainJob):
         json_schema_extra={"propertyNames": {"pattern": f"^{_VARIABLE}$"}},
     )
     tune: Tune | None = Field(default=None, description="makes a sweep of it: many trials, each with other values")
-    budget: Budget | None = Field(default=None, description="what a sweep may take at most")
+    budget: Budget | None = Field(default=None, description="what a run or a sweep may take at most")
 
     @field_validator("name")
     @classmethod
@@ -71,10 +71,14 @@ class JobSpec(TrainJob):
         return name
 
     @model_validator(mode="after")
+    def _can_be_paid(self) -> JobSpec:
+        if self.budget is not None and self.budget.max_usd is not None and self.cluster.usd_per_hour is None:
+            raise ValueError("budget.max_usd: it needs cluster.usd_per_hour, what the cluster costs an hour")
+        return self
+
+    @model_validator(mode="after")
     def _can_be_tuned(self) -> JobSpec:
         if self.tune is None:
-            if self.budget is not None:
-                raise ValueError("budget: it is for sweeps; a run alone ends with train.epochs or train.max_steps")
             return self
         if self.data.eval is None:
             raise ValueError("tune: it needs data.eval, as trials are compared by an evaluation: eval: {split: 0.2}")

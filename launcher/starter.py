@@ -29,6 +29,7 @@ _GIVEN: dict[Keys, str] = {
     ("cluster", "provider"): "local",
     ("cluster", "workers"): "2",
 }
+_EXAMPLES: dict[Keys, str] = {("budget",): "{max_hours: 24}"}  # of blocks that have no default
 _FIRST = ("name", "task", "model", "data", "train", "checkpoint", "cluster", "storage", "env")
 _COLUMN = 36  # where the explanations begin
 
@@ -52,6 +53,9 @@ def _key(path: Keys, field: FieldInfo, default: Any, *, commented: bool) -> Iter
     is_given = any(given[: len(path)] == path for given in _GIVEN)
     mark = "" if is_given or commented else "# "
     block = blocks.block_of(field.annotation)
+    if path in _EXAMPLES:
+        yield f"{mark}{path[-1]}: {_EXAMPLES[path]}", _explanation(field) + "; off unless given"
+        return
     if path in _GIVEN or block is None or isinstance(default, str) or len(blocks.alternatives(field.annotation)) > 1:
         yield f"{mark}{path[-1]}: {_GIVEN.get(path) or _plain(default)}", _explanation(field)
         return

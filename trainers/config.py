@@ -267,6 +267,19 @@ class Checkpoint(Block):
     best: bool = Field(default=True, description="keep the best one as well: by eval_accuracy, else by eval_loss")
 
 
+class Budget(Block):
+    """What a run or a sweep may take; then it saves and stops. A resume gives it as much again."""
+
+    max_hours: Positive | None = Field(default=None, description="of all attempts together, with their start-up")
+    max_usd: Positive | None = Field(default=None, description="the same in money, at cluster.usd_per_hour")
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Budget:
+        if self.max_hours is None and self.max_usd is None:
+            raise ValueError("it has no limit: give max_hours, max_usd, or both")
+        return self
+
+
 class TrainJob(Block):
     """The part of a job file that the trainers read."""
 

@@ -18,7 +18,7 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 class StopReason(Enum):
     """Why training ends before its last step; of several wishes the first counts."""
 
-    PERSON = "a person asked for it"
+    PERSON = "a person, or the budget, asked for it"
     PREEMPTED = "the machine will be taken away"
     RESIZE = "there is room for more ranks"
     PAUSED = "the sweep's scheduler lets it wait"  # of a trial

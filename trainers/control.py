@@ -32,6 +32,7 @@ class Control:
         self._attempt = attempt
         self._faults = Faults(rank, world_size, driver=attempt.claim.pid)
         self._stop: StopReason | None = None
+        self.why: str | None = None  # of rank 0: in the words of whoever asked for a stop
         self.growth: Growth | None = None  # of rank 0, where the number of ranks may change
         self.resize_to: int | None = None  # set with the wish for it
         self.pulse: Pulse | None = None
@@ -76,8 +77,8 @@ class Control:
     def _watch(self) -> None:
         while self._stop is None and not self._closed.wait(_POLL):
             try:
-                if self._attempt.run.stop_reason() is not None:
-                    self._stop = StopReason.PERSON
+                if (why := self._attempt.run.stop_reason()) is not None:
+                    self.why, self._stop = why, StopReason.PERSON
                 elif self._attempt.notice() is not None:
                     self._stop = StopReason.PREEMPTED
             except StorageError:

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from trainers.memory import kills_for_memory, peak_memory
 from trainers.output import shipped_output
 from trainers.pulse import ENDED, forget_attempts, pulse_folder, verdicts
 from trainers.pulse import read as read_pulse
+from trainers.spending import Spending, limit_of
 from trainers.worker import Elastic, run_under_ray
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Driver:
         """Drive a run by what `load_job` returns of it."""
         self.run = run
         self.job, self.whole = job, whole
+        self.spending = Spending(run, limit_of(whole))
         self.leaving = False  # this machine will be taken away
         self.launch = os.environ.get("RAYLIFT_LAUNCH", "")
         self.cluster = (
@@ -87,7 +89,7 @@ class Driver:
     def drive(self) -> int:
         """Run attempts until one writes a result; return the exit code."""
         attempt, events = self._claim()
-        with shipped_output(attempt, "driver"):
+        with shipped_output(attempt, "driver"), self.spending.watched(attempt):
             try:
                 ready = self._start(attempt, events)
                 while True:
@@ -101,7 +103,7 @@ class Driver:
                         return PREEMPTED
                     lost = self._fit(attempt, events, ready)
                     if (result := self.run.result_of(attempt.number)) is not None:
-                        _close(events)
+                        self._close(events)
                         return result.exit_code
                     if (final := self._why_not_again(attempt, lost)) is not None:
                         return self._finish(attempt, events, final)
@@ -219,7 +221,7 @@ class Driver:
         )
         kills = kills_for_memory()
         try:
-            with _leaving_at_once(self.run, attempt, events):
+            with _leaving_at_once(self.run, attempt, lambda: self._close(events)):
                 trainer.fit()
         except TrainingFailedError as error:
             for cause in _causes(error).values():
@@ -301,6 +303,7 @@ class Driver:
 
     def _finish(self, attempt: Attempt, events: SegmentWriter, result: Result) -> int:
         events.append({"event": "finished", "state": result.state, "message": result.message})
+        self.spending.note(events)
         print(f"{result.state}: {result.message}", file=sys.stderr)
         try:
             events.close()
@@ -311,6 +314,11 @@ class Driver:
                 Path(UNRECORDED).write_text(f"{result.message or result.state} (storage took no record of it)")
             return 3
         return result.exit_code
+
+    def _close(self, events: SegmentWriter) -> None:
+        self.spending.note(events)
+        events.append({"event": "memory", "process": "driver", "peak_bytes": peak_memory()})
+        events.close()
 
 
 def start_ray_for(cluster: LocalCluster, cpus: int | None = None) -> tuple[Workers, bool]:
@@ -359,7 +367,7 @@ def _share(prepared: Prepared) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _leaving_at_once(run: Run, attempt: Attempt, events: SegmentWriter) -> Iterator[None]:
+def _leaving_at_once(run: Run, attempt: Attempt, close: Callable[[], None]) -> Iterator[None]:
     """Under a supervisor, end this process as soon as the result is written."""
     if not _SUPERVISED:
         yield
@@ -370,7 +378,7 @@ def _leaving_at_once(run: Run, attempt: Attempt, events: SegmentWriter) -> Itera
         while not done.wait(_WATCH):
             with contextlib.suppress(RayliftError):
                 if (result := run.result_of(attempt.number)) is not None:
-                    _close(events)
+                    close()
                     _exit(result.exit_code)
 
     thread = threading.Thread(target=watch, name="result", daemon=True)
@@ -402,11 +410,6 @@ def _exit(code: int) -> NoReturn:
 
 def _failed(error: RayliftError) -> Result:
     return Result(state="FAILED", message=str(error), exit_code=error.exit_code)
-
-
-def _close(events: SegmentWriter) -> None:
-    events.append({"event": "memory", "process": "driver", "peak_bytes": peak_memory()})
-    events.close()
 
 
 def _causes(error: Exception) -> dict[int, Exception]:

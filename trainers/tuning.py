@@ -272,12 +272,6 @@ class Tune(Block):
         return _points(list(self.ordered.items()), {})
 
 
-class Budget(Block):
-    """What a sweep may take; then its trials save and end. A resume gives it as much again."""
-
-    max_hours: Positive = Field(default=24.0, description="of all attempts together, from the first trial on")
-
-
 def may_be_perturbed(key: str) -> bool:
     """Whether a key of the job file may change while a model trains."""
     return key.startswith(_WHILE_IT_TRAINS) and key not in _NEVER

@@ -129,7 +129,7 @@ def run_rank(
         for rank, peak in enumerate(peaks):
             recorder.event("memory", process=f"rank {rank}", peak_bytes=peak)
         if context.rank == 0:
-            _write_down(attempt, recorder, _result_of(outcome), seconds=time.monotonic() - started)
+            _write_down(attempt, recorder, _result_of(outcome, control.why), seconds=time.monotonic() - started)
         return outcome
     except Exception as error:
         told = explain(error, context.rank, trainer.progress.step if trainer is not None else None)
@@ -204,12 +204,12 @@ def explain(error: Exception, rank: int, step: int | None) -> RayliftError:
     return TrainingError(f"{type(error).__name__}: {text}{where}")
 
 
-def _result_of(outcome: Outcome) -> Result:
+def _result_of(outcome: Outcome, why: str | None) -> Result:
     if outcome.stopped is StopReason.PRUNED:
         message = f"{outcome.stopped.value}, at step {outcome.step}"
         return Result(state="PRUNED", message=message, step=outcome.step, metrics=outcome.metrics)
     if outcome.stopped is not None:
-        message = f"stopped at step {outcome.step}, saved"
+        message = f"{why or outcome.stopped.value}; saved at step {outcome.step}"
         return Result(state="STOPPED", message=message, exit_code=4, step=outcome.step, metrics=outcome.metrics)
     message = f"stopped early at step {outcome.step}: no more gain" if outcome.early else ""
     return Result(state="SUCCEEDED", message=message, step=outcome.step, metrics=outcome.metrics)

@@ -1,12 +1,10 @@
 """What a sweep's events tell of its trials."""
 
-from typing import Any
-
 import pytest
 
 from cluster.runs import Origin
-from cluster.trials import Copied, Trial, means_of, ranked, read_trials, seconds_spent
-from tests.sweeps import HEAD, begun, ended, evaluated
+from cluster.trials import Copied, Trial, means_of, ranked, read_trials
+from tests.sweeps import begun, ended, evaluated
 
 
 def test_a_trial_that_was_evaluated_again_after_a_resume_counts_it_once() -> None:
@@ -59,15 +57,3 @@ def test_points_that_were_repeated_go_by_their_mean() -> None:
     best = [trial.id for trial in ranked(trials, "eval_accuracy", "max")]
     assert best == ["00001-0", "00001-1", "00000-0", "00000-1"]
     assert means_of(trials, "eval_accuracy") == {0: pytest.approx(0.7), 1: pytest.approx(0.75)}
-
-
-def test_a_sweep_has_spent_what_its_attempts_took_since_its_budget_was_last_used_up() -> None:
-    def attempt(number: int, first: float, last: float) -> list[dict[str, Any]]:
-        rows = [{"event": "claimed", "time": first - 5}, {**HEAD, "time": first}, ended(0, "STOPPED", last)]
-        return [{**row, "attempt": number} for row in rows]
-
-    rows = attempt(1, 100.0, 130.0) + attempt(2, 200.0, 210.0)
-    assert seconds_spent(rows) == 40.0
-    rows += [{"event": "budget.spent", "time": 211.0, "attempt": 2}]
-    assert seconds_spent(rows) == 0.0
-    assert seconds_spent(rows + attempt(3, 300.0, 307.0)) == 7.0

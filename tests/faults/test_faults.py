@@ -171,7 +171,8 @@ def test_raylift_stop_saves_and_stops(under_way: tuple[Run, subprocess.Popen[str
     run, process = under_way
     assert raylift("stop", run.uri).returncode == 0
     output, _ = process.communicate(timeout=60)
-    assert_ended(output, process.returncode, run, 4, "STOPPED", "stopped at step", "raylift resume")
+    told = ("STOPPED", "stopped by raylift stop; saved at step ", "raylift resume")
+    assert_ended(output, process.returncode, run, 4, *told)
     assert run.checkpoints()[-1].step == steps(run)[-1]
 
 

@@ -25,8 +25,8 @@ def event(at: float, name: str, attempt: int = 1, **values: Any) -> dict[str, An
 
 
 def test_an_attempt_that_wrote_a_result_ended_as_it_says() -> None:
-    run = data(claims=[claim(1, 1.0)], results={1: Result("STOPPED", "stopped at step 5, saved")})
-    assert ending_of(run, run.claims[0]) == ("STOPPED", "stopped at step 5, saved")
+    run = data(claims=[claim(1, 1.0)], results={1: Result("STOPPED", "stopped by raylift stop; saved at step 5")})
+    assert ending_of(run, run.claims[0]) == ("STOPPED", "stopped by raylift stop; saved at step 5")
 
 
 def test_an_attempt_that_lost_a_rank_says_which() -> None:

@@ -180,6 +180,22 @@ def test_a_file_without_keys_lists_the_keys(job: Job, text: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ("{}", "job.yaml:3:1: budget: it has no limit: give max_hours, max_usd, or both"),
+        ("{max_hours: 0}", "job.yaml:3:21: budget.max_hours: "),
+        (
+            "{max_usd: 3}",
+            "job.yaml:3:19: budget.max_usd: it needs cluster.usd_per_hour, what the cluster costs an hour",
+        ),
+    ],
+)
+def test_a_budget_that_limits_nothing_is_refused(job: Job, budget: str, message: str) -> None:
+    (found,) = messages(job(f"budget: {budget}\n"))
+    assert found.startswith(message)
+
+
 def test_a_key_that_is_there_twice_is_refused_and_both_places_are_named(job: Job) -> None:
     assert messages(job("train: {}\ntrain: {epochs: 1}\n")) == [
         "job.yaml:4:1: train: this key is here twice; first at job.yaml:3:1"

@@ -151,11 +151,6 @@ def test_a_trial_has_no_more_workers_than_the_cluster(job: Job) -> None:
     assert "tune.workers_per_trial: a trial has 3, and the cluster no more than 2 in all" in found[0]
 
 
-def test_a_budget_is_for_sweeps(job: Job) -> None:
-    assert tune_of(job("tune: {}\nbudget: {max_hours: 0.5}"))
-    assert "budget: it is for sweeps" in messages(job("budget: {max_hours: 2}"))[0]
-
-
 def test_a_plan_shows_the_space(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     space = "train.optimizer.lr: {loguniform: [1e-4, 0.1], when: {model.name: cnn}}, model.name: [cnn]"
     plan_command(str(job(f"tune: {{trials: 7, space: {{{space}}}}}")))

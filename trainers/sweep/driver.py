@@ -28,7 +28,7 @@ from trainers.sweep.schedulers import build_scheduler, remember, remember_one
 from trainers.sweep.search import build_searcher
 from trainers.sweep.trial import data_key, threads_each, through_outages
 from trainers.sweep.watch import Watch
-from trainers.tuning import Budget, Tune, describe, metric_of
+from trainers.tuning import Tune, describe, metric_of
 
 if TYPE_CHECKING:
     from trainers.config import TrainJob
@@ -51,7 +51,6 @@ class SweepDriver(Driver):
         super().__init__(run, job, whole)
         self.tune = Tune.model_validate(self.whole["tune"])
         self.metric, self.mode = metric_of(self.tune, self.job.task)
-        self.budget = Budget.model_validate(self.whole["budget"]) if self.whole.get("budget") else None
         self.room: Room
 
     @property
@@ -81,7 +80,7 @@ class SweepDriver(Driver):
         logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that it need not write
         record = Record(self.run, events, self.metric)
         events.append({"event": "sweep", "trials": self.total, "metric": self.metric, "mode": self.mode})
-        with self._watch(attempt, record).looking() as watch:
+        with Watch(attempt).looking() as watch:
             is_stopping = lambda: watch.is_stopping or self.leaving  # noqa: E731
             scheduler = build_scheduler(self.tune, record, self.mode, self._longest(ready), is_stopping)
             remember(scheduler, record)
@@ -100,18 +99,9 @@ class SweepDriver(Driver):
         if self.leaving:
             events.append({"event": "preempted", "step": 0})
             return "preempted: the machine asked the driver to end"
-        if watch.is_spent:
-            events.append({"event": "budget.spent"})
         result = self._result(record, watch.reason)
         through_outages(lambda: attempt.finish(result))
         return ""
-
-    def _watch(self, attempt: Attempt, record: Record) -> Watch:
-        if self.budget is None:
-            return Watch(attempt)
-        hours = self.budget.max_hours
-        why = f"budget.max_hours, which is {hours:g}, is used up"
-        return Watch(attempt, seconds_left=hours * 3600 - record.seconds_before, budget=why)
 
     def _run_trials(self, attempt: Attempt, ready: Ready, bridge: Bridge, scheduler: TrialScheduler) -> None:
         each = self.tune.workers_per_trial

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.errors import StorageError
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
-from cluster.trials import ENDED, Copied, Evaluation, Trial, read_trials, seconds_spent, trial_run
+from cluster.trials import ENDED, Copied, Evaluation, Trial, read_trials, trial_run
 from trainers.tuning import Point
 
 
@@ -21,9 +21,7 @@ class Record:
     def __init__(self, run: Run, events: SegmentWriter, metric: str) -> None:
         self.run = run
         self.metric = metric
-        rows = run.all_rows("events")
-        self.seconds_before = seconds_spent(rows)  # by earlier attempts
-        self.rows = [row for row in rows if str(row["event"]).startswith("trial")]
+        self.rows = [row for row in run.all_rows("events") if str(row["event"]).startswith("trial")]
         self._events = events
         self.rows += [
             row for trial in read_trials(self.rows) if trial.state not in ENDED for row in self._missed(trial)

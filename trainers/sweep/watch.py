@@ -1,10 +1,9 @@
-"""Whether a sweep is to stop: a person wants it to, its budget is used up, or a newer attempt has taken over."""
+"""Whether a sweep is to stop: somebody asked for it, or a newer attempt has taken over."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 
 from cluster.errors import StorageError
@@ -16,19 +15,11 @@ _POLL = 1.0  # seconds
 class Watch:
     """Looks now and then, in a thread; while storage is away, nobody wants anything."""
 
-    def __init__(self, attempt: Attempt, *, seconds_left: float | None = None, budget: str = "") -> None:
-        """After `seconds_left` the trials are told to save and end; `budget` says of what there is no more."""
+    def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
-        self._until = time.monotonic() + seconds_left if seconds_left is not None else None
-        self._budget = budget
         self._closed = threading.Event()
         self.reason: str | None = None  # why it stops
         self.superseded: SupersededError | None = None
-
-    @property
-    def is_spent(self) -> bool:
-        """Whether it stops for its budget."""
-        return self.reason is not None and self.reason == self._budget
 
     @property
     def is_stopping(self) -> bool:
@@ -57,6 +48,3 @@ class Watch:
                 self.superseded = error
                 return
             self.reason = self.reason or self._attempt.run.stop_reason()
-            if self.reason is None and self._until is not None and time.monotonic() > self._until:
-                self._attempt.give_notice(self._budget)
-                self.reason = self._budget
