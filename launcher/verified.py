@@ -1,8 +1,8 @@
-"""What was found in a run's checkpoints, for people and for programs, and how much of it is read."""
+"""What was found in the checkpoints of a run, or of a sweep's trials, for people and for programs; how much is read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,6 +64,22 @@ def _folder(finding: Finding) -> dict[str, Any]:
     }
 
 
+def as_dict_of_trials(
+    run: Run, found: Mapping[str, tuple[Run, Verification]], swept: Mapping[str, Swept]
+) -> dict[str, Any]:
+    trials = {name: as_dict(trial, one, swept.get(name)) for name, (trial, one) in found.items()}
+    return {"run_id": run.id, "run_uri": run.uri, "trials": trials}
+
+
+def print_found_of_trials(found: Mapping[str, Verification]) -> None:
+    """Print a line for each trial that has more than intact checkpoints, then one for all of them."""
+    for name, one in found.items():
+        if len(one.of(Verdict.INTACT)) < len(one.findings):
+            print(f"{name}  {_summary(one)}")
+    together = Verification(newest=0, state=None, findings=[each for one in found.values() for each in one.findings])
+    print(f"{len(found)} {_plural('trial', len(found))}: {_summary(together)}")
+
+
 def print_found(found: Verification) -> None:
     """Print a line a folder, then one of summary."""
     if found.findings:
@@ -75,16 +91,16 @@ def print_found(found: Verification) -> None:
     print(_summary(found))
 
 
-def print_hint(run: Run, found: Verification) -> None:
-    """Say how to sweep, where there is something to sweep."""
-    if gone := needless(found):
+def print_hint(run: Run, *found: Verification) -> None:
+    """Say how to sweep a run, or its trials, where there is something to sweep."""
+    if gone := [finding for one in found for finding in needless(one)]:
         print(f"no resume needs {len(gone)} of them, {_size(gone)}. Sweep: raylift verify --sweep {typed(run.uri)}")
 
 
-def print_swept(swept: Swept) -> None:
-    uploads = f" and {len(swept.uploads)} abandoned {_plural('upload', len(swept.uploads))}" if swept.uploads else ""
-    count = len(swept.folders)
-    print(f"swept {count} {_plural('folder', count)}, {size(swept.size)}{uploads}")
+def print_swept(*swept: Swept) -> None:
+    count, uploads = (sum(map(len, each)) for each in ([one.folders for one in swept], [one.uploads for one in swept]))
+    also = f" and {uploads} abandoned {_plural('upload', uploads)}" if uploads else ""
+    print(f"swept {count} {_plural('folder', count)}, {size(sum(one.size for one in swept))}{also}")
 
 
 def _row(finding: Finding) -> tuple[str, ...]:

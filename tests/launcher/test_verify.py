@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runs import Result, Run
+from cluster.runs import Attempt, Result, Run
+from cluster.trials import trial_run
 from tests.cluster.saves import flip_a_byte, make_files, stored
 from tests.finished import new_run
 from tests.harness import command, environment, raylift
 from tests.living import living
+from tests.sweeps import elsewhere, searched
 
 
 @pytest.fixture
@@ -125,6 +127,59 @@ def test_a_sweep_refuses_a_run_that_another_machine_wrote_to_a_moment_ago(run: R
     assert done.returncode == 2
     assert "is running already, on another" in done.stderr
     assert stored(run) == before
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Run:
+    """Return a sweep of three trials: two have saved twice, one of them lost a save on the way, one has not begun."""
+    run, attempt = searched(tmp_path / "runs", 3)
+    elsewhere(attempt)
+    for name in ("00000", "00001"):
+        trial = trial_run(run, name)
+        trial.create(run.job())
+        trial.claim().commit(10, make_files(tmp_path, 10), {})
+        if name == "00001":
+            trial.storage.write(trial.path("attempts/000001/checkpoints/000000025/model.safetensors"), b"half a save")
+        second = trial.claim()
+        second.commit(20, make_files(tmp_path, 20), {})
+        second.finish(Result(state="SUCCEEDED", step=20))
+    return run
+
+
+def test_a_sweep_is_as_intact_as_its_trials(sweep: Run) -> None:
+    done = raylift("verify", sweep.uri)
+    assert done.returncode == 0, done.stderr
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()] == ["00001", *done.stdout.splitlines()[1:]]
+    assert "00001  3 checkpoints, 7.7 kB: intact; 1 partial, 11 B\n" in done.stdout
+    assert "3 trials: 6 checkpoints, 15.3 kB: intact; 1 partial, 11 B\n" in done.stdout
+    assert f"no resume needs 1 of them, 11 B. Sweep: raylift verify --sweep {sweep.uri}" in done.stdout
+
+
+def test_damage_in_a_trial_is_3_with_the_file_and_the_trial(sweep: Run) -> None:
+    trial = trial_run(sweep, "00000")
+    flip_a_byte(trial, "attempts/000002/checkpoints/000000020")
+    done = raylift("verify", sweep.uri, "--json")
+    assert done.returncode == 3
+    assert f"1 of 3 checkpoints of {trial.uri} is damaged: attempts/000002/checkpoints/000000020/" in done.stderr
+    found = json.loads(done.stdout)["trials"]
+    verdicts = {name: [folder["verdict"] for folder in one["folders"]] for name, one in found.items()}
+    assert verdicts == {
+        "00000": ["intact", "intact", "damaged"],
+        "00001": ["intact", "partial", "intact", "intact"],
+        "00002": [],
+    }
+
+
+def test_of_a_sweep_that_may_go_on_no_checkpoint_is_swept_that_a_trial_may_start_from(sweep: Run) -> None:
+    refused = raylift("verify", "--sweep", sweep.uri)
+    assert (refused.returncode, "is running already, on another" in refused.stderr) == (2, True)
+    attempt = Attempt.reopen(sweep, 1)
+    attempt.finish(Result(state="STOPPED", exit_code=4))
+    assert raylift("verify", "--sweep", sweep.uri).stdout.endswith("swept 1 folder, 11 B\n")
+    sweep.claim().finish(Result(state="SUCCEEDED"))
+    assert raylift("verify", "--sweep", sweep.uri).stdout.endswith("swept 2 folders, 5.1 kB\n")
+    for name in ("00000", "00001"):
+        assert [(one.attempt, one.step) for one in trial_run(sweep, name).checkpoints()] == [(2, 10), (2, 20)]
 
 
 def test_a_run_without_checkpoints_is_no_error(tmp_path: Path) -> None:
