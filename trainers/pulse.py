@@ -20,7 +20,7 @@ from pathlib import Path
 from trainers.memory import peak_memory
 
 ENDED = "rank.ended"  # an event: the watchdog of a machine has ended a rank
-_LAYOUT = struct.Struct("<6q2d")
+_LAYOUT = struct.Struct("<6q2dq")  # then the URI of the run
 _BEAT = 0.5  # seconds
 _WARM_UP = 2  # steps that compile, connect and allocate, and so tell nothing of the others
 _FADES = 0.999  # a step: what was slow long ago stops counting
@@ -49,16 +49,20 @@ class Reading:
     peak_bytes: int
     longest_step: float
     longest_evaluation: float
+    attempt: int = 0
+    run_uri: str = ""
 
     def packed(self) -> bytes:
-        return _LAYOUT.pack(*vars(self).values())
+        *numbers, _ = vars(self).values()
+        return _LAYOUT.pack(*numbers) + self.run_uri.encode()
 
 
 class Pulse:
     """Beats in a thread, and says what the main thread is at."""
 
-    def __init__(self, rank: int, folder: Path | None = None) -> None:
-        """Write into `folder`, or where nobody looks."""
+    def __init__(self, rank: int, folder: Path | None = None, *, run_uri: str = "", attempt: int = 0) -> None:
+        """Write into `folder`, or where nobody looks; `attempt` is the run's one that the rank trains in."""
+        self._run_uri, self._attempt = run_uri, attempt
         self._path = folder / f"rank-{rank}" if folder is not None else None
         self._memory = self._map()
         self._rank = rank
@@ -119,16 +123,19 @@ class Pulse:
             self._peak,
             self._longest_step,
             self._longest_evaluation,
+            self._attempt,
+            self._run_uri,
         )
         with self._lock:
             self._memory[:] = now.packed()
 
     def _map(self) -> mmap.mmap:
+        size = _LAYOUT.size + len(self._run_uri.encode())
         if self._path is None:
-            return mmap.mmap(-1, _LAYOUT.size)
+            return mmap.mmap(-1, size)
         with self._path.open("w+b") as file:
-            file.truncate(_LAYOUT.size)
-            return mmap.mmap(file.fileno(), _LAYOUT.size)
+            file.truncate(size)
+            return mmap.mmap(file.fileno(), size)
 
 
 def read(path: Path) -> Reading | None:
@@ -139,8 +146,11 @@ def read(path: Path) -> Reading | None:
         return None
     if len(data) < _LAYOUT.size:
         return None
-    rank, pid, beats, phase, entries, peak, step, evaluation = _LAYOUT.unpack(data)
-    return Reading(rank, pid, beats, Phase(phase), entries, peak, step, evaluation) if pid else None
+    rank, pid, beats, phase, entries, peak, step, evaluation, attempt = _LAYOUT.unpack(data[: _LAYOUT.size])
+    if not pid:
+        return None
+    uri = data[_LAYOUT.size :].decode()
+    return Reading(rank, pid, beats, Phase(phase), entries, peak, step, evaluation, attempt, uri)
 
 
 def pulse_folder(temporary: Path, run_uri: str, attempt: int) -> Path:

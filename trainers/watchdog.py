@@ -1,6 +1,6 @@
 """Ends ranks that hang, so that the run goes on without them: one process a machine.
 
-    python -P -m trainers.watchdog FOLDER RANKS_OF_THE_RUN PARENT RUN_URI ATTEMPT HOST_OF_THE_DRIVER
+    python -P -m trainers.watchdog FOLDER RANKS_OF_THE_RUN PARENT HOST_OF_WHO_READS_THE_VERDICTS
 
 Ray and torch notice a rank that hangs after minutes; this does so within seconds. It learns from the run's own steps
 how long one may take: a rank is ended that takes five times as long as its longest, and no less than eight seconds.
@@ -23,7 +23,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cluster.errors import RayliftError
 from trainers.pulse import ENDED, Phase, Reading, read
@@ -133,45 +132,41 @@ def end_rank(folder: Path, reading: Reading, reason: str) -> None:
         os.kill(reading.pid, signal.SIGKILL)
 
 
-def tell(run_uri: str, attempt: int, events: Sequence[dict[str, Any]]) -> None:
+def tell(reading: Reading, reason: str) -> None:
     """Write down in storage whom it has ended: the driver may be on another machine."""
-    if not events:
-        return
     from cluster.runs import Run
     from cluster.segments import SegmentWriter
 
+    by = f"watchdog-{socket.gethostname()}-{os.getpid()}-{reading.rank}"
     with contextlib.suppress(RayliftError):
-        writer = SegmentWriter(Run.at(run_uri), attempt, "events", f"watchdog-{socket.gethostname()}-{os.getpid()}")
-        for event in events:
-            writer.append(event)
+        writer = SegmentWriter(Run.at(reading.run_uri), reading.attempt, "events", by)
+        writer.append({"event": ENDED, "rank": reading.rank, "reason": reason})
         writer.close()
 
 
-def start_watchdog(
-    folder: Path, world_size: int, run_uri: str, attempt: int, driver_host: str
-) -> subprocess.Popen[bytes]:
-    """Start the watchdog of this machine; it ends with this process."""
+def start_watchdog(folder: Path, world_size: int, driver_host: str = "") -> subprocess.Popen[bytes]:
+    """Start the watchdog of this machine; it ends with this process. Verdicts stay for a driver on `driver_host`."""
     command = [sys.executable, "-P", "-m", "trainers.watchdog", str(folder), str(world_size), str(os.getpid())]
-    command += [run_uri, str(attempt), driver_host]
+    command += [driver_host]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def main(arguments: Sequence[str]) -> None:
-    folder, world_size, parent = Path(arguments[0]), int(arguments[1]), int(arguments[2])
-    run_uri, attempt, driver_host = arguments[3], int(arguments[4]), arguments[5]
+    folder, world_size, parent, driver_host = Path(arguments[0]), int(arguments[1]), int(arguments[2]), arguments[3]
     watchdog, ended = Watchdog(folder, world_size), set[int]()
     last = time.monotonic()
     while os.getppid() == parent:
         time.sleep(POLL)
         now = time.monotonic()
-        told: list[dict[str, Any]] = []
+        told: list[tuple[Reading, str]] = []
         for reading, reason in watchdog.look(min(now - last, 2 * POLL)).values():
             if reading.pid not in ended:
                 ended.add(reading.pid)
                 print(f"rank {reading.rank} is ended: {reason}", file=sys.stderr, flush=True)
                 end_rank(folder, reading, reason)
-                told.append({"event": ENDED, "rank": reading.rank, "reason": reason})
-        tell(run_uri, attempt, told)
+                told.append((reading, reason))
+        for reading, reason in told:  # once all are ended: storage may be slow
+            tell(reading, reason)
         last = now
     if driver_host != socket.gethostname():  # else the driver reads what is there, and takes it away
         shutil.rmtree(folder, ignore_errors=True)

@@ -71,8 +71,9 @@ def run_rank(
     *,
     control: Control | None = None,
     recorder: Recorder | None = None,
+    pulse: Pulse | None = None,
 ) -> Outcome:
-    """Train as one rank and, as rank 0, write down how it ended. A trial brings its own control and recorder.
+    """Train as one rank and, as rank 0, write down how it ended. A trial brings its own control, recorder and pulse.
 
     Where it ended for another number of ranks, only that is written down: there is no result yet.
     Raises TrainingError where a retry would fail again (that is written down too), InfrastructureError where one
@@ -89,7 +90,7 @@ def run_rank(
 
     started = time.monotonic()
     keep_freed_memory()
-    pulse = _show_life(context, attempt)
+    pulse = pulse or _show_life(context, attempt)
     context.join()
     control = control or Control(attempt, context.rank, context.world_size)
     control.pulse = pulse
@@ -171,9 +172,9 @@ def _show_life(context: WorkerContext, attempt: Attempt) -> Pulse:
     folder.mkdir(mode=0o700, exist_ok=True)
     if context.local_rank == 0:
         forget_attempts(context.temporary, attempt.run.uri, up_to=attempt.number - 1)
-        start_watchdog(folder, context.world_size, attempt.run.uri, attempt.number, attempt.claim.host)
+        start_watchdog(folder, context.world_size, attempt.claim.host)
     show_stacks_when_asked()
-    return Pulse(context.rank, folder)
+    return Pulse(context.rank, folder, run_uri=attempt.run.uri, attempt=attempt.number)
 
 
 def explain(error: Exception, rank: int, step: int | None) -> RayliftError:

@@ -47,7 +47,7 @@ def states(run: Run) -> list[str]:
     return sorted(trial["state"] for trial in sweep["trials"])
 
 
-def test_a_trial_that_is_killed_over_and_over_goes_on_each_time_where_it_was(tmp_path: Path) -> None:
+def test_a_trial_that_freezes_and_is_killed_over_and_over_goes_on_each_time_where_it_was(tmp_path: Path) -> None:
     job = write(tmp_path, "  {search: grid, scheduler: none, space: {train.optimizer.lr: [0.001]}, trials: 40}\n")
     run_id = fresh_id("sweep")
     run = open_run(tmp_path, run_id)
@@ -56,11 +56,14 @@ def test_a_trial_that_is_killed_over_and_over_goes_on_each_time_where_it_was(tmp
         victim = trial_run(run, "00000")
         for attempt in range(1, KILLS + 1):
             wait_for(partial(has_saved, victim, attempt), f"a checkpoint of attempt {attempt}", timeout=120)
-            psutil.Process(victim.claims()[-1].pid).kill()
+            process = psutil.Process(victim.claims()[-1].pid)
+            process.kill() if attempt > 1 else process.suspend()  # which its watchdog notices
         output, _ = started.communicate(timeout=300)
     assert "1 of 1 trials done: 1 succeeded" in output, output  # forty were asked for: there is one point
     assert trained_steps(run, "00000") == list(range(1, 40 * KILLS * 6 + 1))
     assert len(victim.attempts()) == KILLS + 1
+    (ended,) = [row for row in victim.all_rows("events") if row["event"] == "rank.ended"]
+    assert (ended["attempt"], ended["reason"]) == (1, "it froze: no sign of life for 8 s")
 
 
 def has_saved(run: Run, attempt: int) -> bool:

@@ -105,6 +105,19 @@ def test_a_trial_whose_process_is_lost_too_often_has_failed(run: Run) -> None:
     assert (states(launch), launch.record.trials["00000"].message) == (["FAILED"], "its process was lost")
 
 
+def test_a_trial_that_froze_too_often_has_failed_for_that(run: Run) -> None:
+    launch = Launch(run)
+    launch.suggest("a")
+    trial = trial_run(run, "00000")
+    trial.create(run.job())
+    write_rows(trial.claim(), "events", [{"event": "rank.ended", "rank": 0, "reason": "it froze"}])
+    launch.bridge.on_lost("a", "its process was lost")
+    assert launch.record.trials["00000"].message == "it was ended: it froze"
+    result = trial.result()
+    assert result is not None
+    assert (result.state, result.message) == ("FAILED", "it was ended: it froze")
+
+
 def test_while_storage_is_away_no_trial_starts_and_none_is_forgotten(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     launch = Launch(run)
 

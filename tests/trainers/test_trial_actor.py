@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.trainers import training
 from tests.trainers.training import STEPS_PER_EPOCH
 from trainers.jobs import load_job
 from trainers.sweep.actor import Shared, TrialActor
+from trainers.sweep.ranks import Ranks
 
 
 class Sweep:
@@ -26,7 +28,8 @@ class Sweep:
         self.actor: Any = TrialActor.__new__(TrialActor)
 
     def begin(self, metric: str = "eval_accuracy", trial: str = "00000", point: dict[str, Any] | None = None) -> None:
-        shared = Shared(self.run.uri, self.attempt.number, self.document, 1, "", {}, {}, metric, threads=1)
+        ranks = Ranks(1, gpus=False, own_ray=True, temporary=gettempdir(), threads=1)
+        shared = Shared(self.run.uri, self.attempt.number, self.document, 1, "", {}, {}, metric, ranks)
         self.actor.setup(self.config(trial, point), shared=shared)
 
     def config(self, trial: str, point: dict[str, Any] | None = None) -> dict[str, Any]:

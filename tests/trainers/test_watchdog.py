@@ -252,9 +252,7 @@ def test_a_real_process_that_hangs_is_killed_with_a_verdict(
 
 def test_the_watchdog_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     script = "import sys; from pathlib import Path; from trainers.watchdog import start_watchdog; "
-    script += (
-        "print(start_watchdog(Path(sys.argv[1]), 1, 'runs/none', 1, 'elsewhere').pid, flush=True); sys.stdin.read()"
-    )
+    script += "print(start_watchdog(Path(sys.argv[1]), 1, 'elsewhere').pid, flush=True); sys.stdin.read()"
     folder = tmp_path / "pulse"
     folder.mkdir()
     command = [sys.executable, "-P", "-c", script, str(folder)]

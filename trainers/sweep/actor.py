@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,10 +24,12 @@ from cluster.runs import Attempt, Origin, Run
 from cluster.trials import Copied, trial_run
 from trainers.config import TrainJob
 from trainers.context import StopReason
+from trainers.pulse import Pulse, pulse_folder, show_stacks_when_asked
 from trainers.sweep.ranks import RankedTraining, Ranks, References
 from trainers.sweep.trial import News, OneRankTraining, Training, data_key
 from trainers.tasks.base import Prepared
 from trainers.tuning import trial_job
+from trainers.watchdog import start_watchdog
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,29 @@ class Shared:
     arrays: Mapping[str, Any]  # name -> object reference
     meta: Mapping[str, Any]
     metric: str
-    threads: int  # that a rank computes with
-    ranks: Ranks | None = None  # of each trial, where there are several
+    ranks: Ranks  # of each trial
+
+
+class Lifeline:
+    """Lets the watchdog of an actor listen to the trials that train in it, one after another."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._watchdog: subprocess.Popen[bytes] | None = None
+
+    def show_life(self, attempt: Attempt) -> Pulse:
+        """Return the pulse of an attempt of a trial, with somebody who listens to it."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        if self._watchdog is None:
+            self._watchdog = start_watchdog(self._folder, world_size=1)
+            show_stacks_when_asked()
+        return Pulse(0, self._folder, run_uri=attempt.run.uri, attempt=attempt.number)
+
+    def close(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.kill()
+            self._watchdog.wait()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class TrialActor(ray_tune.Trainable):
@@ -48,6 +75,7 @@ class TrialActor(ray_tune.Trainable):
     def setup(self, config: dict[str, Any], *, shared: Shared) -> None:  # type: ignore[override]  # with_parameters adds it
         self._shared = shared
         self._sweep = Attempt.reopen(Run.at(shared.uri), shared.attempt)
+        self._lifeline = Lifeline(pulse_folder(Path(shared.ranks.temporary), shared.uri, os.getpid()))
         self._data: dict[str, Prepared] = {}
         self._told: dict[str, Any] = {}  # the newest, of the trial that trains
         self._begin(config)
@@ -92,6 +120,7 @@ class TrialActor(ray_tune.Trainable):
 
     def cleanup(self) -> None:
         self._end(StopReason.PERSON)  # it may go on: of those that may not, the sweep's own events tell
+        self._lifeline.close()
 
     def _end(self, why: StopReason) -> None:
         if self._training is not None:
@@ -109,10 +138,15 @@ class TrialActor(ray_tune.Trainable):
         run = trial_run(self._sweep.run, config["trial"])
         copied = Copied.from_json(config["copied"]) if config["copied"] else None
         arguments = run, job, _as_yaml(document), self._sweep, copied
-        if self._shared.ranks is not None:
+        if self._shared.ranks.number > 1:
             self._training = RankedTraining(*arguments, ranks=self._shared.ranks, share=self._share)
         else:
-            self._training = OneRankTraining(*arguments, prepare=self._prepare, threads=self._shared.threads)
+            self._training = OneRankTraining(
+                *arguments,
+                prepare=self._prepare,
+                threads=self._shared.ranks.threads,
+                show_life=self._lifeline.show_life,
+            )
 
     def _prepare(self, job: TrainJob) -> Prepared:
         """Return the data of a trial: that of all of them, or what its own values make of it."""

@@ -98,6 +98,7 @@ class Bridge(RaySearcher):
     def on_lost(self, trial_id: str, why: str) -> None:
         """Take a trial for failed whose actor was lost more often than is allowed."""
         if trial_id in self._running:
+            why = self._record.verdict(self._running[trial_id]) or why
             self._record.close(self._running[trial_id], "FAILED", why)
             self._end(trial_id, "FAILED", why)
 

@@ -105,7 +105,6 @@ class SweepDriver(Driver):
 
     def _run_trials(self, attempt: Attempt, ready: Ready, bridge: Bridge, scheduler: TrialScheduler) -> None:
         each = self.tune.workers_per_trial
-        threads = threads_each(self.room.slots() * each)
         shared = Shared(
             uri=self.run.uri,
             attempt=attempt.number,
@@ -115,8 +114,9 @@ class SweepDriver(Driver):
             arrays=ready.arrays,
             meta=ready.meta,
             metric=self.metric,
-            threads=threads,
-            ranks=Ranks(each, ready.gpus, self.own_ray, str(self.temporary), threads) if each > 1 else None,
+            ranks=Ranks(
+                each, ready.gpus, self.own_ray, str(self.temporary), threads=threads_each(self.room.slots() * each)
+            ),
         )
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.room.slots())
         ray_tune.run(  # a Tuner would pickle what it is given, to restore from: ours comes back from storage

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The workers of each trial."""
+    """The workers of each trial; one alone is the trial's own process."""
 
     number: int
     gpus: bool

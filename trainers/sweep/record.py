@@ -12,6 +12,7 @@ from cluster.errors import StorageError
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, Copied, Evaluation, Trial, read_trials, trial_run
+from trainers.pulse import ENDED as ENDED_BY_WATCHDOG
 from trainers.tuning import Point
 
 
@@ -65,6 +66,15 @@ class Record:
                 step, metrics = (trial.newest.step, trial.newest.metrics) if trial.newest is not None else (0, {})
                 code = 1 if state == "FAILED" else 0
                 Attempt.reopen(run, attempts[-1]).finish(Result(state, message, code, step, metrics))
+
+    def verdict(self, trial: Trial) -> str | None:
+        """Return why a watchdog ended the newest attempt of a trial; None where none did."""
+        run = trial_run(self.run, trial.id)
+        with contextlib.suppress(StorageError):
+            for row in run.rows_of(max(run.attempts(), default=0), "events"):
+                if row["event"] == ENDED_BY_WATCHDOG:
+                    return f"it was ended: {row['reason']}"
+        return None
 
     def flush(self) -> None:
         """Write down all so far. Raises StorageError."""

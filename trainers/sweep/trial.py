@@ -23,6 +23,7 @@ from cluster.trials import Copied
 from trainers.context import LocalContext, StopReason
 from trainers.control import Control
 from trainers.output import shipped_output
+from trainers.pulse import Pulse
 from trainers.record import Recorder
 from trainers.worker import run_rank
 
@@ -188,9 +189,15 @@ class OneRankTraining(Training):
     """The training of one trial in this process."""
 
     def __init__(
-        self, *arguments: Any, prepare: Callable[[TrainJob], Prepared], threads: int = 1, **options: Any
+        self,
+        *arguments: Any,
+        prepare: Callable[[TrainJob], Prepared],
+        threads: int = 1,
+        show_life: Callable[[Attempt], Pulse] | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
+        self._show_life = show_life
         self._prepare = prepare
         self._threads = threads
 
@@ -206,6 +213,7 @@ class OneRankTraining(Training):
                     self._prepare(self._job),
                     control=TrialControl(self._sweep, recorder, self._tell),
                     recorder=recorder,
+                    pulse=self._show_life(attempt) if self._show_life is not None else None,
                 )
             except PreemptedError as error:
                 return News(0, recorder.epoch_evaluated, recorder.iteration, state="STOPPED", message=str(error))
