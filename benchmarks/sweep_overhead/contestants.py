@@ -23,6 +23,7 @@ class Setting:
     slots: int
     steps: int
     seed: int
+    data: Path | None = None  # a folder with MNIST, for those that train on it
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,23 @@ def script(module: str, *more: str) -> Callable[[Setting], list[str]]:
             "steps": setting.steps,
             "seed": setting.seed,
         }
+        if setting.data is not None:
+            options["data"] = setting.data
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-        return [sys.executable, "-m", f"benchmarks.sweep_overhead.{module}", *words, *more]
+        return [sys.executable, "-m", f"benchmarks.{module}", *words, *more]
 
     return command
 
 
 def raylift_command(setting: Setting) -> list[str]:
-    sets = {
+    sets: dict[str, object] = {
         "tune.trials": setting.trials,
         "train.max_steps": setting.steps,
         "train.seed": setting.seed,
         "cluster.workers": setting.slots,
     }
+    if setting.data is not None:
+        sets |= {"data.train": setting.data, "data.eval": setting.data}
     options = [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
     command = [str(program("raylift")), "run", str(_HERE / "sweep.yaml"), "--id", _RUN_ID]
     return [*command, "--storage", str(_runs(setting)), *options]
@@ -105,9 +110,13 @@ _TUNE = ("ray", "torch")
 CONTESTANTS = {
     contestant.name: contestant
     for contestant in (
-        Contestant("optuna", "Optuna, in one process", ("optuna", "torch"), script("optuna_sweep"), read_marks),
-        Contestant("tune", "Ray Tune", _TUNE, script("tune_sweep"), read_marks),
-        Contestant("tune-reuse", "Ray Tune, actors reused", _TUNE, script("tune_sweep", "--reuse"), read_marks),
+        Contestant(
+            "optuna", "Optuna, in one process", ("optuna", "torch"), script("sweep_overhead.optuna_sweep"), read_marks
+        ),
+        Contestant("tune", "Ray Tune", _TUNE, script("sweep_overhead.tune_sweep"), read_marks),
+        Contestant(
+            "tune-reuse", "Ray Tune, actors reused", _TUNE, script("sweep_overhead.tune_sweep", "--reuse"), read_marks
+        ),
         Contestant("raylift", "raylift", ("raylift", "ray", "torch"), raylift_command, read_trials),
     )
 }
