@@ -23,7 +23,10 @@ AWAY = float(
     os.environ.get("RAYLIFT_TEST_OUTAGE", "75")
 )  # seconds; a client's requests are repeated for about a minute
 EPOCHS = int(60 * AWAY / 90)
-LONG: Change = {"train": {"epochs": EPOCHS}, "checkpoint": {"every": "20 steps", "keep": 3}}
+LONG: Change = {
+    "train": {"epochs": EPOCHS, "early_stopping": None},
+    "checkpoint": {"every": "20 steps", "keep": 3},
+}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(510 + AWAY)]
 
 
