@@ -32,7 +32,6 @@ class WorkerContext(Protocol):
     world_size: int
     local_rank: int
     local_world_size: int  # ranks on this machine
-    is_supervised: bool  # whether a rank that dies is started again
     temporary: Path  # the folder in which the ranks of a machine meet
 
     def device(self) -> torch.device:
@@ -55,7 +54,6 @@ class WorkerContext(Protocol):
 class LocalContext:
     """Ranks started by torchrun, or a single process."""
 
-    is_supervised = False
     temporary = Path(tempfile.gettempdir())
 
     def __init__(self) -> None:
@@ -105,8 +103,6 @@ class LocalContext:
 
 class RayContext(LocalContext):
     """A worker of Ray Train; the environment is torchrun's, set by trainers.backend."""
-
-    is_supervised = True
 
     def __init__(self, temporary: Path) -> None:
         super().__init__()

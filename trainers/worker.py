@@ -55,11 +55,12 @@ def run_under_ray(config: dict[str, Any]) -> None:
     run = Run.at(config["run_uri"])
     attempt = Attempt.reopen(run, config["attempt"])
     context = RayContext(Path(config["temporary"]))
+    pulse = show_life(context, attempt)
     spares = context.local_world_size if config["spares"] and context.local_rank == 0 else 0
     with shipped_output(attempt, f"rank-{context.rank}"), standing_by(spares, attempt=attempt.number):
         arrays = dict(zip(config["arrays"], ray.get(list(config["arrays"].values())), strict=True))
         prepared = Prepared(arrays=arrays, meta=config["meta"])
-        run_rank(context, attempt, config["job"], prepared, config["elastic"])
+        run_rank(context, attempt, config["job"], prepared, config["elastic"], pulse=pulse)
 
 
 def run_rank(
@@ -73,7 +74,9 @@ def run_rank(
     recorder: Recorder | None = None,
     pulse: Pulse | None = None,
 ) -> Outcome:
-    """Train as one rank and, as rank 0, write down how it ended. A trial brings its own control, recorder and pulse.
+    """Train as one rank and, as rank 0, write down how it ended. A trial brings its own control and recorder.
+
+    Where a rank that hangs would be started again, `pulse` is what its watchdog listens to.
 
     Where it ended for another number of ranks, only that is written down: there is no result yet.
     Raises TrainingError where a retry would fail again (that is written down too), InfrastructureError where one
@@ -90,7 +93,7 @@ def run_rank(
 
     started = time.monotonic()
     keep_freed_memory()
-    pulse = pulse or _show_life(context, attempt)
+    pulse = pulse or Pulse(context.rank)
     context.join()
     control = control or Control(attempt, context.rank, context.world_size)
     control.pulse = pulse
@@ -164,10 +167,8 @@ def _watch_the_number(
         control.growth = Growth(context.world_size, last_step=last_step, began=elastic.began)
 
 
-def _show_life(context: WorkerContext, attempt: Attempt) -> Pulse:
-    """Beat, and where somebody would start the ranks again, have a watchdog listen: one a machine."""
-    if not context.is_supervised:
-        return Pulse(context.rank)
+def show_life(context: WorkerContext, attempt: Attempt) -> Pulse:
+    """Beat, and have a watchdog listen: one a machine. It keeps open what this process prints to at the moment."""
     folder = pulse_folder(context.temporary, attempt.run.uri, attempt.number)
     folder.mkdir(mode=0o700, exist_ok=True)
     if context.local_rank == 0:

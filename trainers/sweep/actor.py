@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,21 +51,18 @@ class Lifeline:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._watchdog = start_watchdog(folder, world_size=1)
+        show_stacks_when_asked()
 
     def show_life(self, attempt: Attempt) -> Pulse:
-        """Return the pulse of an attempt of a trial, with somebody who listens to it."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        if self._watchdog is None:
-            self._watchdog = start_watchdog(self._folder, world_size=1)
-            show_stacks_when_asked()
+        """Return the pulse of an attempt of a trial."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)  # the trial before took it along
         return Pulse(0, self._folder, run_uri=attempt.run.uri, attempt=attempt.number)
 
     def close(self) -> None:
-        if self._watchdog is not None:
-            self._watchdog.kill()
-            self._watchdog.wait()
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._watchdog.kill()
+        self._watchdog.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class TrialActor(ray_tune.Trainable):
@@ -75,7 +71,9 @@ class TrialActor(ray_tune.Trainable):
     def setup(self, config: dict[str, Any], *, shared: Shared) -> None:  # type: ignore[override]  # with_parameters adds it
         self._shared = shared
         self._sweep = Attempt.reopen(Run.at(shared.uri), shared.attempt)
-        self._lifeline = Lifeline(pulse_folder(Path(shared.ranks.temporary), shared.uri, os.getpid()))
+        alone = shared.ranks.number == 1
+        folder = pulse_folder(Path(shared.ranks.temporary), shared.uri, os.getpid())
+        self._lifeline = Lifeline(folder) if alone else None  # ranks have watchdogs of their own
         self._data: dict[str, Prepared] = {}
         self._told: dict[str, Any] = {}  # the newest, of the trial that trains
         self._begin(config)
@@ -120,7 +118,8 @@ class TrialActor(ray_tune.Trainable):
 
     def cleanup(self) -> None:
         self._end(StopReason.PERSON)  # it may go on: of those that may not, the sweep's own events tell
-        self._lifeline.close()
+        if self._lifeline is not None:
+            self._lifeline.close()
 
     def _end(self, why: StopReason) -> None:
         if self._training is not None:
@@ -138,7 +137,7 @@ class TrialActor(ray_tune.Trainable):
         run = trial_run(self._sweep.run, config["trial"])
         copied = Copied.from_json(config["copied"]) if config["copied"] else None
         arguments = run, job, _as_yaml(document), self._sweep, copied
-        if self._shared.ranks.number > 1:
+        if self._lifeline is None:
             self._training = RankedTraining(*arguments, ranks=self._shared.ranks, share=self._share)
         else:
             self._training = OneRankTraining(

@@ -20,7 +20,7 @@ from trainers.context import RayContext, StopReason
 from trainers.pulse import forget_attempts
 from trainers.sweep.trial import News, Start, Training, TrialControl, TrialRecorder
 from trainers.tasks.base import Prepared
-from trainers.worker import run_rank
+from trainers.worker import run_rank, show_life
 
 if TYPE_CHECKING:
     from trainers.config import TrainJob
@@ -169,6 +169,7 @@ def _run_trial_rank(told: dict[str, RankConfig]) -> None:
     config = told["config"]
     attempt = Attempt.reopen(Run.at(config.trial_uri), config.attempt)
     context = RankContext(Path(config.temporary), config.threads)
+    pulse = show_life(context, attempt)
     control = recorder = None
     with shipped_output(attempt, f"rank-{context.rank}"):
         arrays = dict(zip(config.data.arrays, ray.get(list(config.data.arrays.values())), strict=True))
@@ -185,4 +186,5 @@ def _run_trial_rank(told: dict[str, RankConfig]) -> None:
             Prepared(arrays=arrays, meta=config.data.meta),
             control=control,
             recorder=recorder,
+            pulse=pulse,
         )
