@@ -35,7 +35,7 @@ from tests.real.seaweedfs import SeaweedFS
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 AWAY = float(os.environ.get("RAYLIFT_TEST_OUTAGE", "60"))  # seconds
-KILLS = int(os.environ.get("RAYLIFT_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("RAYLIFT_TEST_KILLS", "2"))
 
 
 def trained_steps(run: Run, trial: str) -> list[int]:
