@@ -99,7 +99,8 @@ class SweepDriver(Driver):
         if self.leaving:
             events.append({"event": "preempted", "step": 0})
             return "preempted: the machine asked the driver to end"
-        result = self._result(record, watch.reason)
+        reason = watch.reason or through_outages(self.run.stop_reason)  # the trials may have heard of it before us
+        result = self._result(record, reason)
         through_outages(lambda: attempt.finish(result))
         return ""
 
