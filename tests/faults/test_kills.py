@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -75,44 +72,19 @@ def undisturbed(job: Path) -> Run:
     return run
 
 
-@dataclass(frozen=True)
-class Killed:
-    """A run that was killed, and how the command that followed it ended."""
-
-    run: Run
-    code: int
-    output: str
-
-
-@pytest.fixture(scope="module")
-def killed(job: Path, undisturbed: Run, request: pytest.FixtureRequest) -> Iterator[dict[int, Future[Killed]]]:  # noqa: ARG001  # which has the machine for itself
-    """Have the runs of the tests that were chosen killed, two at once: each waits for processes half of its time."""
-    tests = [item for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
-    numbers = [test.callspec.params["number"] for test in tests if "number" in test.callspec.params]
-    with ThreadPoolExecutor(2) as pool:
-        yield {number: pool.submit(_run_and_kill, job, number) for number in numbers}
-        pool.shutdown(cancel_futures=True)
-
-
-def _run_and_kill(job: Path, number: int) -> Killed:
-    what, when = KILLS[number]
-    run = open_run(job.parent / "runs", fresh_id(f"kill-{number}"))
+@pytest.mark.parametrize(("what", "when"), KILLS)
+def test_a_killed_run_ends_with_the_losses_of_an_undisturbed_one(
+    job: Path, undisturbed: Run, what: str, when: float
+) -> None:
+    run = open_run(job.parent / "runs", fresh_id(f"kill-{KILLS.index((what, when))}"))
     with start_raylift("run", job, "--id", run.id, "--storage", job.parent / "runs") as process:
         _wait_for_step(run, _step_at(when))
         victims = [(name, find_process(run.id, name)) for name in what.split(" and ")]
         for name, victim in victims:  # at once: without some of them the others end by themselves
             assert victim is not None, f"there is no {name} to kill"
             kill(victim)
-        output, _ = process.communicate(timeout=300)
-    return Killed(run, process.returncode, output)
-
-
-@pytest.mark.parametrize("number", range(len(KILLS)), ids=[f"{what}-{when:.3f}" for what, when in KILLS])
-def test_a_killed_run_ends_with_the_losses_of_an_undisturbed_one(
-    killed: dict[int, Future[Killed]], undisturbed: Run, number: int
-) -> None:
-    ended = killed[number].result()
-    _check_the_end(ended.run, undisturbed, ended.code, ended.output)
+        output, _ = process.communicate(timeout=240)
+        _check_the_end(run, undisturbed, process.returncode, output)
 
 
 def test_a_run_whose_supervisor_is_killed_goes_on_and_leaves_nothing_all_the_same(job: Path, undisturbed: Run) -> None:
