@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,27 +26,27 @@ def as_dict(submission: Submission) -> dict[str, Any]:
 
 
 def print_plan(submission: Submission) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    rows = list(_rows(submission))
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}")
 
+
+def _rows(submission: Submission) -> Iterator[tuple[str, str]]:
     spec = submission.spec
-    console = Console(highlight=False)
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_row("run", submission.request.run_uri)
-    table.add_row("task", f"{spec.task} with {spec.model.name}")
-    table.add_row("data", f"{spec.data.train}, evaluated on {_evaluation(submission)}")
-    table.add_row("training", _training(submission))
+    yield "run", submission.request.run_uri
+    yield "task", f"{spec.task} with {spec.model.name}"
+    yield "data", f"{spec.data.train}, evaluated on {_evaluation(submission)}"
+    yield "training", _training(submission)
     if spec.tune is not None:
-        for name, text in _sweep(spec, spec.tune):
-            table.add_row(name, text)
-    table.add_row("saves", f"every {spec.checkpoint.every}, the newest {spec.checkpoint.keep} are kept")
+        yield from _sweep(spec, spec.tune)
+    yield "saves", f"every {spec.checkpoint.every}, the newest {spec.checkpoint.keep} are kept"
     if spec.budget is not None:
-        table.add_row("budget", _budget(spec.budget))
+        yield "budget", _budget(spec.budget)
     for resource in submission.plan.resources:
-        table.add_row(resource.kind, f"{resource.name}{'  ' + resource.detail if resource.detail else ''}")
+        yield resource.kind, f"{resource.name}{'  ' + resource.detail if resource.detail else ''}"
     price = submission.plan.usd_per_hour or spec.cluster.usd_per_hour
-    table.add_row("price", f"${price:.2f} an hour" if price else "nothing: this machine")
-    console.print(table)
+    yield "price", f"${price:.2f} an hour" if price else "nothing: this machine"
 
 
 def _budget(budget: Budget) -> str:

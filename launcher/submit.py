@@ -13,11 +13,11 @@ from cluster.provider import LaunchRequest, Plan, Provider, State
 from cluster.registry import open_provider
 from cluster.runs import RUN_ID, Run, new_run_id
 from cluster.storage.open import check_storage, open_storage
-from launcher.status import Summary, is_running, summarize, tear_down
 from launcher.text import typed
 
 if TYPE_CHECKING:
     from launcher.spec import JobSpec, LoadedJob
+    from launcher.status import Summary
 
 _SILENCE = 60.0  # seconds; a run on another machine writes at least every ten
 
@@ -79,6 +79,7 @@ def _freeze(job: LoadedJob) -> bytes:
 def relaunch(run: Run) -> Provider:
     """Go on with a run as it was submitted. Raises UsageError where it runs still, or has nothing left to do."""
     from launcher.spec import load_frozen
+    from launcher.status import tear_down
 
     provider = open_provider((spec := load_frozen(run.job())).cluster)
     _refuse_while_held(run)
@@ -98,6 +99,8 @@ def relaunch(run: Run) -> Provider:
 
 
 def _refuse_while_held(run: Run) -> None:
+    from launcher.status import is_running, summarize
+
     summary = summarize(run, brief=True)
     if summary.state is State.SUCCEEDED:
         raise UsageError(
@@ -110,6 +113,8 @@ def _refuse_while_held(run: Run) -> None:
 
 def refuse_while_running(run: Run) -> None:
     """Raise UsageError where a run may be alive, on this machine or another: what it needs must not be taken away."""
+    from launcher.status import is_running, summarize
+
     if is_running(run):
         raise UsageError(f"{run.uri} is running. Stop it first: raylift stop {typed(run.uri)}")
     refuse_while_heard_of(run, summarize(run, brief=True))
