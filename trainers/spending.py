@@ -75,7 +75,8 @@ class Spending:
             return
         limit = self._limit
         until = time.monotonic() + limit.seconds - self._before(attempt)
-        thread = threading.Thread(target=self._watch, args=(until, limit.reason), name="budget", daemon=True)
+        wanted = (until, limit.reason, attempt.claim.launch)
+        thread = threading.Thread(target=self._watch, args=wanted, name="budget", daemon=True)
         thread.start()
         try:
             yield
@@ -92,11 +93,13 @@ class Spending:
         rows = [*self._run.all_rows("events"), *({"event": "", **row} for row in self._run.all_rows("metrics"))]
         return seconds_spent(row for row in rows if row["attempt"] < attempt.number)
 
-    def _watch(self, until: float, reason: str) -> None:
+    def _watch(self, until: float, reason: str, launch: str) -> None:
         while not self._closed.wait(min(_POLL, max(0.0, until - time.monotonic()))):
             if time.monotonic() < until:
                 continue
             with contextlib.suppress(StorageError):  # away: asked again
+                if self._run.claims()[-1].launch != launch:
+                    return  # somebody else goes on with it, with a budget of their own
                 if self._run.stop_reason() is None:
                     self._run.request_stop(reason)
                 self.is_used_up = True

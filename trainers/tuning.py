@@ -299,7 +299,7 @@ def apply(job: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
 
 def trial_job(sweep: Mapping[str, Any], point: Mapping[str, Any], repeat: int = 0) -> dict[str, Any]:
     """Return the frozen job file of a trial: the sweep's with the values of a point, on the workers of one."""
-    document = {key: value for key, value in apply(sweep, point).items() if key != "tune"}
+    document = {key: value for key, value in apply(sweep, point).items() if key not in ("tune", "budget")}
     tune = sweep.get("tune") or {}
     if repeat:
         document["train"] = {**document["train"], "seed": document["train"]["seed"] + repeat}

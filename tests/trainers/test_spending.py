@@ -88,6 +88,13 @@ def test_a_driver_that_was_killed_before_it_could_write_so_down_is_followed_by_o
     assert told(run) == [2]
 
 
+def test_a_driver_that_was_taken_over_stops_nothing(run: Run) -> None:
+    with spent(run, 0.3) as found:
+        other = run.claim(launch="of another machine")
+        time.sleep(0.6)
+    assert (found.is_used_up, run.stop_reason(), other.number) == (False, None, 2)
+
+
 def test_what_a_person_asked_for_first_stays(run: Run) -> None:
     run.request_stop("stopped by raylift stop")
     with spent(run, 0.0) as found:

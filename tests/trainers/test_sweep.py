@@ -218,6 +218,7 @@ def test_a_scheduler_that_was_lost_judges_as_it_would_have(run: Run, name: str, 
 
 def test_the_job_of_a_trial_is_the_sweeps_with_its_values_for_one_worker() -> None:
     sweep = {"train": {"optimizer": {"lr": None}}, "tune": {}, "cluster": {"provider": "local", "workers": 2}}
+    sweep |= {"budget": {"max_hours": 2.0}}
     assert trial_job(sweep, {"train.optimizer.lr": 0.5}) == {
         "train": {"optimizer": {"lr": 0.5}},
         "cluster": {"provider": "local", "workers": 1, "accelerators": None},
