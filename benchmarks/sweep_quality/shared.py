@@ -23,7 +23,7 @@ from cluster.trials import trial_run
 from launcher.spec import load
 from trainers.config import TrainJob
 from trainers.context import StopReason
-from trainers.sweep.trial import OneRankTraining
+from trainers.sweep.trial import OneRankTraining, data_key
 from trainers.tasks.base import Prepared
 from trainers.tasks.registry import prepare
 from trainers.tuning import Tune, trial_job
@@ -99,6 +99,6 @@ _prepared: dict[str, Prepared] = {}
 
 
 def _prepare(job: TrainJob) -> Prepared:
-    if "all" not in _prepared:
-        _prepared["all"] = prepare(job)
-    return _prepared["all"]
+    if (key := data_key(job)) not in _prepared:
+        _prepared[key] = prepare(job)
+    return _prepared[key]
