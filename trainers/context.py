@@ -9,6 +9,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from trainers import processors
+
 if TYPE_CHECKING:
     import torch
 
@@ -75,9 +77,9 @@ class LocalContext:
         device = self.device()
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        elif self.local_world_size > 1:
+        elif self.local_world_size > 1 or processors.is_shared():
             # ranks that share a machine's cores: more threads than cores slow each other down
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.local_world_size))
+            torch.set_num_threads(max(1, processors.cpu_count() // self.local_world_size))
         if self.world_size > 1 and not torch.distributed.is_initialized():
             backend = "nccl" if device.type == "cuda" else "gloo"
             torch.distributed.init_process_group(

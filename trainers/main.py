@@ -460,7 +460,8 @@ def _held(folder: Path, rank: int) -> str:
     return f" (it held {reading.peak_bytes / 1e9:.1f} GB at most)" if reading is not None else ""
 
 
-def _driver(run: Run) -> Driver:
+def driver_of(run: Run) -> Driver:
+    """Return what drives a run, a sweep among them. Raises UsageError, RunNotFoundError."""
     job, whole = load_job(run)
     if whole.get("tune") is None:
         return Driver(run, job, whole)
@@ -471,7 +472,7 @@ def _driver(run: Run) -> Driver:
 
 def main() -> int:
     run = Run.at(sys.argv[1])
-    code = _driver(run).drive()
+    code = driver_of(run).drive()
     if not _SUPERVISED:
         import ray
 

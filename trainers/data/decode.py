@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainers.data.labelled import Labelled
+from trainers.processors import cpu_count
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +37,7 @@ class Decoded:
 
 
 def threads() -> int:
-    return os.cpu_count() or 1
+    return cpu_count()
 
 
 def read_headers(source: Labelled) -> tuple[NDArray[np.int64], dict[int, str]]:

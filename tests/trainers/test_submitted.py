@@ -1,0 +1,123 @@
+"""The driver as a job of a Ray cluster, and what a pod does before it goes."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.runs import Result, Run
+from tests.finished import new_run
+from tests.harness import environment, wait_for
+from trainers import leaving, processors, submitted
+from trainers.leaving import leave
+from trainers.main import Driver
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    run = new_run(tmp_path / "runs", f"submitted-{secrets.token_hex(3)}")
+    monkeypatch.setenv("RAYLIFT_RUN_URI", run.uri)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("code", "recorded", "ends_with"),
+    [
+        (0, True, 0),
+        (1, True, 0),  # the training failed: it would fail again
+        (4, True, 0),
+        (3, False, 3),  # storage took no record of the end
+        (75, False, 75),  # its pod is taken away, and did not end in time
+    ],
+)
+def test_a_job_fails_only_where_it_is_to_be_started_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch, code: int, recorded: bool, ends_with: int
+) -> None:
+    def drive(driver: Driver) -> int:
+        attempt = driver.run.claim()
+        if recorded:
+            attempt.finish(Result(state="FAILED", exit_code=code))
+        return code
+
+    monkeypatch.setattr(Driver, "drive", drive)
+    monkeypatch.setattr(submitted, "_END_OF_POD", 0.0)
+    assert submitted.main() == ends_with
+    assert (run.result() is not None) is recorded
+
+
+def test_a_pod_of_a_run_that_is_over_or_not_begun_or_to_be_stopped_waits_for_nothing(run: Run) -> None:
+    leave(run, "worker")
+    attempt = run.claim()
+    attempt.finish(Result(state="SUCCEEDED"))
+    leave(run, "worker")
+    again = run.claim()
+    run.request_stop("enough")
+    leave(run, "head")
+    assert again.notice() is None
+
+
+def driver_of(run: Run, *, saves: bool) -> subprocess.Popen[bytes]:
+    """Return a process that passes for the driver of a run: told to end, it writes that it has saved, or dies."""
+    program = f"""
+import signal, sys, threading
+from cluster.runs import Run
+from cluster.segments import SegmentWriter
+told = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: told.set() if {saves} else sys.exit(143))
+attempt = Run.at({run.uri!r}).claim()
+told.wait()
+events = SegmentWriter(attempt.run, attempt.number, "events", "rank-0")
+events.append({{"event": "preempted", "step": 7}})
+events.close()
+signal.pause()
+"""
+    process = subprocess.Popen([sys.executable, "-c", program, "trainers.submitted"], env=environment())
+    wait_for(run.attempts, "the attempt", timeout=30)
+    return process
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_the_pod_of_the_driver_asks_that_to_leave_and_waits_until_it_has_saved_or_ended(
+    run: Run, monkeypatch: pytest.MonkeyPatch, saves: bool
+) -> None:
+    monkeypatch.setattr(leaving, "_POLL", 0.02)
+    driver = driver_of(run, saves=saves)
+    try:
+        leave(run, "head")
+        assert (driver.poll() is None) is saves
+        assert any(row["event"] == "preempted" for row in run.rows_of(1, "events")) is saves
+    finally:
+        driver.kill()
+        driver.wait()
+
+
+def test_no_other_process_is_taken_for_the_driver(run: Run) -> None:
+    run.claim()  # this process
+    leave(run, "head")
+
+
+def test_a_worker_of_a_sweep_waits_for_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    drained: list[bool] = []
+    monkeypatch.setattr(leaving, "_drain_this_node", lambda: drained.append(True))
+    monkeypatch.setattr(leaving, "load_job", lambda _: (None, {"tune": {}}))
+    run.claim()
+    leave(run, "worker")
+    assert drained == [True]
+
+
+def test_a_pod_waits_no_longer_than_until_another_attempt_has_begun(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving, "_drain_this_node", lambda: run.claim())
+    run.claim()
+    leave(run, "worker")
+
+
+def test_the_processors_of_a_pod_are_not_those_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAYLIFT_CPUS", raising=False)
+    assert not processors.is_shared()
+    monkeypatch.setenv("RAYLIFT_CPUS", "3")
+    assert processors.is_shared()
+    assert processors.cpu_count() == 3
