@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cluster.config import LocalCluster
+    from cluster.config import KubernetesCluster, LocalCluster
     from cluster.errors import RayliftError
     from cluster.provider import State
     from cluster.runs import Run
@@ -58,6 +58,7 @@ __all__ = [
     "EarlyStopping",
     "Every",
     "JobSpec",
+    "KubernetesCluster",
     "LocalCluster",
     "Loss",
     "MeanStd",
@@ -82,6 +83,7 @@ __all__ = [
 _ELSEWHERE = {
     "Domain": "trainers.tuning",
     "JobSpec": "launcher.spec",
+    "KubernetesCluster": "cluster.config",
     "LocalCluster": "cluster.config",
     "RayliftError": "cluster.errors",
     "Run": "cluster.runs",

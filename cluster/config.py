@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+_NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"  # of an object of Kubernetes
+_QUANTITY = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
+_KINDS = ("GPU", "T4", "V100", "L4", "L40S", "A10G", "A100", "H100", "H200", "B200")  # on Kubernetes
+_ACCELERATORS = r"^[A-Za-z][A-Za-z0-9-]*(:[1-9][0-9]*)?$"
 
 
 class Workers(BaseModel):
@@ -35,7 +40,7 @@ class LocalCluster(BaseModel):
     )
     accelerators: str | None = Field(
         default=None,
-        pattern=r"^[A-Za-z][A-Za-z0-9-]*(:[1-9][0-9]*)?$",
+        pattern=_ACCELERATORS,
         description="for example GPU:2: two ranks with a GPU each",
     )
     address: str | None = Field(
@@ -48,7 +53,7 @@ class LocalCluster(BaseModel):
     @property
     def accelerator_count(self) -> int | None:
         """How many accelerators it asks for; None: it names none."""
-        return int(self.accelerators.partition(":")[2] or 1) if self.accelerators is not None else None
+        return _count(self.accelerators)
 
     @property
     def most_workers(self) -> int | None:
@@ -63,4 +68,152 @@ class LocalCluster(BaseModel):
         return self
 
 
-ClusterConfig = LocalCluster
+class Resources(BaseModel):
+    """What a pod asks for, and may not exceed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cpu: Annotated[float, Field(ge=0.1, le=1024)] | None = Field(
+        default=None, description="processors; default: 1, or 3 for each accelerator"
+    )
+    memory: str | None = Field(
+        default=None, pattern=_QUANTITY, description="for example 16Gi; default: 4Gi, or 12Gi for each accelerator"
+    )
+    disk: str = Field(default="10Gi", pattern=_QUANTITY, description="scratch on the node's disk, for example 100Gi")
+
+
+class Nodes(BaseModel):
+    """A number of nodes that changes with what is to be done."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min: Annotated[int, Field(ge=0, le=512)] = Field(description="are kept, also while there is nothing to do for them")
+    max: Annotated[int, Field(ge=1, le=512)] = Field(description="are started at most")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Nodes:
+        if self.min > self.max:
+            raise ValueError(f"min: {self.min} is more than max, which is {self.max}")
+        return self
+
+
+class Spot(BaseModel):
+    """Machines that are cheap, and may be taken away."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fallback: Literal["on-demand"] = Field(description="what is used while there is no spot machine")
+
+
+class KubernetesCluster(BaseModel):
+    """A RayJob on a Kubernetes cluster that has KubeRay."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    provider: Literal["kubernetes"]
+    context: str | None = Field(default=None, description="of the kubeconfig; default: its current one")
+    namespace: str = Field(
+        default="raylift", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="where the run's objects are"
+    )
+    image: str = Field(
+        min_length=1, description="of all pods, with this version of raylift in it: k8s/Dockerfile builds one"
+    )
+    pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    pull_secret: str | None = Field(
+        default=None, pattern=_NAME, description="a Secret in the namespace, for a registry that asks who you are"
+    )
+    workers: Annotated[int, Field(ge=1, le=512)] | Workers | None = Field(
+        default=None, description="ranks on processors, a pod each: a number, or {min, max}; default: 1"
+    )
+    nodes: Annotated[int, Field(ge=1, le=512)] | Nodes | None = Field(
+        default=None, description="pods with accelerators: a number, or {min, max}; default: 1"
+    )
+    accelerators: str | None = Field(
+        default=None, pattern=_ACCELERATORS, description="of each node, for example L4:1, H100:8, or GPU:1 for any kind"
+    )
+    accelerator_resource: str = Field(
+        default="nvidia.com/gpu",
+        pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$",
+        description="what a device plugin calls them",
+    )
+    resources: Resources = Resources()
+    head: Resources = Resources()
+    spot: bool | Spot | None = Field(
+        default=None,
+        description="true: workers on spot machines alone; {fallback: on-demand}: where there are some; "
+        "false: on none; default: as the cluster decides. The head is on none",
+    )
+    node_selector: dict[str, str] = Field(default={}, description="labels that a node of any pod has")
+    service_account: str = Field(
+        default="raylift-run", pattern=_NAME, description="of the pods; a cloud's identity for storage hangs on it"
+    )
+    storage_secret: str | None = Field(
+        default=None,
+        pattern=_NAME,
+        description="a Secret in the namespace whose keys are variables for storage, such as AWS_ACCESS_KEY_ID",
+    )
+    queue: str | None = Field(default=None, pattern=_NAME, description="a LocalQueue of Kueue")
+    priority_class: str | None = Field(default=None, pattern=_NAME)
+    network_policy: bool = Field(
+        default=False, description="have KubeRay close each run against the others: needs its RayClusterNetworkPolicy"
+    )
+    pre_running_deadline_seconds: Annotated[int, Field(ge=60)] = Field(
+        default=3600, description="that pods may take to start, until the run is given up"
+    )
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = Field(
+        default=60, description="until the pods of a run that is over are removed"
+    )
+    termination_grace_period_seconds: Annotated[int, Field(ge=30, le=3600)] = Field(
+        default=120, description="that a pod has for a last save when its node is taken away"
+    )
+    usd_per_hour: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="what it costs, head and workers together, for budget.max_usd"
+    )
+    pod_template: dict[str, Any] = Field(
+        default={}, description="merged into the pods of head and workers; their container is called ray"
+    )
+    overrides: dict[str, Any] = Field(default={}, description="merged into the RayJob at last")
+
+    @property
+    def accelerator_count(self) -> int | None:
+        """How many accelerators each node has; None: it names none."""
+        return _count(self.accelerators)
+
+    @property
+    def most_workers(self) -> int:
+        """The most ranks that it allows."""
+        nodes = self.workers if self.accelerators is None else self.nodes
+        most = nodes.max if isinstance(nodes, Workers | Nodes) else nodes or 1
+        return most * (self.accelerator_count or 1)
+
+    @model_validator(mode="after")
+    def _one_way_to_count(self) -> KubernetesCluster:
+        if self.workers is not None and (self.nodes is not None or self.accelerators is not None):
+            raise ValueError("workers are ranks on processors; with accelerators, nodes says how many pods there are")
+        if self.nodes is not None and self.accelerators is None:
+            raise ValueError("nodes are pods with accelerators, and there are none; without, say workers")
+        if self.accelerators is not None and self.accelerators.partition(":")[0].upper() not in _KINDS:
+            raise ValueError(
+                f"accelerators: {self.accelerators} is of no kind that is known here: {', '.join(_KINDS)}; "
+                "GPU:1 takes any, and node_selector can say which"
+            )
+        if isinstance(self.nodes, Nodes):
+            raise ValueError("nodes: a range is not there yet for a run on accelerators: give one number")
+        return self
+
+
+def _count(accelerators: str | None) -> int | None:
+    return int(accelerators.partition(":")[2] or 1) if accelerators is not None else None
+
+
+def _class_of(block: Any) -> str:
+    """Return the class that a block is checked against. Where there is no such provider, the first says so."""
+    if isinstance(block, KubernetesCluster) or (isinstance(block, dict) and block.get("provider") == "kubernetes"):
+        return KubernetesCluster.__name__
+    return LocalCluster.__name__
+
+
+ClusterConfig = Annotated[
+    Annotated[LocalCluster, Tag(LocalCluster.__name__)] | Annotated[KubernetesCluster, Tag(KubernetesCluster.__name__)],
+    Discriminator(_class_of),
+]

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.config import Workers
+from cluster.config import LocalCluster, Workers
 from cluster.errors import InfrastructureError, RunExistsError, RunNotFoundError
 from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus, State
 
@@ -40,6 +40,7 @@ class LocalProvider:
     """The provider `local`."""
 
     def render(self, request: LaunchRequest) -> Plan:
+        assert isinstance(request.cluster, LocalCluster)
         ranks = request.cluster.accelerators or _in_words(request.cluster.workers)
         where = request.cluster.address or "started for this run, ended with it"
         return Plan(

@@ -35,6 +35,7 @@ class LaunchRequest:
     run_uri: str
     cluster: ClusterConfig
     max_failures: int
+    deadline: int | None = None  # seconds that the run may take, by its budget, to which it keeps by itself
     env: Mapping[str, str] = field(default_factory=dict)
 
 

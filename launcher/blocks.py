@@ -27,16 +27,19 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
 
 
 def inside(annotation: Any, key: str | int) -> Any:
-    """Return the type of what is under a key of a block, list or map; None where there is no such key."""
+    """Return the type of what is under a key of a block, list or map; None where there is no such key.
+
+    Where several blocks may stand, and more than one has the key, that is any of their types.
+    """
+    blocks = [member for member in alternatives(annotation) if is_block(member)]
+    if found := [block.model_fields[str(key)].annotation for block in blocks if key in block.model_fields]:
+        return Union[tuple(found)]  # noqa: UP007
     for member in alternatives(annotation):
-        if is_block(member):
-            if key in member.model_fields:
-                return member.model_fields[str(key)].annotation
-        elif get_origin(member) is list:
+        if get_origin(member) is list:
             return get_args(member)[0]
-        elif get_origin(member) is tuple and isinstance(key, int) and key < len(get_args(member)):
+        if get_origin(member) is tuple and isinstance(key, int) and key < len(get_args(member)):
             return get_args(member)[key]
-        elif get_origin(member) is dict:
+        if get_origin(member) is dict:
             return get_args(member)[1]
     return None
 
@@ -55,6 +58,15 @@ def block_of(annotation: Any) -> type[BaseModel] | None:
 
 def is_block(member: Any) -> TypeIs[type[BaseModel]]:
     return isinstance(member, type) and issubclass(member, BaseModel)
+
+
+def is_always_block(annotation: Any) -> bool:
+    """Whether nothing but blocks may stand here, not even nothing."""
+    if get_origin(annotation) is Annotated:
+        return is_always_block(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return all(map(is_always_block, get_args(annotation)))
+    return is_block(annotation)
 
 
 def choices(annotation: Any) -> list[str]:
@@ -81,7 +93,7 @@ def paths(root: type[BaseModel], above: Keys = ()) -> Iterator[Keys]:
 def in_words(annotation: Any) -> str:
     """Say what may stand here: "auto, none or a block of mean, std"."""
     members = sorted(alternatives(annotation), key=is_block)
-    words = [word for member in members for word in _words(member)]
+    words = list(dict.fromkeys(word for member in members for word in _words(member)))
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 

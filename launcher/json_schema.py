@@ -30,6 +30,8 @@ def job_schema() -> dict[str, Any]:
                 reference = field.pop("$ref")
                 name = blocks[reference.removeprefix("#/$defs/")]["properties"].get("name")
                 field["anyOf"] = [*_alone(name), {"$ref": reference}, {"type": "null"}]
+            elif "oneOf" in field:
+                field["anyOf"] = [{"oneOf": field.pop("oneOf")}, {"type": "null"}]
     return {"$schema": _DIALECT, **schema, "title": "raylift job file"}
 
 

@@ -91,6 +91,20 @@ class JobSpec(TrainJob):
             raise ValueError(f"tune.metric: {self.task} has no {self.tune.metric!r}; it has {', '.join(known)}{meant}")
         return self
 
+    @model_validator(mode="after")
+    def _is_reached_by_its_cluster(self) -> JobSpec:
+        if isinstance(self.cluster, LocalCluster):
+            return self
+        if self.storage is not None and "://" not in self.storage:
+            raise ValueError(
+                f"storage: {self.storage} is on this machine, where no pod sees it: write s3://bucket/prefix or "
+                "gs://bucket/prefix"
+            )
+        for key, source in (("data.train", self.data.train), ("data.eval", self.data.eval)):
+            if isinstance(source, str) and source.startswith(("/", "file://")):
+                raise ValueError(f"{key}: {source} is on this machine, where no pod sees it: upload it to a bucket")
+        return self
+
 
 @dataclass(frozen=True)
 class LoadedJob:

@@ -56,7 +56,8 @@ def _key(path: Keys, field: FieldInfo, default: Any, *, commented: bool) -> Iter
     if path in _EXAMPLES:
         yield f"{mark}{path[-1]}: {_EXAMPLES[path]}", _explanation(field) + "; off unless given"
         return
-    if path in _GIVEN or block is None or isinstance(default, str) or len(blocks.alternatives(field.annotation)) > 1:
+    is_plain = not all(map(blocks.is_block, blocks.alternatives(field.annotation)))
+    if path in _GIVEN or block is None or isinstance(default, str) or is_plain:
         yield f"{mark}{path[-1]}: {_GIVEN.get(path) or _plain(default)}", _explanation(field)
         return
     yield f"{mark}{path[-1]}:", _explanation(field) + ("; off unless given" if default is None else "")

@@ -42,6 +42,7 @@ def prepare(job: LoadedJob, run_id: str | None = None) -> Submission:
         run_uri=f"{storage.rstrip('/')}/{run_id}",
         cluster=job.spec.cluster,
         max_failures=job.spec.train.max_failures,
+        deadline=_deadline(job.spec),
         env=job.spec.env,
     )
     provider = open_provider(job.spec.cluster)
@@ -68,6 +69,16 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def _deadline(spec: JobSpec) -> int | None:
+    """Return for how many seconds the budget lasts, in time and in money."""
+    if (budget := spec.budget) is None:
+        return None
+    hours = [] if budget.max_hours is None else [budget.max_hours]
+    if budget.max_usd is not None and (price := spec.cluster.usd_per_hour) is not None:
+        hours.append(budget.max_usd / price)
+    return max(1, round(min(hours) * 3600))
+
+
 def _freeze(job: LoadedJob) -> bytes:
     from ruamel.yaml import YAML
 
@@ -92,6 +103,7 @@ def relaunch(run: Run) -> Provider:
             run_uri=run.uri,
             cluster=spec.cluster,
             max_failures=spec.train.max_failures,
+            deadline=_deadline(spec),
             env=spec.env,
         )
     )

@@ -66,7 +66,7 @@ def shown(value: object) -> str:
 def _fill_empty_blocks(annotation: Any, value: dict[str, Any]) -> None:
     for key, child in value.items():
         below = blocks.inside(annotation, key)
-        if child is None and (blocks.is_block(below) or get_origin(below) is dict):
+        if child is None and (blocks.is_always_block(below) or get_origin(below) is dict):
             value[key] = {}
         elif isinstance(child, dict):
             _fill_empty_blocks(below, child)
@@ -97,12 +97,14 @@ class _Found:
     error: ErrorDetails
     path: Keys
     annotation: Any  # of what stands at the path
+    around: Any  # of the block that the last key of the path is in
     union: Keys | None = None  # where several types may stand, the error being of one of them
     in_block: bool = False  # and that one is a block
 
     @classmethod
     def of(cls, model: type[BaseModel], error: ErrorDetails) -> _Found:
         annotation: Any = model
+        around: Any = None
         path: Keys = ()
         union, in_block = None, False
         for part in error["loc"]:
@@ -112,9 +114,9 @@ class _Found:
                 annotation = next((m for m in members if blocks.is_block(m) and m.__name__ in str(part)), annotation)
                 in_block = blocks.is_block(annotation)
             elif part != "[key]":  # pydantic's mark of an error in a key of a map
-                annotation = blocks.inside(annotation, part)
+                annotation, around = blocks.inside(annotation, part), annotation
                 path = (*path, part)
-        return cls(error, path, annotation, union, in_block)
+        return cls(error, path, annotation, around, union, in_block)
 
 
 def _one_for_each_union(model: type[BaseModel], found: Sequence[_Found], document: Document) -> Iterator[_Found]:
@@ -134,13 +136,13 @@ def _one_for_each_union(model: type[BaseModel], found: Sequence[_Found], documen
                 yield out_of_range[each.union]
                 continue
             error: ErrorDetails = {**each.error, "type": "union", "input": document.get(each.union)}
-            yield _Found(error, each.union, blocks.at(model, each.union))
+            yield _Found(error, each.union, blocks.at(model, each.union), blocks.at(model, each.union[:-1]))
 
 
 def _mistake(model: type[BaseModel], found: _Found, document: Document) -> Mistake:
     path, kind = found.path, found.error["type"]
     if kind == "extra_forbidden":
-        return Mistake(document.place(path, of_key=True), path, _unknown_key(model, path))
+        return Mistake(document.place(path, of_key=True), path, _unknown_key(model, found))
     if kind == "value_error":
         return _rule(path, str(found.error["ctx"]["error"]), document)
     return Mistake(document.place(path), path, _wrong_value(model, found))
@@ -155,9 +157,9 @@ def _rule(path: Keys, problem: str, document: Document) -> Mistake:
     return Mistake(document.place(path), path, problem)
 
 
-def _unknown_key(model: type[BaseModel], path: Keys) -> str:
-    key, above = str(path[-1]), path[:-1]
-    block = blocks.block_of(blocks.at(model, above))
+def _unknown_key(model: type[BaseModel], found: _Found) -> str:
+    key, above = str(found.path[-1]), found.path[:-1]
+    block = blocks.block_of(found.around)
     known = list(block.model_fields) if block is not None else []
     elsewhere = [".".join(map(str, each)) for each in blocks.paths(model) if each[-1] == key]
     meant = nearest(key, known) or (f"; did you mean {elsewhere[0]}?" if elsewhere else "")
@@ -172,7 +174,7 @@ def _wrong_value(model: type[BaseModel], found: _Found) -> str:
     if kind == "missing" and isinstance(found.path[-1], int):
         return f"this is missing; give {blocks.in_words(blocks.at(model, found.path[:-1]))}"
     if kind == "missing":
-        return f"this key is missing; give {words}{_described(model, found.path)}"
+        return f"this key is missing; give {words}{_described(found)}"
     if value is None:
         return f"there is no value; give {words}"
     if kind in _BOUNDS:
@@ -181,17 +183,17 @@ def _wrong_value(model: type[BaseModel], found: _Found) -> str:
         limit = f"{bound:g}" if isinstance(bound, float) else str(bound)
         return f"{shown(value)} is out of range: it must be {word} {limit}"
     if kind == "string_pattern_mismatch":
-        return f"{shown(value)} does not fit{_described(model, found.path)}"
+        return f"{shown(value)} does not fit{_described(found)}"
     if kind == "finite_number":
         return f"{shown(value)} is not a finite number"
     if kind == "literal_error":
-        known = blocks.choices(annotation)
+        known = blocks.choices(blocks.at(model, found.path))  # of all blocks that may stand here
         return f"{shown(value)} is not a choice here; the choices: {', '.join(known)}{nearest(value, known)}"
     quotes = f'; put it in quotes: "{value}"' if kind == "string_type" and isinstance(value, int | float) else ""
     return f"{shown(value)} is not {words}{nearest(value, blocks.choices(annotation))}{quotes}"
 
 
-def _described(model: type[BaseModel], path: Keys) -> str:
-    block = blocks.block_of(blocks.at(model, path[:-1]))
-    field = block.model_fields.get(str(path[-1])) if block is not None else None
+def _described(found: _Found) -> str:
+    block = blocks.block_of(found.around)
+    field = block.model_fields.get(str(found.path[-1])) if block is not None else None
     return f" ({field.description})" if field is not None and field.description else ""

@@ -298,13 +298,17 @@ def apply(job: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trial_job(sweep: Mapping[str, Any], point: Mapping[str, Any], repeat: int = 0) -> dict[str, Any]:
-    """Return the frozen job file of a trial: the sweep's with the values of a point, on the workers of one."""
+    """Return the frozen job file of a trial: the sweep's with the values of a point, on the workers of one.
+
+    It is a part of the sweep, wherever that runs: nobody launches it, or looks for it on a cluster.
+    """
     document = {key: value for key, value in apply(sweep, point).items() if key not in ("tune", "budget")}
     tune = sweep.get("tune") or {}
     if repeat:
         document["train"] = {**document["train"], "seed": document["train"]["seed"] + repeat}
     workers = tune.get("workers_per_trial", 1)
-    document["cluster"] = {**document.get("cluster", {}), "workers": workers, "accelerators": None}
+    address = document.get("cluster", {}).get("address")
+    document["cluster"] = {"provider": "local", "address": address, "workers": workers}
     return document
 
 

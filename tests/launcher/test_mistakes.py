@@ -78,7 +78,31 @@ def test_every_mistake_is_reported_at_once_with_its_place_and_what_to_write(job:
         ("checkpoint: {kep: 3}", "job.yaml:3:14: checkpoint.kep: unknown key; did you mean keep? The keys of"),
         ("epochs: 3", "job.yaml:3:1: epochs: unknown key; did you mean train.epochs? The keys of the file: task, "),
         ("payment: 3", "job.yaml:3:1: payment: unknown key. The keys of the file: task, "),
-        ("cluster: {provider: lokal}", "the choices: local; did you mean local?"),
+        ("cluster: {provider: lokal}", "the choices: local, kubernetes; did you mean local?"),
+        (
+            "cluster: {provider: kubernetes}",
+            "job.yaml:3:1: cluster.image: this key is missing; give text (of all pods, ",
+        ),
+        (
+            "cluster: {provider: kubernetes, image: x, adress: y}",
+            "job.yaml:3:43: cluster.adress: unknown key. The keys of cluster: provider, context, namespace, image, ",
+        ),
+        (
+            "cluster: {provider: kubernetes, image: x, resources: {memory: 4 GB}}",
+            "job.yaml:3:63: cluster.resources.memory: '4 GB' does not fit (for example 16Gi; default: 4Gi, or 12",
+        ),
+        (
+            "cluster: {provider: kubernetes, image: x, accelerators: RTX4090}",
+            "job.yaml:3:57: cluster.accelerators: RTX4090 is of no kind that is known here: GPU, T4, V100, L4, ",
+        ),
+        (
+            "cluster: {provider: kubernetes, image: x, nodes: 2}",
+            "job.yaml:3:50: cluster.nodes: nodes are pods with accelerators, and there are none",
+        ),
+        (
+            "storage: runs\ncluster: {provider: kubernetes, image: x}",
+            "/runs is on this machine, where no pod sees it: write s3://bucket/prefix or gs://bucket/prefix",
+        ),
         ("cluster: {accelerators: 2 GPUs}", "'2 GPUs' does not fit (for example GPU:2: two ranks with a GPU each)"),
         ("env: {THREADS: 1}", 'job.yaml:3:16: env.THREADS: 1 is not text; put it in quotes: "1"'),
         ("env: {2X: a}", "job.yaml:3:11: env.2X: '2X' is no name for a variable: letters, digits and _"),

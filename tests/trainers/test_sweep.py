@@ -216,12 +216,14 @@ def test_a_scheduler_that_was_lost_judges_as_it_would_have(run: Run, name: str, 
     assert (judge(remembers=False), judge(remembers=True)) == ("CONTINUE", "STOP")
 
 
-def test_the_job_of_a_trial_is_the_sweeps_with_its_values_for_one_worker() -> None:
-    sweep = {"train": {"optimizer": {"lr": None}}, "tune": {}, "cluster": {"provider": "local", "workers": 2}}
-    sweep |= {"budget": {"max_hours": 2.0}}
+@pytest.mark.parametrize(
+    "cluster", [{"provider": "local", "workers": 2}, {"provider": "kubernetes", "accelerators": "L4", "nodes": 2}]
+)
+def test_the_job_of_a_trial_is_the_sweeps_with_its_values_for_one_worker(cluster: dict[str, Any]) -> None:
+    sweep = {"train": {"optimizer": {"lr": None}}, "tune": {}, "budget": {"max_hours": 1}, "cluster": cluster}
     assert trial_job(sweep, {"train.optimizer.lr": 0.5}) == {
         "train": {"optimizer": {"lr": 0.5}},
-        "cluster": {"provider": "local", "workers": 1, "accelerators": None},
+        "cluster": {"provider": "local", "address": None, "workers": 1},
     }
 
 
