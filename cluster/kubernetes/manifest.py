@@ -1,0 +1,200 @@
+"""From a run to what is applied for it in Kubernetes: a RayJob (ray.io/v1), and a Secret with its environment. Pure.
+
+KubeRay starts a head and workers as the RayJob says, has a pod submit the driver to the head's Ray, and removes the
+pods once the driver has ended. A driver that ends has written the run's result in storage, whatever it is; one that
+was lost is started again, on the same cluster or on a new one, and goes on from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.config import KubernetesCluster, LocalCluster, Nodes, Workers
+from cluster.errors import UsageError
+from cluster.kubernetes import pods
+from cluster.kubernetes.pods import Manifest
+from cluster.provider import LaunchRequest
+
+RAY_VERSION = "2.60.0"  # of the lock files, and so of the image
+URI_ANNOTATION = "raylift.dev/run-uri"
+NAME_LENGTH = 47  # KubeRay adds six characters for the RayCluster, and up to ten for its services: 63 in all
+# What KubeRay's ray start is told; the network policies under k8s/ open these ports, and no others.
+_PORTS = {
+    "node-manager-port": "6380",
+    "object-manager-port": "6381",
+    "runtime-env-agent-port": "6382",
+    "dashboard-agent-grpc-port": "6383",
+}
+_SUBMISSIONS = 4  # times that the submitter is started again, as when the head was lost and a new one comes
+_IDLE = 120  # seconds until a node that nobody needs is given back
+
+
+def render(request: LaunchRequest) -> list[Manifest]:
+    """Return what is applied for a run, in this order. Raises UsageError where Kubernetes takes no such name."""
+    cluster = request.cluster
+    assert isinstance(cluster, KubernetesCluster)
+    name = object_name(request.run_id)
+    secrets = [name] if request.env else []
+    job: Manifest = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {
+            "name": name,
+            "namespace": cluster.namespace,
+            "labels": {**pods.labels(request.run_id), **_queue(cluster)},
+            "annotations": {URI_ANNOTATION: request.run_uri, **_slices(cluster)},
+        },
+        "spec": {
+            # the run is named in the environment: this line goes through two shells
+            "entrypoint": "python -P -m trainers.submitted",
+            "submissionMode": "K8sJobMode",
+            "submitterConfig": {"backoffLimit": _SUBMISSIONS},
+            "backoffLimit": request.max_failures,
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": cluster.ttl_seconds_after_finished,
+            "preRunningDeadlineSeconds": cluster.pre_running_deadline_seconds,
+            **_deadline(request, cluster),
+            "submitterPodTemplate": pods.submitter_pod(request.run_id, cluster),
+            "rayClusterSpec": _ray_cluster(request, cluster, secrets),
+        },
+    }
+    documents = [merge(job, cluster.overrides)]
+    if request.env:
+        documents.append(_secret(request, cluster, name))
+    return documents
+
+
+def object_name(run_id: str) -> str:
+    """Return the name of a run's objects, which is its id. Raises UsageError where that cannot be a name."""
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", run_id) or len(run_id) > NAME_LENGTH:
+        raise UsageError(
+            f"--id {run_id}: in Kubernetes a run's id begins with a letter and does not end with a dash, "
+            f"and has at most {NAME_LENGTH} characters"
+        )
+    return run_id
+
+
+def driver_cluster(cluster: KubernetesCluster) -> LocalCluster:
+    """Return what the driver, which is in the cluster, is told of it: a Ray that runs already, and how many ranks."""
+    _, count = pods.accelerators(cluster)
+    if not count:
+        return LocalCluster(address="auto", workers=cluster.workers if cluster.workers is not None else 1)
+    least, _ = node_counts(cluster)
+    return LocalCluster(address="auto", accelerators=f"GPU:{count * least}")
+
+
+def node_counts(cluster: KubernetesCluster) -> tuple[int, int]:
+    """Return how many worker pods there are at least and at most."""
+    counted = cluster.workers if cluster.accelerators is None else cluster.nodes
+    if isinstance(counted, Workers | Nodes):
+        return counted.min, counted.max
+    return (counted or 1,) * 2
+
+
+def merge(base: Any, over: Any) -> Any:
+    """Return `base` with `over` laid over it: blocks key by key, lists of named things by name; null takes away."""
+    if isinstance(base, Mapping) and isinstance(over, Mapping):
+        changed = {key: merge(base.get(key), value) for key, value in over.items() if value is not None}
+        return {key: value for key, value in {**base, **changed}.items() if over.get(key, value) is not None}
+    if isinstance(base, list) and isinstance(over, list) and all(_has_name(each) for each in (*base, *over)):
+        named = {each["name"]: each for each in over}
+        kept = [merge(each, named.pop(each["name"], {})) for each in base]
+        return [*kept, *named.values()]
+    return over
+
+
+def _deadline(request: LaunchRequest, cluster: KubernetesCluster) -> dict[str, int]:
+    """Return when KubeRay ends what has not ended by itself: its clock starts before there are pods."""
+    if request.deadline is None:
+        return {}
+    margin = cluster.pre_running_deadline_seconds + cluster.termination_grace_period_seconds
+    return {"activeDeadlineSeconds": request.deadline + margin}
+
+
+def _ray_cluster(request: LaunchRequest, cluster: KubernetesCluster, secrets: list[str]) -> Manifest:
+    least, most = node_counts(cluster)
+    kind, count = pods.accelerators(cluster)
+    secrets = [*secrets, *filter(None, [cluster.storage_secret])]
+    env = _environment(request, cluster)
+    head = pods.head_pod(request.run_id, cluster, env, secrets)
+    worker = pods.worker_pod(request.run_id, cluster, env, secrets)
+    spec: Manifest = {
+        "rayVersion": RAY_VERSION,
+        "authOptions": {"mode": "token"},  # KubeRay makes the token, in a Secret that goes with the cluster
+        "headGroupSpec": {
+            "serviceType": "ClusterIP",
+            "rayStartParams": {"num-cpus": "0", **_PORTS},  # no rank is placed here
+            "template": merge(head, cluster.pod_template),
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": kind.lower() or "cpu",
+                "replicas": least,
+                "minReplicas": least,
+                "maxReplicas": most,
+                # a rank takes one processor of Ray's, or one accelerator: so a pod on processors has room for one
+                "rayStartParams": {**_PORTS} if count else {"num-cpus": "1", **_PORTS},
+                "template": merge(worker, cluster.pod_template),
+            }
+        ],
+    }
+    if least != most:
+        # KubeRay gives the autoscaler, in the head's pod, a service account of its own: see k8s/base
+        for key in ("serviceAccountName", "automountServiceAccountToken"):
+            spec["headGroupSpec"]["template"]["spec"].pop(key, None)
+        spec |= {"enableInTreeAutoscaling": True, "autoscalerOptions": _autoscaler(cluster)}
+    if cluster.network_policy:
+        spec["networkPolicy"] = {"mode": "DenyAll"}
+    return spec
+
+
+def _environment(request: LaunchRequest, cluster: KubernetesCluster) -> list[Manifest]:
+    driver = driver_cluster(cluster).model_dump_json(exclude_none=True)
+    return [
+        {"name": pods.RUN_URI, "value": request.run_uri.replace("$", "$$")},  # Kubernetes would expand $(NAME)
+        {"name": "RAYLIFT_CLUSTER", "value": driver},
+        {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+        # the machine's processors are not all the pod's
+        {
+            "name": "RAYLIFT_CPUS",
+            "valueFrom": {"resourceFieldRef": {"containerName": pods.CONTAINER, "resource": "limits.cpu"}},
+        },
+    ]
+
+
+def _autoscaler(cluster: KubernetesCluster) -> Manifest:
+    few: Manifest = {"cpu": "500m", "memory": "512Mi"}
+    return {
+        "version": "v2",
+        "idleTimeoutSeconds": _IDLE,
+        "imagePullPolicy": cluster.pull_policy,
+        "resources": {"requests": few, "limits": dict(few)},
+        "securityContext": {**pods.container_security(), "readOnlyRootFilesystem": False},
+    }
+
+
+def _secret(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": cluster.namespace, "labels": pods.labels(request.run_id)},
+        "type": "Opaque",
+        "data": {key: base64.b64encode(value.encode()).decode() for key, value in request.env.items()},
+    }
+
+
+def _queue(cluster: KubernetesCluster) -> dict[str, str]:
+    return {"kueue.x-k8s.io/queue-name": cluster.queue} if cluster.queue is not None else {}
+
+
+def _slices(cluster: KubernetesCluster) -> dict[str, str]:
+    """Tell Kueue that a run's size changes: without, it takes none with an autoscaler."""
+    least, most = node_counts(cluster)
+    return {"kueue.x-k8s.io/elastic-job": "true"} if cluster.queue is not None and least != most else {}
+
+
+def _has_name(value: Any) -> bool:
+    return isinstance(value, Mapping) and "name" in value

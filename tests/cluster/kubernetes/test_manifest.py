@@ -1,0 +1,395 @@
+"""Manifests: what is kept in golden/, and what every one of them holds to."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from cluster.config import _KINDS, KubernetesCluster, LocalCluster, Workers
+from cluster.errors import UsageError
+from cluster.kubernetes import pods
+from cluster.kubernetes.documents import to_yaml
+from cluster.kubernetes.manifest import NAME_LENGTH, RAY_VERSION, driver_cluster, merge, object_name, render
+from cluster.runs import RUN_ID, new_run_id
+from tests.cluster.kubernetes.golden import CASES, ENV, FOLDER, request
+from tests.cluster.kubernetes.golden import RUN_ID as RUN
+from tests.harness import ROOT
+from tests.stand_ins.kubernetes.schemas import kuberay_crds, mistakes, schema_of, unknown_fields
+
+Manifest = dict[str, Any]
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def job(case: str, **more: Any) -> Manifest:
+    return render(request(case, **more))[0]
+
+
+def block(case: str) -> KubernetesCluster:
+    cluster = request(case).cluster
+    assert isinstance(cluster, KubernetesCluster)
+    return cluster
+
+
+def ray_cluster(case: str, **more: Any) -> Manifest:
+    found: Manifest = job(case, **more)["spec"]["rayClusterSpec"]
+    return found
+
+
+def templates(manifest: Manifest) -> dict[str, Manifest]:
+    spec = manifest["spec"]
+    head, (workers,) = spec["rayClusterSpec"]["headGroupSpec"], spec["rayClusterSpec"]["workerGroupSpecs"]
+    return {"head": head["template"], "worker": workers["template"], "submitter": spec["submitterPodTemplate"]}
+
+
+def containers(manifest: Manifest) -> Iterator[Manifest]:
+    for template in templates(manifest).values():
+        yield from template["spec"]["containers"]
+
+
+def node_terms(template: Manifest) -> list[dict[str, tuple[str, list[str]]]]:
+    node = template["spec"].get("affinity", {}).get("nodeAffinity", {})
+    terms = node.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", [])
+    return [{each["key"]: (each["operator"], each["values"]) for each in term["matchExpressions"]} for term in terms]
+
+
+# What is kept
+
+
+@every_case
+def test_a_manifest_is_as_it_was_looked_over(case: str) -> None:
+    assert to_yaml(render(request(case))) == (FOLDER / f"{case}.yaml").read_text()
+
+
+def test_no_golden_manifest_is_left_from_a_case_that_is_gone() -> None:
+    assert {file.stem for file in FOLDER.glob("*.yaml")} == set(CASES)
+
+
+@every_case
+def test_a_rayjob_holds_to_the_schema_of_kuberay(case: str) -> None:
+    (definition,) = (each for each in kuberay_crds() if each["spec"]["names"]["kind"] == "RayJob")
+    schema = schema_of(definition, "v1")
+    assert unknown_fields(schema, job(case)) == []
+    assert mistakes(schema, job(case)) == []
+
+
+def test_a_field_that_kuberay_does_not_know_and_a_value_that_it_does_not_take_are_noticed() -> None:
+    (definition,) = (each for each in kuberay_crds() if each["spec"]["names"]["kind"] == "RayJob")
+    schema = schema_of(definition, "v1")
+    wrong = job("processors", overrides={"spec": {"entrypoints": "x", "rayClusterSpec": {"authOptions": {"mode": 1}}}})
+    assert unknown_fields(schema, wrong) == ["spec.entrypoints"]
+    assert mistakes(schema, wrong) == [
+        'spec.rayClusterSpec.authOptions.mode: Invalid value: "integer": must be of type string: "integer"'
+    ]
+
+
+@every_case
+def test_every_template_is_a_pod_that_kubernetes_takes(case: str) -> None:
+    for name, template in templates(job(case)).items():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, **template["metadata"]}}
+        kubernetes_validate.validate(
+            {**pod, "spec": template["spec"]}, kubernetes_validate.latest_version(), strict=True
+        )
+
+
+def test_the_secret_is_one_that_kubernetes_takes_and_has_the_environment() -> None:
+    _, secret = render(request("processors"))
+    kubernetes_validate.validate(secret, kubernetes_validate.latest_version(), strict=True)
+    assert {key: base64.b64decode(value).decode() for key, value in secret["data"].items()} == ENV
+
+
+def test_a_run_without_environment_has_no_secret() -> None:
+    assert [each["kind"] for each in render(request("elastic-queue"))] == ["RayJob"]
+
+
+# Every manifest
+
+
+@every_case
+def test_everything_of_a_run_is_found_by_its_label(case: str) -> None:
+    documents = render(request(case))
+    labelled = [*documents, *templates(documents[0]).values()]
+    wanted = {"app.kubernetes.io/managed-by": "raylift", "raylift.dev/run": RUN}
+    assert [each["metadata"]["labels"].items() >= wanted.items() for each in labelled] == [True] * len(labelled)
+
+
+@every_case
+def test_no_container_may_more_than_the_standard_restricted_allows(case: str) -> None:
+    manifest = job(case)
+    for template in templates(manifest).values():
+        security = template["spec"]["securityContext"]
+        assert security["runAsNonRoot"]
+        assert security["runAsUser"] == 1000
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & template["spec"].keys()
+        assert {key for volume in template["spec"]["volumes"] for key in volume} == {"name", "emptyDir"}
+    autoscaler = manifest["spec"]["rayClusterSpec"].get("autoscalerOptions")
+    for container in [*containers(manifest), *([autoscaler] if autoscaler else [])]:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["capabilities"] == {"drop": ["ALL"]}
+        assert security["runAsNonRoot"] is True
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert all(container["securityContext"]["readOnlyRootFilesystem"] for container in containers(manifest))
+
+
+@every_case
+def test_no_pod_is_handed_a_token_of_kubernetes_but_the_head_with_an_autoscaler(case: str) -> None:
+    for name, template in templates(job(case)).items():
+        account = block(case).service_account
+        if name == "head" and case == "elastic-queue":
+            assert not {"serviceAccountName", "automountServiceAccountToken"} & template["spec"].keys()
+        else:
+            assert template["spec"]["automountServiceAccountToken"] is False
+            assert template["spec"]["serviceAccountName"] == account
+
+
+@every_case
+def test_a_container_may_use_what_it_asked_for_and_no_more(case: str) -> None:
+    for container in containers(job(case)):
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert container["resources"]["limits"].keys() >= {"cpu", "memory", "ephemeral-storage"}
+
+
+@every_case
+def test_the_pods_go_once_the_driver_has_ended_and_a_lost_driver_is_started_again(case: str) -> None:
+    spec = job(case)["spec"]
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert spec["backoffLimit"] == 3
+    assert spec["submitterConfig"]["backoffLimit"] > 0
+
+
+@every_case
+def test_ray_asks_for_a_token_and_listens_where_the_network_policies_let_it(case: str) -> None:
+    spec = ray_cluster(case)
+    assert spec["authOptions"] == {"mode": "token"}
+    policies = (ROOT / "k8s" / "base" / "network-policies.yaml").read_text()
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        told = {key: value for key, value in group["rayStartParams"].items() if key.endswith("-port")}
+        assert [f"{key} {value}" in policies for key, value in told.items()] == [True] * 4
+
+
+def test_the_version_of_ray_is_that_of_the_image() -> None:
+    for lock in ("cpu.lock", "cuda.lock"):
+        assert f"\nray=={RAY_VERSION}\n" in (ROOT / "requirements" / lock).read_text()
+
+
+# What a cluster block changes
+
+
+def test_no_rank_is_placed_on_the_head_and_one_on_each_pod_of_processors() -> None:
+    spec = ray_cluster("processors")
+    (workers,) = spec["workerGroupSpecs"]
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert workers["rayStartParams"]["num-cpus"] == "1"
+    assert (workers["replicas"], workers["minReplicas"], workers["maxReplicas"]) == (2, 2, 2)
+    assert driver_cluster(block("processors")) == LocalCluster(address="auto", workers=2)
+
+
+def test_a_range_of_workers_has_an_autoscaler_and_the_driver_is_told_of_it() -> None:
+    spec = ray_cluster("elastic-queue")
+    (workers,) = spec["workerGroupSpecs"]
+    assert spec["enableInTreeAutoscaling"]
+    assert (workers["minReplicas"], workers["maxReplicas"]) == (1, 4)
+    told = driver_cluster(block("elastic-queue"))
+    assert told.workers == Workers(min=1, max=4)
+
+
+def test_a_number_of_workers_has_no_autoscaler() -> None:
+    assert not {"enableInTreeAutoscaling", "autoscalerOptions"} & ray_cluster("processors").keys()
+
+
+def test_there_is_a_rank_for_each_accelerator_of_each_node() -> None:
+    assert driver_cluster(block("eight-gpus-a-node")).accelerators == "GPU:16"
+    limits = templates(job("eight-gpus-a-node"))["worker"]["spec"]["containers"][0]["resources"]["limits"]
+    assert (limits["nvidia.com/gpu"], limits["cpu"], limits["memory"]) == ("8", "96", "1Ti")
+    assert "num-cpus" not in ray_cluster("eight-gpus-a-node")["workerGroupSpecs"][0]["rayStartParams"]
+
+
+def test_the_head_has_no_accelerator() -> None:
+    assert "nvidia.com/gpu" not in str(templates(job("eight-gpus-a-node"))["head"])
+
+
+def test_a_kind_of_accelerator_is_asked_for_by_any_label_that_says_it() -> None:
+    terms = node_terms(templates(job("plain", accelerators="L4:1"))["worker"])
+    assert terms == [
+        {"nvidia.com/gpu.product": ("In", ["NVIDIA-L4"])},
+        {"cloud.google.com/gke-accelerator": ("In", ["nvidia-l4"])},
+        {"karpenter.k8s.aws/instance-gpu-name": ("In", ["l4"])},
+    ]
+
+
+def test_any_kind_of_accelerator_asks_for_no_label_but_for_its_resource() -> None:
+    worker = templates(job("plain", accelerators="gpu:2", accelerator_resource="amd.com/gpu"))["worker"]
+    assert node_terms(worker) == []
+    assert worker["spec"]["containers"][0]["resources"]["limits"]["amd.com/gpu"] == "2"
+    assert worker["spec"]["tolerations"] == [{"key": "amd.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+
+
+def test_each_kind_that_a_job_file_may_name_has_labels() -> None:
+    assert set(_KINDS) - {"GPU"} == pods._PRODUCTS.keys()
+
+
+def test_spot_alone_asks_for_a_spot_machine_with_the_accelerator_in_the_same_cloud() -> None:
+    terms = node_terms(templates(job("spot-alone"))["worker"])
+    assert len(terms) == 6
+    assert all(len(term) == 2 for term in terms)
+    assert {"cloud.google.com/gke-accelerator", "karpenter.sh/capacity-type"} not in [set(term) for term in terms]
+
+
+def test_spot_with_a_fallback_prefers_spot_and_tolerates_its_taints() -> None:
+    spec = templates(job("spot-with-fallback"))["worker"]["spec"]
+    preferred = spec["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    labels = [each["preference"]["matchExpressions"][0]["key"] for each in preferred]
+    assert labels == list(pods._SPOT)
+    assert not any("spot" in key for term in node_terms({"spec": spec}) for key in term)
+    assert {each["key"] for each in spec["tolerations"]} >= {
+        "cloud.google.com/gke-spot",
+        "kubernetes.azure.com/scalesetpriority",
+    }
+
+
+@pytest.mark.parametrize("spot", [True, False, {"fallback": "on-demand"}])
+def test_the_head_is_on_no_spot_machine_once_spot_is_spoken_of(spot: Any) -> None:
+    (term,) = node_terms(templates(job("processors", spot=spot))["head"])
+    assert {operator for operator, _ in term.values()} == {"NotIn"}
+    assert term.keys() == pods._SPOT.keys()
+
+
+def test_without_a_word_of_spot_nothing_is_said_of_it() -> None:
+    assert "spot" not in to_yaml(render(request("processors")))
+
+
+def test_kuberay_ends_what_has_not_ended_by_itself_when_its_budget_was_used_up() -> None:
+    start, save = 3600, 120  # seconds that pods may take to start, and for a last save
+    assert job("spot-with-fallback")["spec"]["activeDeadlineSeconds"] == 12 * 3600 + start + save
+    assert "activeDeadlineSeconds" not in job("processors")["spec"]
+
+
+def test_pod_templates_reach_head_and_workers_and_lose_nothing_there() -> None:
+    found = templates(job("spot-with-fallback"))
+    for name in ("head", "worker"):
+        (container,) = found[name]["spec"]["containers"]
+        assert container["env"][-1] == {"name": "NCCL_DEBUG", "value": "INFO"}
+        assert container["image"] == "registry.example/raylift:0.1.0"
+        assert found[name]["metadata"]["annotations"] == {"example.com/team": "vision"}
+    assert "annotations" not in found["submitter"]["metadata"]
+
+
+def test_overrides_come_last_and_null_takes_away() -> None:
+    spec = job("spot-with-fallback")["spec"]
+    assert spec["ttlSecondsAfterFinished"] == 600
+    assert "preRunningDeadlineSeconds" not in spec
+
+
+@pytest.mark.parametrize(
+    ("base", "over", "merged"),
+    [
+        ({"a": 1, "b": {"c": 2}}, {"b": {"d": 3}}, {"a": 1, "b": {"c": 2, "d": 3}}),
+        ({"a": 1}, {"a": None, "b": None}, {}),
+        ({"a": {"b": 1}}, {"a": 2}, {"a": 2}),
+        (
+            [{"name": "x", "v": 1}],
+            [{"name": "x", "w": 2}, {"name": "y"}],
+            [{"name": "x", "v": 1, "w": 2}, {"name": "y"}],
+        ),
+        ([{"key": "x"}], [{"key": "y"}], [{"key": "y"}]),
+        ([], [{"name": "y"}], [{"name": "y"}]),
+    ],
+)
+def test_what_is_laid_over_a_manifest_changes_what_it_names(base: Any, over: Any, merged: Any) -> None:
+    assert merge(base, over) == merged
+
+
+def test_what_kubernetes_would_expand_in_a_runs_uri_is_escaped() -> None:
+    documents = render(dataclasses.replace(request("processors"), run_uri="s3://b/$(HOME)"))
+    env = templates(documents[0])["head"]["spec"]["containers"][0]["env"]
+    assert {"name": "RAYLIFT_RUN_URI", "value": "s3://b/$$(HOME)"} in env
+
+
+# Names
+
+
+@given(st.from_regex(r"[a-z]([a-z0-9-]*[a-z0-9])?", fullmatch=True).filter(lambda name: len(name) <= 22))
+def test_an_id_that_raylift_makes_is_a_name_with_all_that_kuberay_adds(name: str) -> None:
+    made = object_name(new_run_id(name))
+    assert len(made) <= NAME_LENGTH
+    for suffix in ("-abcde", "-abcde-head-svc", "-abcde-serve-svc"):
+        assert re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", made + suffix)
+
+
+@pytest.mark.parametrize("run_id", ["2nd", "ends-", "-", "x" * 48, "Upper", "a_b", "a.b", ""])
+def test_an_id_that_is_no_name_is_refused_before_anything_is_made(run_id: str) -> None:
+    with pytest.raises(UsageError, match="begins with a letter and does not end with a dash, and has at most 47"):
+        object_name(run_id)
+
+
+def test_every_id_that_a_run_may_have_is_short_enough() -> None:
+    assert RUN_ID.fullmatch("x" * NAME_LENGTH) is None
+
+
+# The cluster block
+
+
+@pytest.mark.parametrize(
+    ("keys", "mistake"),
+    [
+        ({"workers": 2, "nodes": 2}, "workers are ranks on processors"),
+        ({"workers": 2, "accelerators": "L4:1"}, "workers are ranks on processors"),
+        ({"nodes": 2}, "nodes are pods with accelerators, and there are none"),
+        ({"nodes": {"min": 1, "max": 2}, "accelerators": "L4:1"}, "a range is not there yet"),
+        ({"accelerators": "RTX:1"}, "RTX:1 is of no kind that is known here: GPU, T4, V100"),
+        ({"resources": {"memory": "4G"}}, "String should match pattern"),
+        ({"image": ""}, "at least 1 character"),
+        ({"namespace": "A"}, "String should match pattern"),
+    ],
+)
+def test_a_block_that_cannot_be_is_refused(keys: dict[str, Any], mistake: str) -> None:
+    with pytest.raises(ValidationError, match=mistake):
+        KubernetesCluster.model_validate({"provider": "kubernetes", "image": "x", **keys})
+
+
+# YAML
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    [
+        "yes",
+        "Off",
+        "y",
+        "null",
+        "~",
+        "1e3",
+        "0x1F",
+        "012",
+        "1_000",
+        "12:30:45",
+        "2026-01-01",
+        ".5",
+        "=",
+        "<<",
+        "a: b",
+        "- a",
+    ]
+)
+VALUES = st.recursive(
+    TEXTS | st.integers() | st.booleans(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(TEXTS, VALUES, max_size=4))
+def test_yaml_reads_the_same_by_the_rules_of_1_1_and_of_1_2(document: dict[str, Any]) -> None:
+    text = to_yaml([document])
+    assert yaml.safe_load(text) == document
+    assert YAML(typ="safe").load(text) == document
