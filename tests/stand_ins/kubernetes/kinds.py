@@ -1,0 +1,101 @@
+"""The kinds of objects that the stand-in knows, and what it asks of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import kubernetes_validate
+
+from tests.stand_ins.kubernetes import schemas
+
+Object = dict[str, Any]
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A resource of the API."""
+
+    group: str
+    version: str
+    plural: str
+    name: str
+    namespaced: bool = True
+    schema: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)  # of a custom resource
+    has_status: bool = True
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def qualified(self) -> str:
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+
+_RBAC, _NETWORK = "rbac.authorization.k8s.io", "networking.k8s.io"
+BUILT_IN = (
+    Kind("", "v1", "namespaces", "Namespace", namespaced=False),
+    Kind("", "v1", "pods", "Pod"),
+    Kind("", "v1", "services", "Service"),
+    Kind("", "v1", "secrets", "Secret", has_status=False),
+    Kind("", "v1", "events", "Event", has_status=False),
+    Kind("", "v1", "serviceaccounts", "ServiceAccount", has_status=False),
+    Kind("", "v1", "resourcequotas", "ResourceQuota"),
+    Kind("", "v1", "nodes", "Node", namespaced=False),
+    Kind("batch", "v1", "jobs", "Job"),
+    Kind(_RBAC, "v1", "roles", "Role", has_status=False),
+    Kind(_RBAC, "v1", "rolebindings", "RoleBinding", has_status=False),
+    Kind(_NETWORK, "v1", "networkpolicies", "NetworkPolicy", has_status=False),
+)
+
+
+def custom(definition: Mapping[str, Any], version: str = "v1") -> Kind:
+    """Return the kind of a CustomResourceDefinition."""
+    spec = definition["spec"]
+    schema = schemas.schema_of(definition, version)
+    return Kind(spec["group"], version, spec["names"]["plural"], spec["names"]["kind"], schema=schema)
+
+
+def unknown_fields(kind: Kind, value: Object) -> list[str]:
+    """Return the paths of fields that the kind does not have."""
+    if kind.schema is not None:
+        return schemas.unknown_fields(kind.schema, value)
+    try:
+        kubernetes_validate.validate(value, kubernetes_validate.latest_version(), strict=True)
+    except kubernetes_validate.ValidationError as error:
+        named = re.findall(r"'([^']+)'", error.message) if "Additional properties" in error.message else []
+        path = ".".join(str(each) for each in error.path)
+        return [f"{path}.{name}".lstrip(".") for name in named]
+    return []
+
+
+def mistakes(kind: Kind, value: Object) -> list[str]:
+    """Return what is wrong with an object, in the words of an API server."""
+    found = [*_metadata(value["metadata"])]
+    if kind.schema is not None:
+        return found + schemas.mistakes(kind.schema, value)
+    try:
+        kubernetes_validate.validate(value, kubernetes_validate.latest_version(), strict=False)
+    except kubernetes_validate.ValidationError as error:
+        found.append(f"{'.'.join(map(str, error.path))}: Invalid value: {error.message}")
+    return found
+
+
+def _metadata(metadata: Object) -> list[str]:
+    found = []
+    if not _NAME.fullmatch(metadata["name"]):
+        found.append(f'metadata.name: Invalid value: "{metadata["name"]}": must be a lowercase RFC 1123 subdomain')
+    for key, value in metadata.get("labels", {}).items():
+        if not _KEY.fullmatch(key) or not _LABEL.fullmatch(value):
+            found.append(f'metadata.labels: Invalid value: "{key}={value}": must be a valid label')
+    for key, value in metadata.get("annotations", {}).items():
+        if not _KEY.fullmatch(key) or not isinstance(value, str):
+            found.append(f'metadata.annotations: Invalid value: "{key}"')
+    return found
