@@ -1,17 +1,17 @@
-"""Provider name -> its class, imported only when chosen."""
+"""The provider of a cluster block, imported only when chosen."""
 
 from __future__ import annotations
 
-from importlib import import_module
-
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, KubernetesCluster
 from cluster.provider import Provider
-
-_PROVIDERS = {"local": ("cluster.local", "LocalProvider")}
 
 
 def open_provider(cluster: ClusterConfig) -> Provider:
-    """Return the provider of a cluster block."""
-    module, name = _PROVIDERS[cluster.provider]
-    provider: Provider = getattr(import_module(module), name)()
-    return provider
+    """Return the provider of a cluster block. Asks nothing of it yet."""
+    if isinstance(cluster, KubernetesCluster):
+        from cluster.kubernetes.provider import KubernetesProvider
+
+        return KubernetesProvider(cluster)
+    from cluster.local import LocalProvider
+
+    return LocalProvider()

@@ -45,8 +45,7 @@ def _rows(submission: Submission) -> Iterator[tuple[str, str]]:
         yield "budget", _budget(spec.budget)
     for resource in submission.plan.resources:
         yield resource.kind, f"{resource.name}{'  ' + resource.detail if resource.detail else ''}"
-    price = submission.plan.usd_per_hour or spec.cluster.usd_per_hour
-    yield "price", f"${price:.2f} an hour" if price else "nothing: this machine"
+    yield "price", _price(submission)
 
 
 def _budget(budget: Budget) -> str:
@@ -69,6 +68,12 @@ def _sweep(spec: JobSpec, tune: Tune) -> list[tuple[str, str]]:
     chosen = f"{tune.search.name}, seed {tune.search.seed}, scheduler {tune.scheduler.name}"
     rows = [("sweep", f"{trials}; {chosen}; the best has the {mode}imum of {metric}")]
     return rows + [("", f"{key}: {domain}") for key, domain in tune.ordered.items()]
+
+
+def _price(submission: Submission) -> str:
+    if price := submission.plan.usd_per_hour or submission.spec.cluster.usd_per_hour:
+        return f"${price:.2f} an hour"
+    return "nothing: this machine" if submission.plan.provider == "local" else "not known: give cluster.usd_per_hour"
 
 
 def _evaluation(submission: Submission) -> str:

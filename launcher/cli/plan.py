@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from launcher.cli.common import EnvOption, JobFile, JsonOption, NameOption, OnOption, SetOption, StorageOption
 
 
@@ -12,9 +16,13 @@ def plan_command(
     name: NameOption = None,
     storage: StorageOption = None,
     env: EnvOption = None,
+    yaml: Annotated[
+        bool, typer.Option("--yaml", help="Print exactly what would be applied, where that is a manifest.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Show what `run` would create and do; create nothing. The same as run --dry-run."""
+    from cluster.errors import UsageError
     from launcher.cli.common import print_json
     from launcher.planned import as_dict, print_plan
     from launcher.spec import load
@@ -22,7 +30,11 @@ def plan_command(
 
     job = load(job_file, overrides=set_ or [], on=on, name=name, storage=storage, env=env or [])
     submission = prepare(job)
-    if json:
+    if yaml:
+        if not submission.plan.manifest:
+            raise UsageError(f"--yaml: provider {submission.plan.provider} applies no manifest; kubernetes does")
+        typer.echo(submission.plan.manifest, nl=False)
+    elif json:
         print_json(as_dict(submission))
     else:
         print_plan(submission)

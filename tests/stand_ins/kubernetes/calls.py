@@ -137,16 +137,16 @@ class Call:
                     gone = RefusedError(410, f"too old resource version: {after} ({self.store.oldest})").status
                     yield json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n"
                     return
-                fresh = self.store.changes(self.kind, self.namespace, after)
-                if not fresh:
+                if not (fresh := self.store.changes(self.kind, self.namespace, after)):
                     self.store.lock.wait(min(left, 1.0))
+                    fresh = self.store.changes(self.kind, self.namespace, after)
+                seen = self.store.version
             for change in fresh:
                 after = change.version
                 if matches(change.value):
                     yield json.dumps({"type": change.type, "object": change.value}).encode() + b"\n"
-            if not fresh and self.query.get("allowWatchBookmarks") == "true":
-                with self.store.lock:
-                    after = max(after, self.store.version)
+            if not fresh and self.query.get("allowWatchBookmarks") == "true" and after >= self.store.oldest:
+                after = seen
                 mark: Object = {"kind": self.kind.name, "apiVersion": self.kind.api_version}
                 mark["metadata"] = {"resourceVersion": str(after)}
                 yield json.dumps({"type": "BOOKMARK", "object": mark}).encode() + b"\n"

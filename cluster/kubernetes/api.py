@@ -1,0 +1,320 @@
+"""Calls to an API server, through the official client: retried where that is safe, and refused in words.
+
+Every call here may be made twice: reads, deletions, and server-side applies, which give the same object again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import InfrastructureError, MissingExtraError
+
+Object = dict[str, Any]
+
+_TRIES = 6
+_TIMEOUT = (5.0, 30.0)  # seconds to connect, and for an answer
+_LONGEST = 20.0  # seconds between two tries
+_BUSY = (429, 500, 502, 503, 504)
+_PAUSE = 0.2  # seconds between two watches
+_WATCH = 240  # seconds that a watch is asked to last; it is then taken up again
+
+
+class ApiError(InfrastructureError):
+    """The API server refused a call."""
+
+    def __init__(self, message: str, *, status: int, reason: str, details: str) -> None:
+        super().__init__(message)
+        self.status = status  # of HTTP; 0 where there was no answer
+        self.reason = reason  # one of Kubernetes' own words: NotFound, Forbidden, Conflict, Invalid, …
+        self.details = details  # what the API server said
+
+
+class GoneError(Exception):
+    """A watch can no longer go on from where it was: the API server has forgotten what came after."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of object, as paths and roles name it."""
+
+    group: str
+    version: str
+    plural: str
+
+    @property
+    def name(self) -> str:
+        """The name by which roles and kubectl know it."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+    def path(self, namespace: str | None, name: str = "") -> str:
+        """Return where objects of it are: in one namespace, or in all."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        inside = f"/namespaces/{namespace}" if namespace is not None else ""
+        return f"{root}{inside}/{self.plural}{f'/{name}' if name else ''}"
+
+
+RAY_JOBS = Kind("ray.io", "v1", "rayjobs")
+RAY_CLUSTERS = Kind("ray.io", "v1", "rayclusters")
+JOBS = Kind("batch", "v1", "jobs")
+PODS = Kind("", "v1", "pods")
+SERVICES = Kind("", "v1", "services")
+SECRETS = Kind("", "v1", "secrets")
+EVENTS = Kind("", "v1", "events")
+REVIEWS = Kind("authorization.k8s.io", "v1", "selfsubjectaccessreviews")
+
+
+class Api:
+    """One API server, as one person."""
+
+    def __init__(self, context: str | None) -> None:
+        """Read the kubeconfig, or what a pod is given. Raises InfrastructureError, MissingExtraError."""
+        self.context = context
+        self._client = _connect(context)
+
+    @property
+    def host(self) -> str:
+        return str(self._client.configuration.host)
+
+    def get(self, path: str, **query: Any) -> Object:
+        """Return an object or a list. Raises ApiError."""
+        return _parsed(self._call("GET", path, query))
+
+    def find(self, kind: Kind, namespace: str, name: str) -> Object | None:
+        """Return an object; None where there is none of this name. Raises ApiError, also where the kind is unknown."""
+        try:
+            return self.get(kind.path(namespace, name))
+        except ApiError as error:
+            if error.status == 404 and error.reason == "NotFound" and f'"{name}" not found' in error.details:
+                return None
+            raise
+
+    def select(self, kind: Kind, namespace: str | None, labels: str = "", fields: str = "") -> list[Object]:
+        """Return the objects that labels and fields select, over all pages. Raises ApiError."""
+        return list(self._items(kind, namespace, labels, fields))
+
+    def apply(self, kind: Kind, document: Mapping[str, Any], manager: str) -> Object:
+        """Apply a document on the server's side, and return the object. Raises ApiError, of 409 where others own it."""
+        metadata = document["metadata"]
+        query = {"fieldManager": manager, "fieldValidation": "Strict"}
+        path = kind.path(metadata["namespace"], metadata["name"])
+        return _parsed(self._call("PATCH", path, query, body=document, content="application/apply-patch+yaml"))
+
+    def delete(self, kind: Kind, namespace: str, name: str) -> bool:
+        """Have an object deleted, and what it owns after it; False where there is none. Raises ApiError."""
+        try:
+            self._call("DELETE", kind.path(namespace, name), {"propagationPolicy": "Background"})
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
+    def may(self, verb: str, kind: Kind, namespace: str, subresource: str = "") -> bool:
+        """Whether this person may do that. Raises ApiError."""
+        asked = {"verb": verb, "group": kind.group, "resource": kind.plural, "namespace": namespace}
+        asked |= {"subresource": subresource} if subresource else {}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": asked},
+        }
+        answer = _parsed(self._call("POST", REVIEWS.path(None), {}, body=review))
+        return bool(answer["status"]["allowed"])
+
+    def watch(self, kind: Kind, namespace: str, labels: str) -> Iterator[tuple[str, Object]]:
+        """Yield ("ADDED", "MODIFIED" or "DELETED", object), first all that are there, for as long as one likes.
+
+        A watch that ends is taken up where it was. Where the server no longer knows that, all objects come again, and
+        those that went meanwhile as DELETED. Raises ApiError.
+        """
+        known: dict[str, Object] = {}
+        while True:
+            listed = self.get(kind.path(namespace), labelSelector=labels)
+            there = {each["metadata"]["uid"]: each for each in listed["items"]}
+            for uid in known.keys() - there.keys():
+                yield "DELETED", known.pop(uid)
+            for uid, each in there.items():
+                if known.get(uid, {}).get("metadata", {}).get("resourceVersion") != each["metadata"]["resourceVersion"]:
+                    yield "MODIFIED" if uid in known else "ADDED", each
+                known[uid] = each
+            version = listed["metadata"]["resourceVersion"]
+            try:
+                while True:
+                    for change, each in self._changes(kind.path(namespace), labels, version):
+                        version = each["metadata"]["resourceVersion"]
+                        if change == "BOOKMARK":
+                            continue
+                        uid = each["metadata"]["uid"]
+                        if change == "DELETED":
+                            known.pop(uid, None)
+                        else:
+                            known[uid] = each
+                        yield change, each
+                    time.sleep(_PAUSE)
+            except GoneError:
+                continue
+
+    def lines(self, path: str, **query: Any) -> Iterator[bytes]:
+        """Yield what a server streams, as it comes; ends quietly where the connection does. Raises ApiError."""
+        from urllib3.exceptions import HTTPError
+
+        response = self._call("GET", path, query, stream=True)
+        try:
+            yield from response.response.stream(2**16, decode_content=True)
+        except HTTPError:
+            return
+        finally:
+            response.response.close()
+
+    def _items(self, kind: Kind, namespace: str | None, labels: str, fields: str) -> Iterator[Object]:
+        query: dict[str, Any] = {"limit": 500}
+        query |= {"labelSelector": labels} if labels else {}
+        query |= {"fieldSelector": fields} if fields else {}
+        while True:
+            page = self.get(kind.path(namespace), **query)
+            yield from page["items"]
+            if not (token := page["metadata"].get("continue")):
+                return
+            query["continue"] = token
+
+    def _changes(self, path: str, labels: str, version: str) -> Iterator[tuple[str, Object]]:
+        """Yield what changed after a version, until server or connection end it. Raises GoneError, ApiError."""
+        query = {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": _WATCH}
+        rest = b""
+        try:
+            for chunk in self.lines(path, labelSelector=labels, resourceVersion=version, **query):
+                *whole, rest = (rest + chunk).split(b"\n")
+                for line in whole:
+                    change = json.loads(line)
+                    if change["type"] == "ERROR":
+                        status = int(change["object"].get("code", 500))
+                        raise _refused(self, "GET", path, status, json.dumps(change["object"]).encode())
+                    yield change["type"], change["object"]
+        except ApiError as error:
+            if error.status == 410:
+                raise GoneError from error
+            raise
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any],
+        *,
+        body: Any = None,
+        content: str = "application/json",
+        stream: bool = False,
+    ) -> Any:
+        """Make a call until it is answered; a server that is busy, or away for a moment, is asked again."""
+        from urllib3.exceptions import HTTPError
+
+        headers = {"Accept": "application/json"} | ({"Content-Type": content} if body is not None else {})
+        timeout = (_TIMEOUT[0], _WATCH + _TIMEOUT[1]) if stream else _TIMEOUT
+        for attempt in range(1, _TRIES + 1):
+            wait = min(_LONGEST, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
+            try:
+                request = self._client.param_serialize(
+                    method,
+                    path,
+                    query_params=list(query.items()),
+                    header_params=dict(headers),
+                    body=body,
+                    auth_settings=["BearerToken"],
+                )
+                response = self._client.call_api(*request, _request_timeout=timeout)
+            except HTTPError as error:
+                failure = _unanswered(self, error)
+            else:
+                if response.status < 300:
+                    if not stream:
+                        response.read()
+                    return response
+                failure = _refused(self, method, path, response.status, response.read())
+                if response.status == 401 and attempt == 1:
+                    self._client = _connect(self.context)  # a token may have run out; a login that renews it does so
+                    continue
+                if response.status not in _BUSY:
+                    raise failure
+                wait = max(wait, min(_LONGEST, float(response.getheaders().get("Retry-After") or 0)))
+            if attempt == _TRIES:
+                raise failure
+            time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+
+def _connect(context: str | None) -> Any:
+    try:
+        from kubernetes import client, config
+    except ImportError as error:
+        raise MissingExtraError("provider: kubernetes needs an extra: pip install 'raylift[kubernetes]'") from error
+    configuration = client.Configuration()
+    configuration.retries = False  # tries are counted here
+    try:
+        # named here, as the client reads the variable when it is imported
+        files = os.environ.get("KUBECONFIG") or "~/.kube/config"
+        config.load_kube_config(files, context=context, client_configuration=configuration)
+    except config.ConfigException as error:
+        try:
+            if context is not None:
+                raise
+            config.load_incluster_config(client_configuration=configuration)
+        except config.ConfigException:
+            named = f"context {context}: " if context is not None else ""
+            raise InfrastructureError(
+                f"{named}{error}. Look what there is: kubectl config get-contexts; KUBECONFIG names the file"
+            ) from error
+    return client.ApiClient(configuration)
+
+
+def _parsed(response: Any) -> Object:
+    parsed: Object = json.loads(response.read())
+    return parsed
+
+
+def _unanswered(api: Api, error: Exception) -> ApiError:
+    return ApiError(
+        f"{api.host} does not answer: {_innermost(error)}. Is it the right cluster? kubectl config current-context",
+        status=0,
+        reason="Unreachable",
+        details=str(error),
+    )
+
+
+def _innermost(error: BaseException) -> str:
+    reason = getattr(error, "reason", None)
+    text = str(reason if isinstance(reason, BaseException) else error)
+    return text.rpartition(">: ")[2] or text
+
+
+def _refused(api: Api, method: str, path: str, status: int, body: bytes) -> ApiError:
+    """Return an answer that is no success as an error that says what to do."""
+    try:
+        answer = json.loads(body)
+        reason, details = str(answer.get("reason", "")), str(answer.get("message", ""))
+    except (ValueError, AttributeError):
+        reason, details = "", body.decode(errors="replace").strip()[:300]
+    return ApiError(_in_words(api, status, details, f"{method} {path}"), status=status, reason=reason, details=details)
+
+
+def _in_words(api: Api, status: int, details: str, call: str) -> str:
+    if status == 401:
+        return f"{api.host} does not know who you are, or your login has run out: {details}. Log in again"
+    if "exceeded quota" in details:
+        return f"the quota of the namespace is used up: {details}. See it: kubectl describe resourcequota"
+    if "admission webhook" in details or "violates PodSecurity" in details:
+        return f"the cluster's own rules refuse it: {details}"
+    if status == 403:
+        return f"you may not do that: {details}. k8s/base/role.yaml has a Role with what is needed"
+    if status == 404 and details.startswith("namespaces "):
+        return f"{details}: cluster.namespace names it. kubectl apply -k k8s/base makes raylift's own"
+    if status == 404 and ("could not find the requested resource" in details or details == "404 page not found"):
+        return f"{api.host} knows no {call.split('/')[-1].partition('?')[0]}: is KubeRay installed? ({call})"
+    if status == 400 and "unknown field" in details:
+        return f"the KubeRay that is installed is too old: {details}"
+    return f"{api.host} answered {status} to {call}: {details}"

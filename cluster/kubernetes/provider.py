@@ -1,0 +1,267 @@
+"""Runs on a Kubernetes cluster that has KubeRay, a RayJob each.
+
+KubeRay does what has to be done while nobody looks: it starts the pods, starts a lost driver again, and removes the
+pods at the end. What is asked here is asked of the API server alone, and everything of a run is found by its label.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+from cluster.config import KubernetesCluster
+from cluster.errors import InfrastructureError, RunExistsError, RunNotFoundError
+from cluster.kubernetes import api, reasons, rights
+from cluster.kubernetes.api import Api, ApiError, Kind, Object
+from cluster.kubernetes.manifest import URI_ANNOTATION, object_name, render
+from cluster.kubernetes.planned import plan
+from cluster.kubernetes.pods import MANAGED_BY, RUN_LABEL
+from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus
+
+_WORKLOADS = Kind("kueue.x-k8s.io", "v1beta2", "workloads")
+_SUBMITTER = "ray-job-submitter"
+_OF_JOB, _OF_CLUSTER = "ray.io/originated-from-cr-name", "ray.io/cluster"  # KubeRay's own labels
+_POLL = 1.0  # seconds
+_BEYOND_GRACE = 60.0  # seconds that a teardown waits, beside the grace period of the pods
+
+
+class KubernetesProvider:
+    """The provider `kubernetes`."""
+
+    def __init__(self, cluster: KubernetesCluster) -> None:
+        self.cluster = cluster
+        self.namespace = cluster.namespace
+
+    @cached_property
+    def server(self) -> Api:
+        return Api(self.cluster.context)
+
+    def render(self, request: LaunchRequest) -> Plan:
+        return plan(request)
+
+    def launch(self, request: LaunchRequest) -> None:
+        """Apply the run's RayJob, and its Secret, which goes with it. The same run launched twice is one job."""
+        job, *others = render(request)
+        rights.require(self.server, self.namespace)
+        self._refuse_another_runs(request)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._withdraw, request)
+            made = self._apply(api.RAY_JOBS, job, request)
+            for secret in others:
+                self._apply(api.SECRETS, _owned(secret, made), request)
+            undo.pop_all()
+
+    def describe(self, run_id: str) -> RunStatus:
+        job = self.server.find(api.RAY_JOBS, self.namespace, object_name(run_id))
+        if job is None:
+            raise RunNotFoundError(
+                f"nothing of run {run_id} is in the namespace {self.namespace} of {self.server.host}"
+            )
+        return self._status(job)
+
+    def changes(self, run_id: str) -> Iterator[RunStatus]:
+        """Yield where a run stands, now and whenever its RayJob changes, until that is gone. Raises ApiError."""
+        for change, job in self.server.watch(api.RAY_JOBS, self.namespace, f"{RUN_LABEL}={run_id}"):
+            if change == "DELETED":
+                return
+            yield self._status(job)
+
+    def logs(self, run_id: str, *, follow: bool, offset: int = 0) -> Iterator[bytes]:
+        """Yield what the submitter prints of the driver; over a lost connection, and the next submitter, goes on."""
+        done: set[str] = set()
+        while True:
+            pods = [each for each in self._submitters(run_id) if each["metadata"]["uid"] not in done]
+            for pod in pods:
+                skip = offset
+                for chunk in self._log(pod, follow=follow):
+                    if fresh := chunk[skip:]:
+                        offset += len(fresh)
+                        yield fresh
+                    skip = max(0, skip - len(chunk))
+                if not follow or _is_over(self._again(pod)):
+                    done.add(pod["metadata"]["uid"])
+                    offset = 0
+            if not follow or not self._goes_on(run_id):
+                return
+            time.sleep(_POLL)
+
+    def stop(self, run_id: str) -> None:
+        """Have the RayJob deleted; KubeRay then ends the job, and Kubernetes what belongs to it."""
+        self.server.delete(api.RAY_JOBS, self.namespace, object_name(run_id))
+
+    def teardown(self, run_id: str) -> Receipt:
+        """Delete all of a run, wait until it is gone, and list what is not."""
+        name = object_name(run_id)
+        found = self._existing(run_id)
+        self.stop(run_id)
+        for cluster in self.server.select(api.RAY_CLUSTERS, self.namespace, f"{RUN_LABEL}={run_id}"):
+            self.server.delete(api.RAY_CLUSTERS, self.namespace, cluster["metadata"]["name"])
+        had_secret = self.server.delete(api.SECRETS, self.namespace, name)
+        left = self._wait_until_gone(run_id)
+        # secrets may not be read, but a second deletion that finds nothing is proof enough
+        if had_secret and self.server.delete(api.SECRETS, self.namespace, name):
+            left.append(Resource(kind="Secret", name=name, run_id=run_id, detail="is still being deleted"))
+        removed = [*found, *([Resource(kind="Secret", name=name, run_id=run_id)] if had_secret else [])]
+        return Receipt(removed=removed, leftovers=left)
+
+    def audit(self) -> Sequence[Resource]:
+        """List all of raylift's objects: in all namespaces where this person may look, else in this one."""
+        ours = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
+        return [
+            _resource(kind, each)
+            for kind in (api.RAY_JOBS, api.RAY_CLUSTERS, api.PODS)
+            for each in self._list_everywhere(kind, ours)
+        ]
+
+    def _apply(self, kind: Kind, document: Object, request: LaunchRequest) -> Object:
+        try:
+            return self.server.apply(kind, document, _manager(request.run_uri))
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            raise RunExistsError(
+                f"the name {document['metadata']['name']} is taken in the namespace {self.namespace}: {error.details}. "
+                "Choose another --id"
+            ) from error
+
+    def _refuse_another_runs(self, request: LaunchRequest) -> None:
+        job = self.server.find(api.RAY_JOBS, self.namespace, object_name(request.run_id))
+        if job is None:
+            return
+        if (uri := _uri(job)) != request.run_uri:
+            whose = f"of the run {uri}" if uri else "that raylift did not make"
+            raise RunExistsError(
+                f"in the namespace {self.namespace} there is a RayJob {request.run_id} {whose}. Choose another --id"
+            )
+        if job["metadata"].get("deletionTimestamp"):
+            left = self._wait_until_gone(request.run_id)
+            if left:
+                raise InfrastructureError(
+                    f"what an earlier launch left is still being deleted: {', '.join(each.name for each in left)}"
+                )
+
+    def _withdraw(self, request: LaunchRequest) -> None:
+        """Delete what a launch that failed has made; a job of that name may be another run's."""
+        with contextlib.suppress(ApiError):  # the failure itself is what is told
+            job = self.server.find(api.RAY_JOBS, self.namespace, object_name(request.run_id))
+            if job is not None and _uri(job) == request.run_uri:
+                self.stop(request.run_id)
+
+    def _status(self, job: Object) -> RunStatus:
+        run_id = job["metadata"]["labels"].get(RUN_LABEL, job["metadata"]["name"])
+        pods = self.server.select(api.PODS, self.namespace, f"{RUN_LABEL}={run_id}")
+        names = filter(None, [job["metadata"]["name"], job.get("status", {}).get("rayClusterName")])
+        events = [each for name in names for each in self._events(name)]
+        state, reason = reasons.where_it_stands(job, pods, events, self._workload(job))
+        found = [_resource(api.RAY_JOBS, job), *(_resource(api.PODS, each) for each in pods)]
+        return RunStatus(state=state, reason=reason, resources=found)
+
+    def _events(self, name: str) -> list[Object]:
+        return self.server.select(api.EVENTS, self.namespace, fields=f"involvedObject.name={name}")
+
+    def _workload(self, job: Object) -> Object | None:
+        """Return what Kueue says of a run; None where there is none, or this person may not look."""
+        if reasons.QUEUE not in job["metadata"].get("labels", {}):
+            return None
+        with contextlib.suppress(ApiError):
+            labels = f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"
+            return next(iter(self.server.select(_WORKLOADS, self.namespace, labels)), None)
+        return None
+
+    def _submitters(self, run_id: str) -> list[Object]:
+        """Return the pods that submit the driver and print what it prints, oldest first."""
+        pods = self.server.select(api.PODS, self.namespace, f"{RUN_LABEL}={run_id}")
+        found = [each for each in pods if each["spec"]["containers"][0]["name"] == _SUBMITTER]
+        started = [each for each in found if each.get("status", {}).get("phase") not in (None, "Pending")]
+        return sorted(started, key=lambda each: str(each["metadata"].get("creationTimestamp")))
+
+    def _log(self, pod: Object, *, follow: bool) -> Iterator[bytes]:
+        path = f"{api.PODS.path(self.namespace, pod['metadata']['name'])}/log"
+        with contextlib.suppress(ApiError):  # the pod has gone meanwhile
+            yield from self.server.lines(path, container=_SUBMITTER, follow="true" if follow else "false")
+
+    def _again(self, pod: Object) -> Object | None:
+        return self.server.find(api.PODS, self.namespace, pod["metadata"]["name"])
+
+    def _goes_on(self, run_id: str) -> bool:
+        job = self.server.find(api.RAY_JOBS, self.namespace, object_name(run_id))
+        return job is not None and not self._status(job).state.is_final
+
+    def _existing(self, run_id: str) -> list[Resource]:
+        """Return all of a run that exists and may be read: of its own label, and of KubeRay's for what that made."""
+        name = object_name(run_id)
+        of_run, of_job = f"{RUN_LABEL}={run_id}", f"{_OF_JOB}={name}"
+        selected = (
+            (api.RAY_JOBS, of_run),
+            (api.RAY_CLUSTERS, of_run),
+            (api.PODS, of_run),
+            (api.JOBS, of_job),
+            (api.SERVICES, of_job),
+        )
+        found = [_resource(kind, each) for kind, labels in selected for each in self._list(kind, labels)]
+        services = [each for each in self._list(api.SERVICES, _OF_CLUSTER) if _is_of(each, name)]
+        return found + [_resource(api.SERVICES, each) for each in services]
+
+    def _wait_until_gone(self, run_id: str) -> list[Resource]:
+        deadline = time.monotonic() + self.cluster.termination_grace_period_seconds + _BEYOND_GRACE
+        while (left := self._existing(run_id)) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+        return left
+
+    def _list(self, kind: Kind, labels: str) -> list[Object]:
+        return self.server.select(kind, self.namespace, labels)
+
+    def _list_everywhere(self, kind: Kind, labels: str) -> list[Object]:
+        try:
+            return self.server.select(kind, None, labels)
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            return self._list(kind, labels)
+
+
+def _uri(job: Object) -> str | None:
+    uri: str | None = job["metadata"].get("annotations", {}).get(URI_ANNOTATION)
+    return uri
+
+
+def _manager(run_uri: str) -> str:
+    """Return who applies: another run's launch then cannot change what this one's has applied, and is told so."""
+    return f"raylift-{hashlib.sha256(run_uri.encode()).hexdigest()[:12]}"
+
+
+def _owned(document: Object, owner: Object) -> Object:
+    """Return a document that Kubernetes deletes with its owner, also where nobody tears the run down."""
+    reference = {key: owner[key] for key in ("apiVersion", "kind")}
+    reference |= {key: owner["metadata"][key] for key in ("name", "uid")}
+    return {**document, "metadata": {**document["metadata"], "ownerReferences": [reference]}}
+
+
+def _is_of(service: Object, name: str) -> bool:
+    """Whether a service is that of a cluster which KubeRay made for a RayJob: that has five more characters."""
+    cluster, dash, rest = str(service["metadata"]["labels"][_OF_CLUSTER]).rpartition("-")
+    return cluster == name and bool(dash) and len(rest) == 5
+
+
+def _is_over(pod: Object | None) -> bool:
+    return pod is None or pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+
+
+def _resource(kind: Kind, found: Object) -> Resource:
+    metadata = found["metadata"]
+    detail = metadata["namespace"]
+    if metadata.get("deletionTimestamp"):
+        held = f", held by {', '.join(metadata['finalizers'])}" if metadata.get("finalizers") else ""
+        detail += f", being deleted{held}"
+    elif phase := found.get("status", {}).get("phase") or found.get("status", {}).get("jobDeploymentStatus"):
+        detail += f", {phase}"
+    singular = {api.RAY_JOBS: "RayJob", api.RAY_CLUSTERS: "RayCluster", api.PODS: "Pod", api.SERVICES: "Service"}
+    return Resource(
+        kind=singular.get(kind, "Job"),
+        name=metadata["name"],
+        run_id=metadata.get("labels", {}).get(RUN_LABEL),
+        detail=detail,
+    )

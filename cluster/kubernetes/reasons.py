@@ -1,0 +1,160 @@
+"""Why a run waits or has failed, read off its objects and said in words. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cluster.provider import State
+
+Object = Mapping[str, Any]
+
+QUEUE = "kueue.x-k8s.io/queue-name"
+_STATES = {
+    "": State.PENDING,
+    "Suspending": State.PENDING,
+    "Suspended": State.PENDING,
+    "Initializing": State.PROVISIONING,
+    "Waiting": State.PROVISIONING,
+    "Running": State.RUNNING,
+    "Retrying": State.RECOVERING,
+    "Complete": State.SUCCEEDED,
+    "Failed": State.FAILED,
+    "ValidationFailed": State.FAILED,
+}
+_FAILURES = {
+    "DeadlineExceeded": "it took longer than its budget allows, and did not end by itself",
+    "PreRunningDeadlineExceeded": "its pods did not start within cluster.pre_running_deadline_seconds",
+    "SubmissionFailed": "the driver was lost, or could not be submitted",
+    "AppFailed": "the driver died",
+    "JobStatusCheckTimeoutExceeded": "KubeRay could not ask the head's Ray about the driver for too long",
+}
+_NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+_NOT_MADE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+
+
+def where_it_stands(
+    job: Object, pods: Sequence[Object], events: Sequence[Object], workload: Object | None
+) -> tuple[State, str]:
+    """Return the state of a run and why: from its RayJob, its pods, events about it, and its Workload of Kueue."""
+    status = job.get("status", {})
+    deployment = status.get("jobDeploymentStatus", "")
+    state = _STATES.get(deployment, State.RUNNING)
+    if job["metadata"].get("deletionTimestamp"):
+        return state, f"it is being deleted{_holders(job)}"
+    if state is State.SUCCEEDED:
+        return state, ""
+    if state is State.FAILED:
+        return state, _failure(status, pods, events)
+    if state is State.RUNNING:
+        return state, ""
+    if state is State.RECOVERING:
+        return state, f"starting again: {_failure(status, pods, events)}"
+    return state, _in_queue(job, workload) or trouble(pods) or _warning(events) or _waiting(deployment, pods)
+
+
+def trouble(pods: Iterable[Object]) -> str:
+    """Return what is wrong with the first pod with which something is; an empty text where nothing is known to be."""
+    return next((said for pod in pods if (said := _pod(pod))), "")
+
+
+def _failure(status: Object, pods: Sequence[Object], events: Sequence[Object]) -> str:
+    said = _FAILURES.get(status.get("reason", ""), status.get("reason", "") or "it failed")
+    why = trouble(pods) or _warning(events) or status.get("message", "")
+    return f"{said}: {why}" if why else said
+
+
+def _holders(job: Object) -> str:
+    held = job["metadata"].get("finalizers", [])
+    return f", and waits for {', '.join(held)}" if held else ""
+
+
+def _in_queue(job: Object, workload: Object | None) -> str:
+    queue = job["metadata"].get("labels", {}).get(QUEUE)
+    if not job.get("spec", {}).get("suspend"):
+        return ""
+    if queue is None:
+        return "it is suspended"
+    conditions = workload.get("status", {}).get("conditions", []) if workload is not None else []
+    held = [each for each in conditions if each["type"] == "QuotaReserved" and each["status"] == "False"]
+    return f"it waits in the queue {queue}{': ' + held[-1]['message'] if held else ''}"
+
+
+def _waiting(deployment: str, pods: Sequence[Object]) -> str:
+    if not deployment:
+        return "KubeRay has not taken it up yet"
+    ready = sum(map(_is_ready, pods))
+    return f"{ready} of {len(pods)} pods are ready" if pods else "its pods are being made"
+
+
+def _warning(events: Sequence[Object]) -> str:
+    """Return the newest warning about the run's own objects, such as a quota that lets no pod be made."""
+    warnings = [each for each in events if each.get("type") == "Warning"]
+    newest = max(warnings, key=_time, default=None)
+    return str(newest["message"]) if newest is not None else ""
+
+
+def _time(event: Object) -> str:
+    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")
+
+
+def _pod(pod: Object) -> str:
+    name, status = pod["metadata"]["name"], pod.get("status", {})
+    if status.get("reason") == "Evicted":
+        return f"the pod {name} was evicted: {status.get('message', '')}"
+    for condition in status.get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            return _unschedulable(pod, condition.get("message", ""))
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            return f"the pod {name} had to leave its node: {condition.get('message') or condition.get('reason', '')}"
+    for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
+        if said := _container(pod, container):
+            return said
+    return ""
+
+
+def _container(pod: Object, status: Object) -> str:
+    name = pod["metadata"]["name"]
+    waiting = status.get("state", {}).get("waiting", {})
+    message = f": {waiting['message']}" if waiting.get("message") else ""
+    if waiting.get("reason") in _NO_IMAGE:
+        return f"the image {status.get('image', '')} of pod {name} cannot be pulled ({waiting['reason']}){message}"
+    if waiting.get("reason") in _NOT_MADE:
+        return f"the pod {name} cannot start ({waiting['reason']}){message}"
+    for when in ("state", "lastState"):
+        ended = status.get(when, {}).get("terminated", {})
+        if ended.get("reason") == "OOMKilled":
+            return f"the pod {name} was killed for lack of memory: its limit is {_limit(pod, status['name'])}"
+    ended = status.get("state", {}).get("terminated", {})
+    if ended.get("exitCode", 0) != 0 and pod.get("status", {}).get("phase") == "Failed":
+        return f"the pod {name} ended with exit code {ended['exitCode']}{_because(ended)}"
+    return ""
+
+
+def _because(ended: Object) -> str:
+    return f": {ended['message'].strip()[-200:]}" if ended.get("message") else ""
+
+
+def _limit(pod: Object, container: str) -> str:
+    for each in pod["spec"]["containers"]:
+        if each["name"] == container:
+            return str(each.get("resources", {}).get("limits", {}).get("memory", "that of its node"))
+    return "that of its node"
+
+
+def _unschedulable(pod: Object, message: str) -> str:
+    """Say what the scheduler says: "0/5 nodes are available: 3 Insufficient nvidia.com/gpu, 2 node(s) had …"."""
+    asked = pod["spec"]["containers"][0].get("resources", {}).get("requests", {})
+    wanted = ", ".join(f"{amount} {resource}" for resource, amount in asked.items())
+    match = re.match(r"0/(\d+) nodes are available: (.*?)(\. preemption:|\.$|$)", message, re.DOTALL)
+    if match is None:
+        return f"no node takes the pod {pod['metadata']['name']}, which asks for {wanted}: {message}"
+    causes = re.sub(r"(\d+) Insufficient (\S+?)(?=,|$)", r"\1 with too little \2", match[2])
+    causes = causes.replace("node(s) ", "")
+    return f"no node takes the pod {pod['metadata']['name']}, which asks for {wanted}; of {match[1]} nodes: {causes}"
+
+
+def _is_ready(pod: Object) -> bool:
+    conditions = pod.get("status", {}).get("conditions", [])
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)

@@ -1,0 +1,625 @@
+"""The provider against a stand-in of the API server: launching, looking, ending, and what may go wrong."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import KubernetesCluster
+from cluster.errors import InfrastructureError, RunExistsError, RunNotFoundError
+from cluster.kubernetes import api, rights
+from cluster.kubernetes.api import Api, ApiError
+from cluster.kubernetes.documents import to_yaml
+from cluster.kubernetes.manifest import render
+from cluster.kubernetes.provider import KubernetesProvider
+from cluster.provider import LaunchRequest, State
+from tests.cluster.kubernetes.golden import RUN_ID, request
+from tests.cluster.kubernetes.kuberay import submit, take_up
+from tests.k8s.manifests import K8S, may, of_kind
+from tests.k8s.manifests import render as render_base
+from tests.stand_ins.kubernetes.access import User
+from tests.stand_ins.kubernetes.server import ApiServer, Fault
+
+Object = dict[str, Any]
+PATCH = "PATCH /apis/ray.io"
+
+
+@pytest.fixture
+def run() -> LaunchRequest:
+    """Return a run with an environment."""
+    return dataclasses.replace(request("processors"), max_failures=2)
+
+
+def job_of(server: ApiServer) -> Object:
+    (found,) = server.all("RayJob")
+    return found
+
+
+def without(value: Any, *keys: str) -> Any:
+    return {key: each for key, each in value.items() if key not in keys}
+
+
+def holds(there: Any, planned: Any) -> bool:
+    """Whether an object has all that was planned; defaults may have come to it."""
+    if isinstance(planned, dict):
+        return all(key in there and holds(there[key], each) for key, each in planned.items())
+    if isinstance(planned, list):
+        return len(there) == len(planned) and all(map(holds, there, planned))
+    return bool(there == planned)
+
+
+def take_away(server: ApiServer, right: rights.Right) -> None:
+    resource = right.kind.plural + (f"/{right.subresource}" if right.subresource else "")
+
+    def change(role: Object) -> None:
+        role["rules"] = [
+            {"apiGroups": rule["apiGroups"], "resources": [each], "verbs": verbs}
+            for rule in role["rules"]
+            for each in rule["resources"]
+            if (verbs := [verb for verb in rule["verbs"] if (each, verb) != (resource, right.verb)])
+        ]
+
+    server.change("Role", "raylift", "raylift-launcher", change)
+
+
+# Launching
+
+
+def test_what_is_in_the_cluster_after_a_launch_is_what_the_plan_showed(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    shown = kubernetes.render(run).manifest
+    kubernetes.launch(run)
+    job, secret = job_of(server), server.all("Secret")[0]
+    planned_job, planned_secret = render(run)
+    assert to_yaml([planned_job, planned_secret]) == shown
+    assert holds(job, planned_job)
+    assert job["metadata"]["labels"] == planned_job["metadata"]["labels"]
+    assert base64.b64decode(secret["data"]["LOG_LEVEL"]) == b"info"
+
+
+def test_the_secret_goes_with_the_job_also_where_nobody_tears_it_down(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    server.delete("RayJob", "raylift", RUN_ID)
+    assert server.all("Secret") == []
+
+
+def test_a_run_launched_again_is_the_same_job(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    before = job_of(server)["metadata"]
+    kubernetes.launch(run)
+    after = job_of(server)["metadata"]
+    assert (after["uid"], after["resourceVersion"]) == (before["uid"], before["resourceVersion"])
+
+
+def test_two_laptops_that_launch_the_same_run_make_one_job(server: ApiServer, run: LaunchRequest) -> None:
+    assert isinstance(run.cluster, KubernetesCluster)
+    laptops = [KubernetesProvider(run.cluster) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda laptop: laptop.launch(run), laptops))
+    assert job_of(server)["metadata"]["generation"] == 1
+
+
+def test_what_kuberay_and_kueue_change_is_left_alone_by_a_second_launch(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    take_up(server, RUN_ID, finalizer=True)
+    server.change("RayJob", "raylift", RUN_ID, lambda value: value["spec"].update(suspend=True))
+    kubernetes.launch(run)
+    assert job_of(server)["spec"]["suspend"] is True
+    assert job_of(server)["metadata"]["finalizers"] == ["ray.io/rayjob-finalizer"]
+    assert job_of(server)["status"]["jobDeploymentStatus"] == "Initializing"
+
+
+def test_another_runs_name_is_not_taken(server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest) -> None:
+    kubernetes.launch(run)
+    before = job_of(server)
+    other = dataclasses.replace(run, run_uri="gs://elsewhere/runs/digits")
+    with pytest.raises(
+        RunExistsError, match=rf"a RayJob {RUN_ID} of the run s3://bucket/runs/{RUN_ID}\. Choose another"
+    ):
+        kubernetes.launch(other)
+    assert job_of(server) == before
+
+
+def test_another_runs_name_is_not_taken_either_when_it_came_a_moment_ago(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubernetes.launch(run)
+    before = job_of(server)
+    monkeypatch.setattr(KubernetesProvider, "_refuse_another_runs", lambda *_: None)  # as it was when it was asked
+    other = dataclasses.replace(run, run_uri="gs://elsewhere/runs/digits", env={})
+    with pytest.raises(RunExistsError, match="is taken in the namespace raylift: Apply failed with"):
+        kubernetes.launch(other)
+    assert job_of(server)["spec"] == before["spec"]
+
+
+def test_a_job_that_raylift_did_not_make_is_left_alone(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    server.create("RayJob", {"metadata": {"name": RUN_ID}, "spec": {"entrypoint": "sleep 1"}}, "raylift")
+    with pytest.raises(RunExistsError, match="that raylift did not make"):
+        kubernetes.launch(run)
+    assert job_of(server)["spec"]["entrypoint"] == "sleep 1"
+
+
+def test_a_launch_waits_until_an_earlier_job_of_the_run_is_gone(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    take_up(server, RUN_ID, finalizer=True)
+    first = job_of(server)["metadata"]["uid"]
+    kubernetes.stop(RUN_ID)
+
+    def let_go() -> None:
+        server.change("RayJob", "raylift", RUN_ID, lambda value: value["metadata"].update(finalizers=[]))
+
+    threading.Timer(0.3, let_go).start()
+    kubernetes.launch(run)
+    assert job_of(server)["metadata"]["uid"] != first
+
+
+# What may go wrong in a launch
+
+
+@pytest.mark.parametrize("status", [429, 500, 503, 504])
+def test_a_server_that_is_busy_is_asked_again(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, status: int
+) -> None:
+    server.faults += [Fault(PATCH, status=status, count=3, headers={"Retry-After": "1"}), Fault("GET", status=status)]
+    kubernetes.launch(run)
+    assert len(server.all("RayJob")) == len(server.all("Secret")) == 1
+
+
+def test_a_server_that_stays_busy_is_an_error_and_nothing_is_left(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    server.faults.append(Fault("PATCH /api/v1/namespaces/raylift/secrets", status=500, count=99))
+    with pytest.raises(InfrastructureError, match="answered 500 to PATCH /api/v1/namespaces/raylift/secrets"):
+        kubernetes.launch(run)
+    assert server.all("RayJob") == server.all("Secret") == []
+
+
+def test_a_lost_reply_is_not_a_second_job(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    server.faults += [Fault(PATCH, after=True), Fault("PATCH /api/v1", after=True)]
+    kubernetes.launch(run)
+    assert job_of(server)["metadata"]["generation"] == 1
+    assert len(server.all("Secret")) == 1
+    assert len([call for call in server.calls if call.startswith(PATCH)]) == 2
+
+
+@pytest.mark.parametrize("call", ["POST /apis/authorization", "GET /apis/ray.io", PATCH, "PATCH /api/v1"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_laptop_that_dies_at_any_step_of_a_launch_leaves_what_the_next_launch_completes(
+    server: ApiServer,
+    kubernetes: KubernetesProvider,
+    run: LaunchRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    after: bool,
+) -> None:
+    class Death(BaseException):
+        """The process is gone: nothing of it is undone."""
+
+    def dying(self: Api, method: str, path: str, *arguments: Any, **more: Any) -> Any:
+        if not f"{method} {path}".startswith(call):
+            return alive(self, method, path, *arguments, **more)
+        if after:
+            with contextlib.suppress(ApiError):
+                alive(self, method, path, *arguments, **more)
+        raise Death
+
+    alive: Callable[..., Any] = Api._call
+    with monkeypatch.context() as patch:
+        patch.setattr(Api, "_call", dying)
+        patch.setattr(KubernetesProvider, "_withdraw", lambda *_: None)
+        with pytest.raises(Death):
+            kubernetes.launch(run)
+    kubernetes.launch(run)
+    assert job_of(server)["metadata"]["generation"] == 1
+    (secret,) = server.all("Secret")
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == job_of(server)["metadata"]["uid"]
+
+
+def test_a_token_that_has_run_out_is_renewed_once(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    assert kubernetes.server.host == server.url
+    server.tokens["renewed"] = server.tokens.pop("launcher-token")
+    server.kubeconfig("launcher", "renewed")
+    kubernetes.launch(run)
+    assert len(server.all("RayJob")) == 1
+
+
+def test_a_token_that_nobody_renews_is_said_to_have_run_out(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    server.tokens.pop("launcher-token")
+    with pytest.raises(InfrastructureError, match="does not know who you are, or your login has run out"):
+        kubernetes.launch(run)
+
+
+@pytest.mark.parametrize("right", rights.NEEDED, ids=str)
+def test_a_right_that_is_missing_is_named_before_anything_is_made(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, right: rights.Right
+) -> None:
+    take_away(server, right)
+    with pytest.raises(InfrastructureError, match=f"you may not: {right}. Nothing was created") as raised:
+        kubernetes.launch(run)
+    assert raised.value.exit_code == 3
+    assert server.all("RayJob") == server.all("Secret") == []
+
+
+def test_the_role_of_the_base_allows_all_that_is_needed() -> None:
+    role = of_kind(render_base(K8S / "base"), "Role")["raylift-launcher"]
+    for right in rights.NEEDED:
+        resource = right.kind.plural + (f"/{right.subresource}" if right.subresource else "")
+        assert may(role, right.verb, resource, right.kind.group), str(right)
+
+
+def as_admin(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig("admin", "admin-token")))
+
+
+def test_a_namespace_that_is_not_there_is_named(
+    server: ApiServer, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_admin(server, monkeypatch)
+    assert isinstance(run.cluster, KubernetesCluster)
+    cluster = run.cluster.model_copy(update={"namespace": "nowhere"})
+    with pytest.raises(InfrastructureError, match=r'namespaces "nowhere" not found: cluster\.namespace names it'):
+        KubernetesProvider(cluster).launch(dataclasses.replace(run, cluster=cluster))
+
+
+def test_a_cluster_without_kuberay_is_said_to_be_one(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    server.kinds = [kind for kind in server.kinds if kind.group != "ray.io"]
+    with pytest.raises(InfrastructureError, match=r"knows no .*: is KubeRay installed"):
+        kubernetes.launch(run)
+
+
+def test_a_kuberay_that_lacks_a_field_is_said_to_be_too_old(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    (jobs,) = (kind for kind in server.kinds if kind.name == "RayJob")
+    schema: Any = jobs.schema
+    spec = schema["properties"]["spec"]["properties"]
+    old = {**schema["properties"]["spec"], "properties": without(spec, "preRunningDeadlineSeconds")}
+    older = dataclasses.replace(jobs, schema={**schema, "properties": {**schema["properties"], "spec": old}})
+    server.kinds = [older if kind is jobs else kind for kind in server.kinds]
+    with pytest.raises(InfrastructureError, match=r'is too old: .*unknown field "spec\.preRunningDeadlineSeconds"'):
+        kubernetes.launch(run)
+
+
+def test_a_webhook_that_refuses_is_quoted(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    said = 'admission webhook "policy.example" denied the request: images come from registry.corp alone'
+    server.admit = lambda kind, _value: said if kind.name == "RayJob" else ""
+    with pytest.raises(InfrastructureError, match=r"the cluster's own rules refuse it: .*registry.corp alone"):
+        kubernetes.launch(run)
+
+
+def test_a_quota_of_jobs_that_is_used_up_is_said_so(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    said = (
+        f'rayjobs.ray.io "{RUN_ID}" is forbidden: exceeded quota: raylift, requested: count/rayjobs.ray.io=1, used: 32'
+    )
+    server.admit = lambda kind, _value: said if kind.name == "RayJob" else ""
+    with pytest.raises(InfrastructureError, match=r"the quota of the namespace is used up: .*used: 32"):
+        kubernetes.launch(run)
+
+
+def test_a_server_that_is_not_there_is_named(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    url = server.url
+    assert kubernetes.server.host == url
+    server.stop()
+    with pytest.raises(InfrastructureError, match=f"{url} does not answer: .*kubectl config current-context"):
+        kubernetes.launch(run)
+
+
+def test_a_context_that_is_not_there_is_named(server: ApiServer, run: LaunchRequest) -> None:
+    assert isinstance(run.cluster, KubernetesCluster)
+    provider = KubernetesProvider(run.cluster.model_copy(update={"context": "prod"}))
+    with pytest.raises(InfrastructureError, match=r"context prod: .*kubectl config get-contexts"):
+        provider.launch(run)
+    assert server.calls == []
+
+
+def test_no_kubeconfig_at_all_is_said_so(run: LaunchRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "missing"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert isinstance(run.cluster, KubernetesCluster)
+    with pytest.raises(InfrastructureError, match="KUBECONFIG names the file"):
+        KubernetesProvider(run.cluster).describe(RUN_ID)
+
+
+# Looking
+
+
+def test_a_run_that_is_not_there_is_not_found(kubernetes: KubernetesProvider) -> None:
+    with pytest.raises(RunNotFoundError, match=f"nothing of run {RUN_ID} is in the namespace raylift"):
+        kubernetes.describe(RUN_ID)
+
+
+def test_a_run_that_kuberay_has_not_seen_is_pending(kubernetes: KubernetesProvider, run: LaunchRequest) -> None:
+    kubernetes.launch(run)
+    status = kubernetes.describe(RUN_ID)
+    assert (status.state, status.reason) == (State.PENDING, "KubeRay has not taken it up yet")
+
+
+def test_a_run_whose_pods_start_says_how_many_are_ready(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    take_up(server, RUN_ID)
+    server.set_status("Pod", "raylift", f"{RUN_ID}-x7k2p-head", conditions=[{"type": "Ready", "status": "True"}])
+    status = kubernetes.describe(RUN_ID)
+    assert (status.state, status.reason) == (State.PROVISIONING, "1 of 2 pods are ready")
+    assert [each.kind for each in status.resources] == ["RayJob", "Pod", "Pod"]
+
+
+def test_a_quota_that_lets_no_pod_be_made_is_read_off_the_events(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    take_up(server, RUN_ID)
+    message = "Failed to create head Pod: pods is forbidden: exceeded quota: raylift, requested: requests.cpu=9"
+    event = {"type": "Warning", "message": message, "involvedObject": {"name": f"{RUN_ID}-x7k2p"}}
+    server.create("Event", {"metadata": {"name": "e"}, **event, "lastTimestamp": "2026-11-26T00:00:00Z"}, "raylift")
+    assert kubernetes.describe(RUN_ID).reason == message
+
+
+def test_changes_are_told_as_they_come_until_the_job_is_gone(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+
+    def go_on() -> None:
+        for status in ("Initializing", "Running", "Complete"):
+            time.sleep(0.1)
+            server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus=status)
+            if status == "Running":
+                server.store.forget()  # 410: what came meanwhile is not known any more
+        time.sleep(0.1)
+        server.delete("RayJob", "raylift", RUN_ID)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    states = [status.state for status in kubernetes.changes(RUN_ID)]
+    thread.join()
+    assert states[0] is State.PENDING
+    assert list(dict.fromkeys(states)) == [State.PENDING, State.PROVISIONING, State.RUNNING, State.SUCCEEDED]
+
+
+def test_a_watch_goes_on_where_its_connection_was_lost_and_misses_nothing(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_WATCH", 1)  # seconds: it ends again and again
+    kubernetes.launch(run)
+    seen: list[str] = []
+    watched = kubernetes.server.watch(api.RAY_JOBS, "raylift", "")
+    for number in range(6):
+        change, job = next(watched)
+        seen.append(f"{change} {job.get('status', {}).get('jobId', '')}")
+        if number == 2:
+            time.sleep(1.5)
+        server.set_status("RayJob", "raylift", RUN_ID, jobId=str(number))
+    assert seen == ["ADDED ", *(f"MODIFIED {number}" for number in range(5))]
+    lists = [call for call in server.calls if call.startswith("GET /apis/ray.io") and "watch" not in call]
+    assert len(lists) == 2  # one of the launch, and one of the watch
+
+
+def test_an_object_that_went_while_nobody_looked_is_told_to_be_gone(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    watched = kubernetes.server.watch(api.RAY_JOBS, "raylift", "")
+    assert next(watched)[0] == "ADDED"
+    with server.store.lock:
+        server.delete("RayJob", "raylift", RUN_ID)
+        server.store.forget()
+    assert next(watched)[0] == "DELETED"
+
+
+# Logs
+
+
+def test_logs_start_at_an_offset_and_follow_over_a_lost_connection_and_the_next_submitter(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubernetes.launch(run)
+    take_up(server, RUN_ID)
+    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Running")
+    first = submit(server, RUN_ID)
+    server.log(first, b"one two ")
+    whole = Api.lines
+    cut = iter([True])
+
+    def lines(self: Api, path: str, **query: Any) -> Any:
+        for chunk in whole(self, path, **query):
+            yield chunk
+            if path.endswith("/log") and next(cut, False):
+                return  # the connection ends
+
+    monkeypatch.setattr(Api, "lines", lines)
+
+    def go_on() -> None:
+        time.sleep(0.3)
+        server.log(first, b"three ")
+        server.set_status("Pod", "raylift", first["metadata"]["name"], phase="Failed")
+        time.sleep(0.3)
+        server.log(submit(server, RUN_ID, "second"), b"four")
+        server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Complete")
+        server.set_status("Pod", "raylift", f"{RUN_ID}-second", phase="Succeeded")
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    assert b"".join(kubernetes.logs(RUN_ID, follow=True, offset=4)) == b"two three four"
+    thread.join()
+
+
+def test_logs_that_are_not_followed_end_with_what_there_is(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    assert list(kubernetes.logs(RUN_ID, follow=False)) == []
+    take_up(server, RUN_ID)
+    server.log(submit(server, RUN_ID), b"so far")
+    assert b"".join(kubernetes.logs(RUN_ID, follow=False)) == b"so far"
+
+
+# Ending
+
+
+def test_a_teardown_removes_all_of_a_run_and_nothing_of_another(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    other = dataclasses.replace(run, run_id="other", run_uri="s3://bucket/runs/other")
+    for each in (run, other):
+        kubernetes.launch(each)
+        take_up(server, each.run_id)
+    kinds = ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret")
+    before = {kind: len(server.all(kind)) for kind in kinds}
+    receipt = kubernetes.teardown(RUN_ID)
+    assert receipt.leftovers == []
+    assert {kind: len(server.all(kind)) * 2 for kind in kinds} == before
+    removed = sorted(each.kind for each in receipt.removed if each.kind != "Secret")  # which may have gone with the job
+    assert removed == ["Job", "Pod", "Pod", "RayCluster", "RayJob", "Service", "Service"]
+
+
+def test_a_teardown_of_nothing_removes_nothing_and_may_be_repeated(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    assert len(kubernetes.teardown(RUN_ID).removed) >= 1
+    receipt = kubernetes.teardown(RUN_ID)
+    assert (list(receipt.removed), list(receipt.leftovers)) == ([], [])
+    assert server.all("RayJob") == []
+
+
+def test_what_a_finalizer_holds_is_left_over_by_name(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    take_up(server, RUN_ID, finalizer=True)
+    receipt = kubernetes.teardown(RUN_ID)
+    (job,) = (each for each in receipt.leftovers if each.kind == "RayJob")
+    assert job.name == RUN_ID
+    assert job.detail == "raylift, being deleted, held by ray.io/rayjob-finalizer"
+
+
+def test_a_teardown_waits_for_pods_that_take_their_time(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    take_up(server, RUN_ID)
+    pod = f"{RUN_ID}-x7k2p-head"
+    server.change("Pod", "raylift", pod, lambda value: value["metadata"].update(finalizers=["saving"]))
+
+    def let_go() -> None:
+        server.change("Pod", "raylift", pod, lambda value: value["metadata"].update(finalizers=[]))
+
+    threading.Timer(0.4, let_go).start()
+    assert kubernetes.teardown(RUN_ID).leftovers == []
+
+
+@pytest.mark.parametrize("step", range(1, 9))
+def test_a_laptop_that_dies_at_any_step_of_a_teardown_leaves_what_the_next_teardown_removes(
+    server: ApiServer,
+    kubernetes: KubernetesProvider,
+    run: LaunchRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+) -> None:
+    class Death(BaseException):
+        """The process is gone."""
+
+    kubernetes.launch(run)
+    take_up(server, RUN_ID)
+    alive: Callable[..., Any] = Api._call
+    calls: list[None] = []
+
+    def dying(self: Api, *arguments: Any, **more: Any) -> Any:
+        calls.append(None)
+        answer = alive(self, *arguments, **more)
+        if len(calls) == step:
+            raise Death
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Api, "_call", dying)
+        with pytest.raises(Death):
+            kubernetes.teardown(RUN_ID)
+    assert kubernetes.teardown(RUN_ID).leftovers == []
+    assert server.all("RayJob") == server.all("RayCluster") == server.all("Pod") == server.all("Secret") == []
+
+
+def test_stopping_twice_is_stopping_once(server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest) -> None:
+    kubernetes.launch(run)
+    kubernetes.stop(RUN_ID)
+    kubernetes.stop(RUN_ID)
+    assert server.all("RayJob") == []
+
+
+# The audit
+
+
+def test_an_audit_lists_what_is_ours_in_the_namespace(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    take_up(server, RUN_ID)
+    server.create("RayJob", {"metadata": {"name": "somebody-elses"}, "spec": {}}, "raylift")
+    found = kubernetes.audit()
+    assert [(each.kind, each.run_id) for each in found] == [
+        (kind, RUN_ID) for kind in ("RayJob", "RayCluster", "Pod", "Pod")
+    ]
+
+
+def test_an_audit_by_somebody_who_may_look_everywhere_looks_everywhere(
+    server: ApiServer, kubernetes: KubernetesProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.create("Namespace", {"metadata": {"name": "ml"}})
+    labels = {"app.kubernetes.io/managed-by": "raylift", "raylift.dev/run": "forgotten"}
+    server.create("RayJob", {"metadata": {"name": "forgotten", "labels": labels}, "spec": {}}, "ml")
+    assert kubernetes.audit() == []
+    as_admin(server, monkeypatch)
+    (found,) = KubernetesProvider(kubernetes.cluster).audit()
+    assert (found.run_id, found.detail) == ("forgotten", "ml")
+
+
+def test_many_objects_come_in_pages(server: ApiServer, kubernetes: KubernetesProvider) -> None:
+    labels = {"app.kubernetes.io/managed-by": "raylift"}
+    for number in range(1201):
+        server.create("Pod", {"metadata": {"name": f"pod-{number}", "labels": labels}}, "raylift")
+    assert len({each.name for each in kubernetes.audit()}) == 1201
+    assert len([call for call in server.calls if "continue=" in call]) == 2
+
+
+def test_an_error_of_the_server_keeps_its_own_words(server: ApiServer, kubernetes: KubernetesProvider) -> None:
+    server.tokens["nobody"] = User("nobody")
+    with pytest.raises(ApiError) as raised:
+        kubernetes.server.get("/api/v1/namespaces/raylift/secrets")
+    assert (raised.value.status, raised.value.reason) == (403, "Forbidden")
+    assert "cannot list resource" in str(raised.value)

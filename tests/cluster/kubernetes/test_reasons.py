@@ -1,0 +1,166 @@
+"""What is said of a run that waits or has failed, read off objects as Kubernetes and KubeRay write them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster.kubernetes.reasons import trouble, where_it_stands
+from cluster.provider import State
+
+Object = dict[str, Any]
+
+
+def job(deployment: str = "Initializing", *, labels: Any = None, suspend: bool = False, **status: Any) -> Object:
+    metadata = {"name": "digits", "labels": labels or {}}
+    return {"metadata": metadata, "spec": {"suspend": suspend}, "status": {"jobDeploymentStatus": deployment, **status}}
+
+
+def pod(name: str = "digits-head", **status: Any) -> Object:
+    asked = {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "8"}
+    container = {"name": "ray", "resources": {"requests": asked, "limits": asked}}
+    return {"metadata": {"name": name}, "spec": {"containers": [container]}, "status": status}
+
+
+def unschedulable(message: str) -> Object:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    return pod(phase="Pending", conditions=[condition])
+
+
+def container(**state: Any) -> Object:
+    return pod(phase="Pending", containerStatuses=[{"name": "ray", "image": "corp/raylift:1", "state": state}])
+
+
+def warning(message: str, at: str = "2026-11-26T00:00:00Z") -> Object:
+    return {"metadata": {}, "type": "Warning", "message": message, "lastTimestamp": at}
+
+
+@pytest.mark.parametrize(
+    ("deployment", "state"),
+    [
+        ("", State.PENDING),
+        ("Suspended", State.PENDING),
+        ("Initializing", State.PROVISIONING),
+        ("Waiting", State.PROVISIONING),
+        ("Running", State.RUNNING),
+        ("Retrying", State.RECOVERING),
+        ("Complete", State.SUCCEEDED),
+        ("Failed", State.FAILED),
+        ("ValidationFailed", State.FAILED),
+    ],
+)
+def test_each_status_of_kuberay_is_a_state_of_a_run(deployment: str, state: State) -> None:
+    assert where_it_stands(job(deployment), [], [], None)[0] is state
+
+
+def test_a_pod_that_no_node_takes_says_what_it_asks_for_and_what_each_node_lacks() -> None:
+    message = (
+        "0/5 nodes are available: 1 node(s) had untolerated taint {gpu: true}, 4 Insufficient nvidia.com/gpu. "
+        "preemption: 0/5 nodes are available: 5 Preemption is not helpful for scheduling."
+    )
+    assert trouble([unschedulable(message)]) == (
+        "no node takes the pod digits-head, which asks for 4 cpu, 16Gi memory, 8 nvidia.com/gpu; "
+        "of 5 nodes: 1 had untolerated taint {gpu: true}, 4 with too little nvidia.com/gpu"
+    )
+
+
+def test_a_scheduler_that_says_something_else_is_quoted() -> None:
+    assert trouble([unschedulable("pod has unbound immediate PersistentVolumeClaims")]).endswith(
+        "which asks for 4 cpu, 16Gi memory, 8 nvidia.com/gpu: pod has unbound immediate PersistentVolumeClaims"
+    )
+
+
+@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"])
+def test_an_image_that_is_not_there_is_named(reason: str) -> None:
+    said = trouble([container(waiting={"reason": reason, "message": "not found"})])
+    assert said == f"the image corp/raylift:1 of pod digits-head cannot be pulled ({reason}): not found"
+
+
+def test_a_secret_that_is_missing_is_named() -> None:
+    waiting = {"reason": "CreateContainerConfigError", "message": 'secret "storage" not found'}
+    assert trouble([container(waiting=waiting)]).endswith('(CreateContainerConfigError): secret "storage" not found')
+
+
+@pytest.mark.parametrize("when", ["state", "lastState"])
+def test_a_pod_that_needed_more_memory_says_its_limit(when: str) -> None:
+    status = {"name": "ray", when: {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
+    said = trouble([pod(phase="Running", containerStatuses=[status])])
+    assert said == "the pod digits-head was killed for lack of memory: its limit is 16Gi"
+
+
+def test_a_pod_that_was_evicted_says_why() -> None:
+    evicted = pod(phase="Failed", reason="Evicted", message="The node was low on resource: ephemeral-storage.")
+    assert trouble([evicted]).endswith("was evicted: The node was low on resource: ephemeral-storage.")
+
+
+def test_a_pod_that_had_to_leave_its_node_says_so() -> None:
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+    assert trouble([pod(conditions=[condition])]) == "the pod digits-head had to leave its node: PreemptionByScheduler"
+
+
+def test_a_pod_that_ended_badly_says_with_what() -> None:
+    status = {"name": "ray", "state": {"terminated": {"exitCode": 2, "message": "no such option\n"}}}
+    said = trouble([pod(phase="Failed", containerStatuses=[status])])
+    assert said == "the pod digits-head ended with exit code 2: no such option"
+
+
+def test_a_pod_in_good_health_is_no_trouble() -> None:
+    running = {"name": "ray", "state": {"running": {}}, "lastState": {}}
+    ready = {"type": "Ready", "status": "True"}
+    assert trouble([pod(phase="Running", containerStatuses=[running], conditions=[ready]), pod("x")]) == ""
+
+
+def test_a_run_in_a_queue_says_which_and_what_the_queue_waits_for() -> None:
+    held = {"type": "QuotaReserved", "status": "False", "message": "insufficient unused quota for nvidia.com/gpu"}
+    queued = job("Suspended", labels={"kueue.x-k8s.io/queue-name": "gpu"}, suspend=True)
+    workload = {"status": {"conditions": [held]}}
+    assert where_it_stands(queued, [], [], workload) == (
+        State.PENDING,
+        "it waits in the queue gpu: insufficient unused quota for nvidia.com/gpu",
+    )
+    assert where_it_stands(queued, [], [], None)[1] == "it waits in the queue gpu"
+
+
+def test_the_newest_warning_counts() -> None:
+    events = [warning("old"), warning("exceeded quota", "2026-11-26T01:00:00Z"), {**warning("fine"), "type": "Normal"}]
+    assert where_it_stands(job(), [], events, None)[1] == "exceeded quota"
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("DeadlineExceeded", "it took longer than its budget allows, and did not end by itself"),
+        ("PreRunningDeadlineExceeded", "its pods did not start within cluster.pre_running_deadline_seconds"),
+        ("SubmissionFailed", "the driver was lost, or could not be submitted"),
+        ("SomethingNew", "SomethingNew"),
+    ],
+)
+def test_a_run_that_kuberay_gave_up_says_why(reason: str, said: str) -> None:
+    assert where_it_stands(job("Failed", reason=reason), [], [], None) == (State.FAILED, said)
+
+
+def test_a_run_whose_pods_never_started_says_what_they_waited_for() -> None:
+    message = "0/1 nodes are available: 1 Insufficient cpu."
+    state, reason = where_it_stands(
+        job("Failed", reason="PreRunningDeadlineExceeded"), [unschedulable(message)], [], None
+    )
+    assert state is State.FAILED
+    assert reason.startswith(
+        "its pods did not start within cluster.pre_running_deadline_seconds: no node takes the pod"
+    )
+    assert reason.endswith("of 1 nodes: 1 with too little cpu")
+
+
+def test_a_run_that_starts_again_says_after_what() -> None:
+    state, reason = where_it_stands(job("Retrying", reason="SubmissionFailed", message="head gone"), [], [], None)
+    assert (state, reason) == (
+        State.RECOVERING,
+        "starting again: the driver was lost, or could not be submitted: head gone",
+    )
+
+
+def test_a_run_that_is_being_deleted_says_who_holds_it() -> None:
+    going = job("Running")
+    going["metadata"] |= {"deletionTimestamp": "2026-11-26T00:00:00Z", "finalizers": ["ray.io/rayjob-finalizer"]}
+    assert where_it_stands(going, [], [], None)[1] == "it is being deleted, and waits for ray.io/rayjob-finalizer"
