@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cluster.errors import StorageError, UsageError
+from cluster.local import LocalProvider
 from launcher.interrupts import Interrupts
 from launcher.text import decimal, duration, typed
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from cluster.provider import Provider
     from cluster.runs import Run
     from launcher.display import PlainDisplay
+    from launcher.remote import Remote
     from launcher.watch import Update
 
 LOST = 5  # exit codes
@@ -27,8 +29,10 @@ _CLEANED = 20.0  # seconds that a finished run's processes have to be gone
 def follow_to_the_end(run: Run, provider: Provider, *, after: int = 0, json: bool = False) -> int:
     """Show a run, from its first attempt after `after`, until it ends; return the command's exit code.
 
-    The first Ctrl-C asks the run to save and stop, the second ends its processes at once.
+    The first Ctrl-C asks the run to save and stop, the second ends its processes at once. A run on a cluster goes on.
     """
+    if not isinstance(provider, LocalProvider):
+        return _follow_elsewhere(run, cast("Remote", provider), after=after, json=json)
     with Interrupts() as interrupts:  # before all else: no moment is left in which Ctrl-C would mean another thing
         from launcher.watch import Follower
 
@@ -52,6 +56,7 @@ def follow_to_the_end(run: Run, provider: Provider, *, after: int = 0, json: boo
 
 def watch_only(run: Run) -> int:
     """Show a run until it ends; Ctrl-C leaves it running and says how to go on."""
+    from launcher.remote import Watcher, remote_of
     from launcher.status import summarize
     from launcher.watch import Follower
 
@@ -59,8 +64,12 @@ def watch_only(run: Run) -> int:
     display = _display(run, after, json=False)
     with display:
         try:
-            for update in Follower(run, after=after).follow():
+            watcher = Watcher(run, remote) if (remote := remote_of(run)) is not None else None
+            is_alive = watcher.is_alive if watcher is not None else None
+            for update in Follower(run, after=after, is_alive=is_alive).follow():
                 _show(update, display)
+                if watcher is not None and (news := watcher.news()):
+                    display.say(news)
         except KeyboardInterrupt:
             display.say(f"it goes on. Stop it: raylift stop {typed(run.uri)}")
             return LOST
@@ -69,6 +78,44 @@ def watch_only(run: Run) -> int:
     summary = summarize(run)
     display.say(f"{summary.state}{': ' + summary.reason if summary.reason else ''}")
     return 0
+
+
+def _follow_elsewhere(run: Run, remote: Remote, *, after: int, json: bool) -> int:
+    """Show a run on a cluster until it ends, and take away what is left of it there; Ctrl-C leaves it running."""
+    from launcher.remote import Watcher
+    from launcher.watch import Follower
+
+    started, display = time.monotonic(), _display(run, after, json=json)
+    try:
+        with display:
+            display.say(f"run {run.uri}")
+            watcher = Watcher(run, remote)
+            for update in Follower(run, after=after, is_alive=watcher.is_alive).follow():
+                _show(update, display)
+                if news := watcher.news():
+                    display.say(news)
+    except KeyboardInterrupt:
+        return _leave_running(run, display)
+    except StorageError as error:
+        return _lose_sight(run, error, display)
+    code = _report_end(run, seconds=time.monotonic() - started, json=json, display=display)
+    return _take_away(run, remote, display) or code if run.result() is not None else code
+
+
+def _leave_running(run: Run, display: PlainDisplay) -> int:
+    name = typed(run.uri)
+    display.say(f"it goes on without this terminal. Follow it: raylift logs -f {name}")
+    display.say(f"save and stop it: raylift stop {name}; end it at once: raylift stop --now {name}")
+    return LOST
+
+
+def _take_away(run: Run, remote: Remote, display: PlainDisplay) -> int:
+    """Remove what a run that is over has left on its cluster, and say so; return an exit code where something stays."""
+    receipt = remote.teardown(run.id)
+    display.say(f"removed from the cluster: {len(receipt.removed)} objects; left over: {len(receipt.leftovers)}")
+    for left in receipt.leftovers:
+        display.say(f"left over: {left.kind} {left.name} {left.detail}")
+    return LEFT if receipt.leftovers else 0
 
 
 def _show(update: Update | None, display: PlainDisplay) -> None:
@@ -102,9 +149,11 @@ def _end_at_once(run: Run, provider: Provider, display: PlainDisplay) -> int:
 
 def _report_end(run: Run, *, seconds: float, json: bool, display: PlainDisplay) -> int:
     from launcher.cli.common import print_json
+    from launcher.remote import remote_of
     from launcher.status import next_steps, summarize
 
-    _wait_until_gone(run)
+    if remote_of(run) is None:
+        _wait_until_gone(run)
     summary = summarize(run)
     if json:
         print_json(summary.as_dict())
@@ -125,10 +174,10 @@ def _report_end(run: Run, *, seconds: float, json: bool, display: PlainDisplay) 
 
 
 def _wait_until_gone(run: Run) -> None:
-    from launcher.status import is_running
+    from launcher.status import is_running_here
 
     deadline = time.monotonic() + _CLEANED
-    while is_running(run) and time.monotonic() < deadline:
+    while is_running_here(run) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 

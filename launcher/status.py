@@ -14,6 +14,7 @@ from cluster.provider import Receipt, State
 from cluster.runs import Claim, Run, counted
 from launcher.display import describe_event
 from launcher.goodput import Goodput, measure
+from launcher.remote import look, remote_of
 from launcher.sweeps import Sweep, read_sweep
 from launcher.text import typed
 
@@ -53,7 +54,7 @@ def summarize(run: Run, *, brief: bool = False) -> Summary:
     run.job()
     claims = run.claims()
     if not claims:
-        return Summary(run.id, run.uri, *_before_claim(run))
+        return Summary(run.id, run.uri, *_before_claim(run, brief=brief))
     newest = claims[-1]
     result = run.result_of(newest.attempt)
     common: dict[str, Any] = {"attempt": newest.attempt, "restarts": len(claims) - 1, "host": newest.host}
@@ -63,7 +64,7 @@ def summarize(run: Run, *, brief: bool = False) -> Summary:
             common |= {"step": result.step, "metrics": dict(result.metrics)}
         state, reason = State(result.state), result.message
     else:
-        state, reason = _while_it_runs(run, newest)
+        state, reason = _while_it_runs(run, newest, brief=brief)
     if brief:
         return Summary(run.id, run.uri, state, reason, **common)
     found = {**_progress(run, claims), **common, **_checkpoints(run)}
@@ -110,29 +111,45 @@ def next_steps(summary: Summary) -> list[str]:
 
 
 def is_running(run: Run) -> bool:
+    """Whether a run is alive: its processes on this machine, or its pods on its cluster. Raises InfrastructureError."""
+    if (remote := remote_of(run)) is not None:
+        try:
+            return not remote.describe(run.id).state.is_final
+        except RunNotFoundError:
+            return False
+    return is_running_here(run)
+
+
+def is_running_here(run: Run) -> bool:
     """Whether processes of a run are alive on this machine."""
     provider = LocalProvider()
     return provider.is_here(run.id, run.uri) and provider.is_running(run.id)
 
 
 def tear_down(run: Run) -> Receipt:
-    """End what there is of a run on this machine."""
+    """End what there is of a run, on this machine or on its cluster."""
+    if (remote := remote_of(run)) is not None:
+        return remote.teardown(run.id)
     provider = LocalProvider()
     return provider.teardown(run.id) if provider.is_here(run.id, run.uri) else Receipt()
 
 
-def _before_claim(run: Run) -> tuple[State, str]:
-    if is_running(run):
+def _before_claim(run: Run, *, brief: bool) -> tuple[State, str]:
+    if (remote := remote_of(run)) is not None:
+        return (State.PENDING, "as far as storage tells") if brief else look(run, remote)
+    if is_running_here(run):
         return State.PROVISIONING, "its driver is starting"
     if last := _last_words(run):
         return State.FAILED, last
     return State.PENDING, "it never started, or its machine is gone"
 
 
-def _while_it_runs(run: Run, claim: Claim) -> tuple[State, str]:
+def _while_it_runs(run: Run, claim: Claim, *, brief: bool) -> tuple[State, str]:
+    if not brief and (remote := remote_of(run)) is not None:
+        return look(run, remote)
     if claim.host != socket.gethostname():
         return State.RUNNING, f"as far as storage tells: it runs on {claim.host}"
-    if is_running(run):
+    if is_running_here(run):
         events = run.rows_of(claim.attempt, "events")
         starting = not any(row["event"] in ("training", "sweep") for row in events)
         if starting and (missing := _missing_workers(events)):

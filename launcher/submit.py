@@ -13,6 +13,7 @@ from cluster.provider import LaunchRequest, Plan, Provider, State
 from cluster.registry import open_provider
 from cluster.runs import RUN_ID, Run, new_run_id
 from cluster.storage.open import check_storage, open_storage
+from launcher.remote import remote_of
 from launcher.text import typed
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def relaunch(run: Run) -> Provider:
     provider = open_provider((spec := load_frozen(run.job())).cluster)
     _refuse_while_held(run)
     check_storage(run.storage)
-    tear_down(run)  # what a killed supervisor left behind
+    tear_down(run)  # what a killed supervisor left behind, or a RayJob that is over
     run.withdraw_stop()
     provider.launch(
         LaunchRequest(
@@ -119,8 +120,10 @@ def _refuse_while_held(run: Run) -> None:
             f"{run.uri} has succeeded: there is nothing to resume. Export it: raylift export {typed(run.uri)} DIR"
         )
     if is_running(run):
-        raise UsageError(f"{run.uri} is running already, on this machine. Follow it: raylift logs -f {typed(run.uri)}")
-    refuse_while_heard_of(run, summary)
+        where = "on this machine" if remote_of(run) is None else "on its cluster"
+        raise UsageError(f"{run.uri} is running already, {where}. Follow it: raylift logs -f {typed(run.uri)}")
+    if remote_of(run) is None:  # a cluster has been asked
+        refuse_while_heard_of(run, summary)
 
 
 def refuse_while_running(run: Run) -> None:
@@ -129,7 +132,8 @@ def refuse_while_running(run: Run) -> None:
 
     if is_running(run):
         raise UsageError(f"{run.uri} is running. Stop it first: raylift stop {typed(run.uri)}")
-    refuse_while_heard_of(run, summarize(run, brief=True))
+    if remote_of(run) is None:
+        refuse_while_heard_of(run, summarize(run, brief=True))
 
 
 def refuse_while_heard_of(run: Run, summary: Summary) -> None:

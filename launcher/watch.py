@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.runs import Result, Run
 from cluster.segments import SegmentReader
-from launcher.status import is_running
+from launcher.status import is_running_here
 
 WRITERS = {"events": ("supervisor", "driver", "rank-0"), "metrics": ("rank-0",)}
 _POLL = 0.3  # seconds, of a local folder; a bucket is asked less often
@@ -30,8 +30,10 @@ class Update:
 class Follower:
     """Reads what is new in a run, over its attempts; those up to `after` are history."""
 
-    def __init__(self, run: Run, *, after: int = 0) -> None:
+    def __init__(self, run: Run, *, after: int = 0, is_alive: Callable[[], bool] | None = None) -> None:
+        """`is_alive` says whether the run may still write; unless given, this machine's processes say so."""
         self.run = run
+        self._is_alive = is_alive or self._is_alive_here
         self._after = after
         self._attempt = 0
         self._readers: list[tuple[str, SegmentReader]] = []
@@ -75,10 +77,13 @@ class Follower:
         found = [Update(stream, self._attempt, row) for stream, reader in self._readers for row in reader.read_rows()]
         return sorted(found, key=lambda update: float(update.row["time"]))
 
-    def _is_lost(self) -> bool:
+    def _is_alive_here(self) -> bool:
         claims = self.run.claims()
         elsewhere = bool(claims) and claims[-1].attempt > self._after and claims[-1].host != socket.gethostname()
-        if elsewhere or is_running(self.run):
+        return elsewhere or is_running_here(self.run)
+
+    def _is_lost(self) -> bool:
+        if self._is_alive():
             self._gone_since = None
             return False
         now = time.monotonic()

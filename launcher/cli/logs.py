@@ -20,6 +20,7 @@ def logs_command(
     from cluster.local import LocalProvider
     from launcher.cli.common import open_run
     from launcher.logs import print_logs, print_rows
+    from launcher.remote import remote_of
 
     if json and follow:
         raise UsageError("--json and --follow exclude each other")
@@ -32,5 +33,5 @@ def logs_command(
 
         raise typer.Exit(watch_only(run))
     if not print_logs(run):
-        for chunk in LocalProvider().logs(run.id, follow=False):
+        for chunk in (remote_of(run) or LocalProvider()).logs(run.id, follow=False):
             typer.echo(chunk.decode(errors="replace"), nl=False)

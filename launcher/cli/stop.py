@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launcher.cli.common import JsonOption, RunName, StorageOption
+
+if TYPE_CHECKING:
+    from cluster.provider import Receipt
 
 
 def stop_command(
     name: RunName,
     storage: StorageOption = None,
     now: Annotated[
-        bool, typer.Option("--now", help="End its processes on this machine at once, without saving.")
+        bool, typer.Option("--now", help="End it at once, without saving: its processes on this machine, or its pods.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
@@ -35,8 +38,14 @@ def stop_command(
     elif result is not None:
         typer.echo(f"{run.uri} is over already: {result.state}")
     elif now:
-        typer.echo(f"ended {len(receipt.removed)} processes; {len(receipt.leftovers)} left")
+        typer.echo(f"ended {len(receipt.removed)} {_what(receipt)}; {len(receipt.leftovers)} left")
+        for left in receipt.leftovers:
+            typer.echo(f"left over: {left.kind} {left.name} {left.detail}")
     else:
         typer.echo(f"{run.uri} is asked to save and stop. See it happen: raylift status {typed(run.uri)}")
     if receipt.leftovers:
         raise typer.Exit(6)
+
+
+def _what(receipt: Receipt) -> str:
+    return "processes" if all(each.kind == "process" for each in receipt.removed) else "objects"

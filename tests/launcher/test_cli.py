@@ -242,7 +242,7 @@ def test_storage_that_goes_away_while_a_run_is_followed_is_5(
     looks = itertools.count()
 
     def goes_away(*_: Any) -> None:
-        if next(looks) > 9:
+        if next(looks) > 10:
             raise StorageError("the bucket does not answer")
 
     write_rows(run.claim(), "events", [started(0, at=1.0)])

@@ -1,0 +1,104 @@
+"""Runs on a cluster, as a laptop sees them: through their provider, beside what is in storage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from cluster.config import LocalCluster
+from cluster.errors import InfrastructureError, RunNotFoundError
+from cluster.provider import Provider, RunStatus, State
+from cluster.registry import open_provider
+from cluster.runs import Run
+
+_RETRY = 5.0  # seconds
+_LOOK = 5.0  # seconds between looks at pods that have not started
+
+
+class Remote(Provider, Protocol):
+    """A provider whose runs go on without this machine."""
+
+    def changes(self, run_id: str) -> Iterator[RunStatus]:
+        """Yield where a run stands, now and when that changes, until it is gone. Raises InfrastructureError."""
+        ...
+
+
+def remote_of(run: Run) -> Remote | None:
+    """Return the provider of a run that is on a cluster; None of one that is on a machine like this. Asks nothing."""
+    job = run.job()
+    if b"provider: kubernetes" not in job:  # to know so is quicker than to read it
+        return None
+    from launcher.spec import load_frozen
+
+    cluster = load_frozen(job).cluster
+    return None if isinstance(cluster, LocalCluster) else open_provider(cluster)  # type: ignore[return-value]
+
+
+def look(run: Run, provider: Provider) -> tuple[State, str]:
+    """Return where a run without a result stands, and why: what the cluster says, where it can be asked."""
+    try:
+        status = provider.describe(run.id)
+    except RunNotFoundError:
+        if (stop := run.stop_reason()) is not None:
+            return State.STOPPED, stop
+        return State.FAILED, "nothing of it is in the cluster any more, and it left no result"
+    except InfrastructureError as error:
+        return State.RUNNING, f"as far as storage tells: {error}"
+    if status.state is State.SUCCEEDED:
+        return State.FAILED, "its driver has ended, and left no result"
+    return status.state, status.reason
+
+
+class Watcher:
+    """Looks at a run through its provider, in a thread, while its storage is followed."""
+
+    def __init__(self, run: Run, provider: Remote) -> None:
+        self._run = run
+        self._provider = provider
+        self._status: RunStatus | None = None
+        self._gone = False
+        self._trouble = ""
+        self._told = ""
+        self._looked = time.monotonic()
+        threading.Thread(target=self._watch, name="watcher", daemon=True).start()
+
+    def is_alive(self) -> bool:
+        """Whether the run may still write to storage; while that cannot be told, it may."""
+        return not self._gone and (self._status is None or not self._status.state.is_final)
+
+    def news(self) -> str:
+        """Return in a line what has changed since the last call; an empty text where nothing has."""
+        status = self._status
+        if status is not None and status.state not in (State.RUNNING, State.SUCCEEDED):
+            status = self._look(status)
+        line = self._trouble or (f"{status.state}: {status.reason}" if status is not None and status.reason else "")
+        if not line or line == self._told:
+            return ""
+        self._told = line
+        return line
+
+    def _look(self, status: RunStatus) -> RunStatus:
+        """Look at the pods too: what keeps them from starting does not change the run's own object."""
+        if time.monotonic() - self._looked > _LOOK:
+            self._looked = time.monotonic()
+            try:
+                self._status = status = self._provider.describe(self._run.id)
+            except RunNotFoundError:
+                self._gone = True
+            except InfrastructureError as error:
+                self._trouble = str(error)
+        return status
+
+    def _watch(self) -> None:
+        while True:
+            try:
+                for status in self._provider.changes(self._run.id):
+                    self._status, self._trouble = status, ""
+            except InfrastructureError as error:
+                self._trouble = str(error)
+                time.sleep(_RETRY)
+                continue
+            self._gone = True
+            return

@@ -1,0 +1,172 @@
+"""The commands for a run on Kubernetes: from the command line to the API server, the bucket, and back.
+
+Nothing trains here: the tests write to storage what a driver writes, and to the API server what KubeRay does.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.runs import Result, Run
+from launcher.cli.app import app
+from tests.cluster.kubernetes.kuberay import take_up
+from tests.finished import started, write_rows
+from tests.harness import ROOT, fresh_id, raylift, start_raylift, wait_for
+from tests.harness import open_run as run_in
+from tests.real.seaweedfs import SeaweedFS
+from tests.stand_ins.kubernetes.server import ApiServer
+
+BLOCK = (
+    "{provider: kubernetes, image: 'registry.example/raylift:cpu', workers: 2, termination_grace_period_seconds: 30}\n"
+)
+
+
+@pytest.fixture
+def options(tmp_path: Path, server: ApiServer, s3_env: SeaweedFS) -> list[str]:  # noqa: ARG001
+    """Return what sends the digits example to the cluster, as a run of its own."""
+    (tmp_path / "k8s.yaml").write_text(BLOCK)
+    on = ["--on", str(tmp_path / "k8s.yaml"), "--storage", s3_env.fresh_uri()]
+    return [str(ROOT / "examples" / "digits.yaml"), *on, "--id", fresh_id("digits"), "--env", "LEVEL=info"]
+
+
+def run_of(options: list[str]) -> Run:
+    return run_in(options[options.index("--storage") + 1], options[options.index("--id") + 1])
+
+
+def test_a_detached_run_is_a_job_in_the_cluster_and_a_run_in_storage(server: ApiServer, options: list[str]) -> None:
+    done = raylift("run", *options, "--detach")
+    assert done.returncode == 0, done.stderr
+    run = run_of(options)
+    (job,) = server.all("RayJob")
+    assert job["metadata"]["annotations"] == {"raylift.dev/run-uri": run.uri}
+    assert b"provider: kubernetes" in run.job()
+    told = json.loads(raylift("status", run.uri, "--json").stdout)
+    assert (told["state"], told["reason"]) == ("PENDING", "KubeRay has not taken it up yet")
+
+
+def test_a_launch_that_is_refused_leaves_neither_a_run_nor_a_job(server: ApiServer, options: list[str]) -> None:
+    server.admit = lambda kind, _value: "exceeded quota: raylift" if kind.name == "RayJob" else ""
+    done = raylift("run", *options, "--detach")
+    assert done.returncode == 3
+    assert "the quota of the namespace is used up" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert server.all("RayJob") == []
+    assert json.loads(raylift("ps", "--storage", run_of(options).storage.uri, "--json").stdout) == []
+
+
+def test_a_followed_run_tells_why_it_waits_shows_its_end_and_is_taken_away(
+    server: ApiServer, options: list[str]
+) -> None:
+    run = run_of(options)
+    with start_raylift("run", *options) as process:
+        wait_for(lambda: server.all("RayJob"), "the job", timeout=60)
+        pods = take_up(server, run.id)
+        message = "0/3 nodes are available: 3 Insufficient cpu."
+        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        name = pods["worker"]["metadata"]["name"]
+        server.set_status("Pod", "raylift", name, phase="Pending", conditions=[condition])
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        assert any("of 3 nodes: 3 with too little cpu" in line for line in lines)
+        server.set_status("Pod", "raylift", name, phase="Running", conditions=[])
+        server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Running")
+        attempt = run.claim()
+        write_rows(attempt, "events", [started(0, at=1.0)])
+        attempt.finish(Result(state="SUCCEEDED", step=12))
+        server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "SUCCEEDED in" in output
+    assert "left over: 0" in output
+    for kind in ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret"):
+        assert server.all(kind) == []
+
+
+def test_ctrl_c_leaves_a_run_running_and_says_how_to_follow_stop_and_end_it(
+    server: ApiServer, options: list[str]
+) -> None:
+    with start_raylift("run", *options) as process:
+        wait_for(lambda: server.all("Secret"), "the launch", timeout=60)
+        assert process.stdout is not None
+        assert "run s3://" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 5, output
+    for command in ("raylift logs -f", "raylift stop", "raylift stop --now"):
+        assert f"{command} {run_of(options).uri}" in output
+    assert len(server.all("RayJob")) == 1
+
+
+def test_a_run_whose_job_failed_without_a_result_is_lost_with_the_reason(server: ApiServer, options: list[str]) -> None:
+    run = run_of(options)
+    with start_raylift("run", *options) as process:
+        wait_for(lambda: server.all("Secret"), "the launch", timeout=60)
+        take_up(server, run.id)
+        failed = {"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded"}
+        server.set_status("RayJob", "raylift", run.id, **failed)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 3, output
+    assert "its pods did not start within cluster.pre_running_deadline_seconds" in output
+
+
+def test_stop_now_ends_a_run_and_resume_launches_it_again(server: ApiServer, options: list[str]) -> None:
+    run = run_of(options)
+    assert raylift("run", *options, "--detach").returncode == 0
+    refused = raylift("resume", run.uri, "--detach")
+    assert refused.returncode == 2
+    assert "is running already, on its cluster" in refused.stderr
+    first = server.all("RayJob")[0]["metadata"]["uid"]
+    assert raylift("stop", run.uri, "--now").returncode == 0
+    assert server.all("RayJob") == []
+    told = json.loads(raylift("status", run.uri, "--json").stdout)
+    assert (told["state"], told["reason"]) == ("STOPPED", "stopped by raylift stop")
+    resumed = raylift("resume", run.uri, "--detach")
+    assert resumed.returncode == 0, resumed.stderr
+    assert server.all("RayJob")[0]["metadata"]["uid"] != first
+    assert run.stop_reason() is None
+
+
+def test_a_run_is_removed_with_its_job_and_not_while_it_runs(server: ApiServer, options: list[str]) -> None:
+    run = run_of(options)
+    assert raylift("run", *options, "--detach").returncode == 0
+    refused = raylift("rm", run.uri, "--yes")
+    assert refused.returncode == 2
+    assert "is running. Stop it first" in refused.stderr
+    server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Complete")
+    assert raylift("rm", run.uri, "--yes").returncode == 0
+    assert server.all("RayJob") == server.all("Secret") == []
+    assert not list(run.storage.list(""))
+
+
+def test_what_stays_after_stop_now_is_named_and_the_exit_code_is_6(server: ApiServer, options: list[str]) -> None:
+    run = run_of(options)
+    assert raylift("run", *options, "--detach").returncode == 0
+    take_up(server, run.id, finalizer=True)
+    done = CliRunner().invoke(app, ["stop", run.uri, "--now"])  # here, where it does not wait for a minute
+    assert done.exit_code == 6
+    assert f"left over: RayJob {run.id} raylift, being deleted, held by ray.io/rayjob-finalizer" in done.stdout
+
+
+def test_a_cluster_that_does_not_answer_does_not_hide_what_storage_knows(server: ApiServer, options: list[str]) -> None:
+    run = run_of(options)
+    assert raylift("run", *options, "--detach").returncode == 0
+    write_rows(run.claim(), "events", [started(0, at=1.0)])
+    server.tokens.clear()
+    told = json.loads(raylift("status", run.uri, "--json").stdout)
+    assert told["state"] == "RUNNING"
+    assert told["reason"].startswith("as far as storage tells: ")
+    assert told["attempt"] == 1
+
+
+def test_ps_asks_no_cluster(server: ApiServer, options: list[str]) -> None:
+    run = run_of(options)
+    assert raylift("run", *options, "--detach").returncode == 0
+    before = len(server.calls)
+    told = json.loads(raylift("ps", "--storage", run.storage.uri, "--json").stdout)
+    assert [each["state"] for each in told] == ["PENDING"]
+    assert len(server.calls) == before
