@@ -39,7 +39,7 @@ def check_machine(storage: str) -> list[Finding]:
         _memory(),
         _disk(),
         _accelerators(),
-        _storage(storage),
+        check_storage_at(storage),
     ]
 
 
@@ -82,7 +82,8 @@ def _accelerators() -> Finding:
     return Finding("accelerators", True, "; ".join(found.splitlines()))
 
 
-def _storage(uri: str) -> Finding:
+def check_storage_at(uri: str) -> Finding:
+    """Write to a storage, and read it back."""
     from cluster.storage.open import check_storage, open_storage
 
     try:

@@ -14,12 +14,12 @@ from cluster.config import ClusterConfig, LocalCluster
 from cluster.errors import UsageError
 from launcher import overrides as cli
 from launcher import settings
-from launcher.mistakes import JobFileError, Mistake
+from launcher.mistakes import JobFileError, Mistake, Place
 from launcher.searched import check_space, settle_space
 from launcher.sources import settle_sources
 from launcher.validation import nearest, validate
 from launcher.yaml_source import Document, parse, read_file
-from trainers.config import Budget, TrainJob
+from trainers.config import Block, Budget, TrainJob
 from trainers.tuning import METRICS, Tune
 
 NAME_LENGTH = 22  # <name>-<12 digits>-<4 hex> is then at most 40 characters
@@ -106,6 +106,12 @@ class JobSpec(TrainJob):
         return self
 
 
+class _OnlyCluster(Block):
+    """The cluster block, by itself."""
+
+    cluster: ClusterConfig
+
+
 @dataclass(frozen=True)
 class LoadedJob:
     """A job that is ready to run."""
@@ -142,6 +148,16 @@ def load(
     if spec is None or mistakes:
         raise JobFileError(mistakes, str(path))
     return LoadedJob(spec, spec.model_dump(mode="json"))
+
+
+def load_cluster(on: str) -> ClusterConfig:
+    """Return the cluster block of a file, or of a name in the user's config file. Raises JobFileError, UsageError."""
+    document = Document({}, {(): Place(on)})
+    cli.put_cluster(document, on)
+    found, mistakes = validate(_OnlyCluster, document)
+    if found is None:
+        raise JobFileError(mistakes, on)
+    return found.cluster
 
 
 def load_frozen(job: bytes) -> JobSpec:

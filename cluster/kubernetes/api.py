@@ -98,10 +98,10 @@ class Api:
         """Return the objects that labels and fields select, over all pages. Raises ApiError."""
         return list(self._items(kind, namespace, labels, fields))
 
-    def apply(self, kind: Kind, document: Mapping[str, Any], manager: str) -> Object:
+    def apply(self, kind: Kind, document: Mapping[str, Any], manager: str, *, dry_run: bool = False) -> Object:
         """Apply a document on the server's side, and return the object. Raises ApiError, of 409 where others own it."""
         metadata = document["metadata"]
-        query = {"fieldManager": manager, "fieldValidation": "Strict"}
+        query = {"fieldManager": manager, "fieldValidation": "Strict"} | ({"dryRun": "All"} if dry_run else {})
         path = kind.path(metadata["namespace"], metadata["name"])
         return _parsed(self._call("PATCH", path, query, body=document, content="application/apply-patch+yaml"))
 

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import typer
 
-from launcher.cli.common import JsonOption, StorageOption
+from launcher.cli.common import JsonOption, OnOption, StorageOption
 
 
-def check_command(storage: StorageOption = None, json: JsonOption = False) -> None:
-    """Check this machine: Python, packages, memory, accelerators, and that storage can be written."""
+def check_command(on: OnOption = None, storage: StorageOption = None, json: JsonOption = False) -> None:
+    """Check this machine, or the cluster that --on names: whether jobs can run there, and storage can be written."""
     from dataclasses import asdict
 
+    from cluster.config import KubernetesCluster
     from launcher.checks import check_machine
     from launcher.cli.common import print_json
     from launcher.settings import default_storage
+    from launcher.spec import load_cluster
 
-    findings = check_machine(default_storage(storage))
+    cluster = load_cluster(on) if on is not None else None
+    if isinstance(cluster, KubernetesCluster):
+        from launcher.cluster_checks import check_cluster
+
+        findings = check_cluster(cluster, default_storage(storage))
+    else:
+        findings = check_machine(default_storage(storage))
     if json:
         print_json([asdict(finding) for finding in findings])
     else:

@@ -1,0 +1,112 @@
+"""What a run on Kubernetes needs of its cluster, each asked for real."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cluster.config import KubernetesCluster
+from cluster.errors import InfrastructureError
+from cluster.kubernetes import api, rights
+from cluster.kubernetes.api import Api, ApiError, Kind
+from cluster.kubernetes.fits import fitting, total
+from cluster.kubernetes.manifest import node_counts, render
+from cluster.provider import LaunchRequest
+from launcher.checks import Finding, check_storage_at
+
+_QUOTAS = Kind("", "v1", "resourcequotas")
+_NODES = Kind("", "v1", "nodes")
+
+
+def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
+    """Look at the API server, KubeRay, rights, quota, nodes and storage; without an answer, at storage alone."""
+    try:
+        server = Api(cluster.context)
+        version = server.get("/version")["gitVersion"]
+    except InfrastructureError as error:
+        return [Finding("api", False, str(error)), check_storage_at(storage)]
+    job, *_ = render(
+        LaunchRequest(run_id="raylift-check", run_uri=f"{storage}/raylift-check", cluster=cluster, max_failures=0)
+    )
+    spec = job["spec"]["rayClusterSpec"]
+    head, worker = spec["headGroupSpec"]["template"], spec["workerGroupSpecs"][0]["template"]
+    pods = [job["spec"]["submitterPodTemplate"], head, *[worker] * node_counts(cluster)[0]]
+    return [
+        Finding("api", True, f"Kubernetes {version} at {server.host}"),
+        _asked("kuberay", lambda: _kuberay(server)),
+        _asked("rights", lambda: _rights(server, cluster.namespace)),
+        _asked("manifest", lambda: _manifest(server, job)),
+        _asked("quota", lambda: _quota(server, cluster.namespace, pods)),
+        _asked("nodes", lambda: _nodes(server, head, worker)),
+        check_storage_at(storage),
+    ]
+
+
+def _asked(name: str, ask: Callable[[], tuple[bool, str]]) -> Finding:
+    try:
+        return Finding(name, *ask())
+    except ApiError as error:
+        return Finding(name, False, str(error))
+
+
+def _kuberay(server: Api) -> tuple[bool, str]:
+    """Look for what KubeRay has the API server know; which version it is, only its own fields tell: see _manifest."""
+    served = {each["name"] for each in server.get("/apis/ray.io/v1")["resources"]}
+    needed = {api.RAY_JOBS.plural, api.RAY_CLUSTERS.plural}
+    if absent := sorted(needed - served):
+        return False, f"ray.io/v1 has no {', '.join(absent)}: is KubeRay installed?"
+    return True, "ray.io/v1 with RayJob and RayCluster"
+
+
+def _rights(server: Api, namespace: str) -> tuple[bool, str]:
+    missing = rights.missing(server, namespace)
+    if missing:
+        named = ", ".join(map(str, missing))
+        return False, f"in the namespace {namespace} you may not: {named}. See k8s/base/role.yaml"
+    return True, f"all {len(rights.NEEDED)} that are needed in the namespace {namespace}"
+
+
+def _manifest(server: Api, job: dict[str, Any]) -> tuple[bool, str]:
+    """Have the server go through an apply without keeping it: its fields, webhooks, quotas of objects."""
+    server.apply(api.RAY_JOBS, job, "raylift-check", dry_run=True)
+    return True, "the API server would take a RayJob as raylift makes it"
+
+
+def _quota(server: Api, namespace: str, pods: list[dict[str, Any]]) -> tuple[bool, str]:
+    from kubernetes.utils.quantity import parse_quantity
+
+    try:
+        quotas = server.select(_QUOTAS, namespace)
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return True, "you may not read quotas: whether there is room for a run is not known"
+    asked = {f"requests.{key}": amounts for key, amounts in total([pod["spec"] for pod in pods]).items()}
+    asked["pods"] = ["1"] * len(pods)
+    short = []
+    for quota in quotas:
+        hard, used = quota["spec"].get("hard", {}), quota.get("status", {}).get("used", {})
+        for resource, amounts in asked.items():
+            if resource in hard:
+                left = parse_quantity(hard[resource]) - parse_quantity(str(used.get(resource, "0")))
+                if sum(map(parse_quantity, amounts)) > left:
+                    short.append(f"{resource}: {' + '.join(amounts)} of {hard[resource]}, {used.get(resource, 0)} used")
+    if short:
+        return False, f"there is no room for this run in the namespace: {'; '.join(short)}"
+    return True, f"there is room for this run and its {len(pods)} pods" if quotas else "there is none"
+
+
+def _nodes(server: Api, head: dict[str, Any], worker: dict[str, Any]) -> tuple[bool, str]:
+    from kubernetes.utils.quantity import parse_quantity
+
+    try:
+        nodes = server.select(_NODES, None)
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return True, "you may not list nodes: whether one could take a worker is not known"
+    heads, workers = (len(fitting(nodes, template, parse_quantity)) for template in (head, worker))
+    told = f"of {len(nodes)}, {heads} could take the head and {workers} a worker, were they empty"
+    if heads and workers:
+        return True, told
+    return False, f"{told}; only where the cluster adds nodes by itself will this run start"

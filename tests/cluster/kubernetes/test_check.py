@@ -1,0 +1,154 @@
+"""raylift check --on: what it asks of a cluster, and what it says of the answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes.utils.quantity import parse_quantity
+
+from cluster.config import KubernetesCluster
+from cluster.kubernetes.fits import fitting
+from cluster.kubernetes.manifest import render
+from launcher.cluster_checks import check_cluster
+from tests.cluster.kubernetes.golden import request
+from tests.harness import raylift
+from tests.stand_ins.kubernetes.server import ApiServer
+
+Check = Callable[..., dict[str, tuple[bool, str]]]
+
+
+@pytest.fixture
+def check(server: ApiServer, tmp_path: Path) -> Check:  # noqa: ARG001
+    def look(**keys: Any) -> dict[str, tuple[bool, str]]:
+        cluster = request("plain", **keys).cluster
+        assert isinstance(cluster, KubernetesCluster)
+        findings = check_cluster(cluster, str(tmp_path / "runs"))
+        return {each.name: (each.ok, each.detail) for each in findings}
+
+    return look
+
+
+def as_admin(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig("admin", "admin-token")))
+
+
+def node(name: str = "n", *, labels: Any = None, taints: Any = None, **allocatable: str) -> dict[str, Any]:
+    size = {"cpu": "8", "memory": "32Gi", "ephemeral-storage": "100Gi", **allocatable}
+    return {
+        "metadata": {"name": name, "labels": labels or {}},
+        "spec": {"taints": taints or []},
+        "status": {"allocatable": size},
+    }
+
+
+def worker(case: str, **keys: Any) -> dict[str, Any]:
+    spec = render(request(case, **keys))[0]["spec"]["rayClusterSpec"]
+    template: dict[str, Any] = spec["workerGroupSpecs"][0]["template"]
+    return template
+
+
+def test_a_cluster_that_has_all_is_found_to_have_it(server: ApiServer, check: Check) -> None:
+    found = check()
+    assert list(found) == ["api", "kuberay", "rights", "manifest", "quota", "nodes", "storage"]
+    assert [name for name, (ok, _) in found.items() if not ok] == []
+    assert found["api"][1] == f"Kubernetes v1.34.1 at {server.url}"
+    assert found["quota"][1] == "there is room for this run and its 3 pods"
+    assert found["nodes"][1].startswith("you may not list nodes")
+    assert server.all("RayJob") == []
+
+
+def test_the_command_checks_what_on_names(server: ApiServer, tmp_path: Path) -> None:
+    (tmp_path / "k8s.yaml").write_text("{provider: kubernetes, image: x, accelerators: 'H100:8', nodes: 2}\n")
+    done = raylift("check", "--on", tmp_path / "k8s.yaml", "--storage", tmp_path / "runs", "--json")
+    found = {each["name"]: each for each in json.loads(done.stdout)}
+    assert done.returncode == 3
+    assert not found["quota"]["ok"]
+    assert "requests.nvidia.com/gpu: 8 + 8 of 8, 0 used" in found["quota"]["detail"]
+    assert server.all("RayJob") == []
+
+
+def test_a_mistake_in_the_block_is_told_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "k8s.yaml").write_text("provider: kubernetes\nimage: x\nqueu: gpu\n")
+    done = raylift("check", "--on", tmp_path / "k8s.yaml")
+    assert done.returncode == 2
+    assert f"{tmp_path}/k8s.yaml:3:1: cluster.queu: unknown key; did you mean queue?" in done.stderr
+
+
+def test_a_server_that_does_not_know_one_is_the_only_thing_said_but_storage(server: ApiServer, check: Check) -> None:
+    server.tokens.clear()
+    found = check()
+    assert list(found) == ["api", "storage"]
+    assert "your login has run out" in found["api"][1]
+
+
+def test_a_cluster_without_kuberay_is_told_from_one_with_it(server: ApiServer, check: Check) -> None:
+    server.kinds = [kind for kind in server.kinds if kind.group != "ray.io"]
+    found = check()
+    assert not found["kuberay"][0]
+    assert "is KubeRay installed" in found["kuberay"][1]
+
+
+def test_rights_that_are_missing_are_named(server: ApiServer, check: Check) -> None:
+    server.change("Role", "raylift", "raylift-launcher", lambda role: role.update(rules=role["rules"][1:]))
+    ok, said = check()["rights"]
+    assert not ok
+    assert "you may not: create rayjobs.ray.io, patch rayjobs.ray.io" in said
+
+
+def test_a_webhook_that_would_refuse_is_quoted(server: ApiServer, check: Check) -> None:
+    server.admit = lambda kind, _value: 'admission webhook "x" denied the request: no' if kind.name == "RayJob" else ""
+    assert check()["manifest"] == (
+        False,
+        'the cluster\'s own rules refuse it: admission webhook "x" denied the request: no',
+    )
+
+
+def test_nodes_that_could_take_the_pods_are_counted(
+    server: ApiServer, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_admin(server, monkeypatch)
+    server.create("Node", node("small", cpu="500m"))
+    server.create("Node", node("large"))
+    assert check()["nodes"] == (True, "of 2, 1 could take the head and 1 a worker, were they empty")
+    ok, said = check(accelerators="L4:1")["nodes"]
+    assert not ok
+    assert said.startswith("of 2, 1 could take the head and 0 a worker")
+
+
+@pytest.mark.parametrize(
+    ("keys", "fits"),
+    [
+        ({"labels": {"nvidia.com/gpu.product": "NVIDIA-L4"}}, True),
+        ({"labels": {"cloud.google.com/gke-accelerator": "nvidia-l4"}}, True),
+        ({"labels": {"nvidia.com/gpu.product": "NVIDIA-H100-NVL"}}, False),
+        ({}, False),
+        ({"labels": {"nvidia.com/gpu.product": "NVIDIA-L4"}, "memory": "8Gi"}, False),
+        ({"labels": {"nvidia.com/gpu.product": "NVIDIA-L4"}, "nvidia.com/gpu": "0"}, False),
+    ],
+)
+def test_a_node_fits_by_its_labels_and_its_size(keys: dict[str, Any], fits: bool) -> None:
+    gpu = [{"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}]
+    there = node(taints=gpu, **{"nvidia.com/gpu": "1", **keys})
+    assert bool(fitting([there], worker("plain", accelerators="L4:1"), parse_quantity)) is fits
+
+
+@pytest.mark.parametrize(("case", "fits"), [("spot-alone", True), ("eight-gpus-a-node", False)])
+def test_a_spot_machine_takes_what_asks_for_one(case: str, fits: bool) -> None:
+    taints = [{"key": "cloud.google.com/gke-spot", "value": "true", "effect": "NoSchedule"}]
+    kind = {"spot-alone": "nvidia-tesla-a100", "eight-gpus-a-node": "nvidia-h100-80gb"}[case]
+    labels = {"cloud.google.com/gke-spot": "true", "cloud.google.com/gke-accelerator": kind}
+    large = {"nvidia.com/gpu": "8", "cpu": "200", "memory": "2Ti", "ephemeral-storage": "1Ti"}
+    assert bool(fitting([node(labels=labels, taints=taints, **large)], worker(case), parse_quantity)) is fits
+
+
+def test_a_node_that_is_cordoned_or_tainted_takes_nothing() -> None:
+    cordoned = node()
+    cordoned["spec"]["unschedulable"] = True
+    tainted = node(taints=[{"key": "dedicated", "value": "db", "effect": "NoExecute"}])
+    preferred = node(taints=[{"key": "dedicated", "value": "db", "effect": "PreferNoSchedule"}])
+    fits = [bool(fitting([each], worker("plain"), parse_quantity)) for each in (cordoned, tainted, preferred)]
+    assert fits == [False, False, True]
