@@ -241,7 +241,8 @@ class Api:
                     continue
                 if response.status not in _BUSY:
                     raise failure
-                wait = max(wait, min(_LONGEST, float(response.getheaders().get("Retry-After") or 0)))
+                asked = response.getheaders().get("Retry-After") or ""
+                wait = max(wait, min(_LONGEST, float(asked) if asked.isdigit() else 0.0))
             if attempt == _TRIES:
                 raise failure
             time.sleep(wait)

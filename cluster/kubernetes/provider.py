@@ -46,10 +46,11 @@ class KubernetesProvider:
         """Apply the run's RayJob, and its Secret, which goes with it. The same run launched twice is one job."""
         job, *others = render(request)
         rights.require(self.server, self.namespace)
-        self._refuse_another_runs(request)
+        made = self._launched(request)
         with contextlib.ExitStack() as undo:
-            undo.callback(self._withdraw, request)
-            made = self._apply(api.RAY_JOBS, job, request)
+            if made is None:
+                undo.callback(self._withdraw, request)
+                made = self._apply_job(job, request)
             for secret in others:
                 self._apply(api.SECRETS, _owned(secret, made), request)
             undo.pop_all()
@@ -116,6 +117,17 @@ class KubernetesProvider:
             for each in self._list_everywhere(kind, ours)
         ]
 
+    def _apply_job(self, document: Object, request: LaunchRequest) -> Object:
+        """Apply a run's RayJob; where its reply was lost, or two do so at once, take the one that is there."""
+        try:
+            return self._apply(api.RAY_JOBS, document, request)
+        except RunExistsError:
+            # KubeRay writes the whole object anew as soon as it sees it, and owns what comes out otherwise
+            job = self.server.find(api.RAY_JOBS, self.namespace, object_name(request.run_id))
+            if job is None or _uri(job) != request.run_uri:
+                raise
+            return job
+
     def _apply(self, kind: Kind, document: Object, request: LaunchRequest) -> Object:
         try:
             return self.server.apply(kind, document, _manager(request.run_uri))
@@ -127,21 +139,22 @@ class KubernetesProvider:
                 "Choose another --id"
             ) from error
 
-    def _refuse_another_runs(self, request: LaunchRequest) -> None:
+    def _launched(self, request: LaunchRequest) -> Object | None:
+        """Return the job of an earlier launch of this run, if it has one that stays. Raises RunExistsError."""
         job = self.server.find(api.RAY_JOBS, self.namespace, object_name(request.run_id))
         if job is None:
-            return
+            return None
         if (uri := _uri(job)) != request.run_uri:
             whose = f"of the run {uri}" if uri else "that raylift did not make"
             raise RunExistsError(
                 f"in the namespace {self.namespace} there is a RayJob {request.run_id} {whose}. Choose another --id"
             )
-        if job["metadata"].get("deletionTimestamp"):
-            left = self._wait_until_gone(request.run_id)
-            if left:
-                raise InfrastructureError(
-                    f"what an earlier launch left is still being deleted: {', '.join(each.name for each in left)}"
-                )
+        if not job["metadata"].get("deletionTimestamp"):
+            return job
+        if left := self._wait_until_gone(request.run_id):
+            names = ", ".join(f"{each.kind} {each.name}" for each in left)
+            raise InfrastructureError(f"what an earlier launch left is still being deleted: {names}")
+        return None
 
     def _withdraw(self, request: LaunchRequest) -> None:
         """Delete what a launch that failed has made; a job of that name may be another run's."""

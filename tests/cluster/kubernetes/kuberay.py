@@ -41,6 +41,8 @@ def submit(server: ApiServer, run_id: str, name: str = "first") -> Object:
 
 
 def _begin(job: Object, cluster: str, *, finalizer: bool) -> None:
+    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        group["scaleStrategy"] = {}  # Go writes what is empty too, when KubeRay writes the object
     job["status"] = {"jobDeploymentStatus": "Initializing", "rayClusterName": cluster}
     if finalizer:
         job["metadata"]["finalizers"] = ["ray.io/rayjob-finalizer"]

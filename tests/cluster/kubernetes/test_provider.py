@@ -119,9 +119,31 @@ def test_what_kuberay_and_kueue_change_is_left_alone_by_a_second_launch(
     kubernetes.launch(run)
     take_up(server, RUN_ID, finalizer=True)
     server.change("RayJob", "raylift", RUN_ID, lambda value: value["spec"].update(suspend=True))
+    with pytest.raises(ApiError, match='conflicts with "controller"'):  # so what is there is not applied again
+        kubernetes.server.apply(api.RAY_JOBS, render(run)[0], "raylift-of-this-run")
     kubernetes.launch(run)
     assert job_of(server)["spec"]["suspend"] is True
     assert job_of(server)["metadata"]["finalizers"] == ["ray.io/rayjob-finalizer"]
+    assert job_of(server)["status"]["jobDeploymentStatus"] == "Initializing"
+
+
+def test_a_launch_whose_reply_is_lost_takes_the_job_that_kuberay_has_taken_up_meanwhile(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: Callable[..., Any] = Api._call
+    first = iter([True])
+
+    def losing(self: Api, method: str, path: str, *arguments: Any, **more: Any) -> Any:
+        answer = alive(self, method, path, *arguments, **more)
+        if f"{method} {path}".startswith(PATCH) and next(first, False):
+            take_up(server, RUN_ID, finalizer=True)
+            return alive(self, method, path, *arguments, **more)  # as a lost reply has it called again
+        return answer
+
+    monkeypatch.setattr(Api, "_call", losing)
+    kubernetes.launch(run)
+    (secret,) = server.all("Secret")
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == job_of(server)["metadata"]["uid"]
     assert job_of(server)["status"]["jobDeploymentStatus"] == "Initializing"
 
 
@@ -141,7 +163,7 @@ def test_another_runs_name_is_not_taken_either_when_it_came_a_moment_ago(
 ) -> None:
     kubernetes.launch(run)
     before = job_of(server)
-    monkeypatch.setattr(KubernetesProvider, "_refuse_another_runs", lambda *_: None)  # as it was when it was asked
+    monkeypatch.setattr(KubernetesProvider, "_launched", lambda *_: None)  # as it was when it was asked
     other = dataclasses.replace(run, run_uri="gs://elsewhere/runs/digits", env={})
     with pytest.raises(RunExistsError, match="is taken in the namespace raylift: Apply failed with"):
         kubernetes.launch(other)

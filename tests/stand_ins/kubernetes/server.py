@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.stand_ins.kubernetes import access, certificates, discovery, kinds, schemas
+from tests.stand_ins.kubernetes import access, certificates, discovery, fields, kinds, schemas
 from tests.stand_ins.kubernetes.access import Action, User
 from tests.stand_ins.kubernetes.calls import Call, RefusedError
 from tests.stand_ins.kubernetes.kinds import BUILT_IN, Kind, Object
@@ -124,14 +124,18 @@ class ApiServer:
         with self.store.lock:
             return self.store.select(self.kind(kind), namespace, lambda _: True)
 
-    def change(self, kind: str, namespace: str, name: str, change: Callable[[Object], None]) -> None:
-        """Change an object in place, as a controller of the cluster would."""
+    def change(
+        self, kind: str, namespace: str, name: str, change: Callable[[Object], None], manager: str = "controller"
+    ) -> None:
+        """Change an object in place, as a controller of the cluster would; what it changes is then that one's."""
         with self.store.lock:
             stored = self.store.get(self.kind(kind), namespace, name)
             assert stored is not None, f"there is no {kind} {namespace}/{name}"
             value = json.loads(json.dumps(stored.value))
             change(value)
-            self.store.put(stored.kind, value, stored.owners)
+            owners = {key: set(paths) for key, paths in stored.owners.items()}
+            fields.update(stored.value, owners, value, manager)
+            self.store.put(stored.kind, value, owners)
 
     def set_status(self, kind: str, namespace: str, name: str, **status: Any) -> None:
         self.change(
