@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.config import LocalCluster
 from cluster.errors import InfrastructureError, TrainingError, UsageError
 from cluster.local import processes_of, scratch_folder
 from cluster.runs import Run, new_run_id
@@ -91,6 +92,11 @@ class Job:
         job = load(self.file, overrides=[*self.overrides, *short, *settings], storage=self.storage)
         if job.spec.tune is not None:
             raise UsageError(f"{self.file} is a sweep: rehearse compares two runs of one training")
+        if not isinstance(job.spec.cluster, LocalCluster):
+            raise UsageError(
+                f"a rehearsal runs on this machine, and {self.file} says provider: {job.spec.cluster.provider}. "
+                "Add --set 'cluster={provider: local, workers: 2}'"
+            )
         return job
 
 

@@ -201,7 +201,7 @@ class KubernetesProvider:
 
     def _goes_on(self, run_id: str) -> bool:
         job = self.server.find(api.RAY_JOBS, self.namespace, object_name(run_id))
-        return job is not None and not self._status(job).state.is_final
+        return job is not None and not reasons.where_it_stands(job, [], [], None)[0].is_final
 
     def _existing(self, run_id: str) -> list[Resource]:
         """Return all of a run that exists and may be read: of its own label, and of KubeRay's for what that made."""

@@ -60,6 +60,13 @@ def test_a_plan_in_yaml_of_a_run_on_this_machine_is_refused(job_file: Path) -> N
     assert "provider local applies no manifest; kubernetes does" in done.stderr
 
 
+def test_a_rehearsal_runs_on_this_machine_and_says_how(job_file: Path) -> None:
+    cluster = ("--set", f"cluster={BLOCK.removeprefix('cluster: ').strip()}", "--storage", STORAGE)
+    done = raylift("rehearse", job_file, *cluster)
+    assert done.returncode == 2
+    assert "Add --set 'cluster={provider: local, workers: 2}'" in done.stderr
+
+
 def test_a_plan_on_kubernetes_needs_no_client_of_it(job_file: Path, home: Path) -> None:
     options = ("--on", str(home / "k8s.yaml"), "--storage", STORAGE)
     modules = modules_of("-m", "launcher.cli.main", "plan", str(home / job_file), *options)

@@ -207,6 +207,16 @@ def test_a_server_that_is_busy_is_asked_again(
     assert len(server.all("RayJob")) == len(server.all("Secret")) == 1
 
 
+def test_a_server_that_takes_too_long_is_asked_again(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_TIMEOUT", (5.0, 1.0))
+    server.faults.append(Fault(PATCH, late=3.0))
+    kubernetes.launch(run)
+    assert job_of(server)["metadata"]["generation"] == 1
+    assert len([call for call in server.calls if call.startswith(PATCH)]) == 2
+
+
 def test_a_server_that_stays_busy_is_an_error_and_nothing_is_left(
     server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
 ) -> None:

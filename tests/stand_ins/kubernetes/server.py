@@ -10,6 +10,7 @@ import json
 import re
 import ssl
 import threading
+import time
 import traceback
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -41,13 +42,14 @@ _QUERY = {
 class Fault:
     """What becomes of the next calls that match, such as "PATCH /apis/ray.io": `count` of them.
 
-    With `status` they are answered with it, unless `after`: then they are done first, and the answer is lost.
+    They are answered with `status`, or are done and their answer is lost (`after`), or comes `late`, in seconds.
     """
 
     call: str
     status: int = 500
     count: int = 1
     after: bool = False
+    late: float = 0.0
     message: str = "injected"
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -191,7 +193,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.api.calls.append(f"{self.command} {self.path}")
         fault = self._fault()
         try:
-            if fault is not None and not fault.after:
+            if fault is not None and fault.late:
+                time.sleep(fault.late)
+            elif fault is not None and not fault.after:
                 self._send(RefusedError(fault.status, fault.message).status, fault.status, fault.headers)
                 return
             code, answer = self._do(url.path, query, body)
