@@ -71,11 +71,10 @@ def _has_left(run: Run, attempt: int) -> bool:
 
 def _drain_this_node() -> None:
     """Ask Ray to place nothing on this node, and to tell so to those that are there. Raises RuntimeError."""
-    from ray._private.services import get_node_ip_address
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 
-    gcs, here = GcsClient(address=os.environ["RAY_ADDRESS"]), get_node_ip_address()
+    gcs, here = GcsClient(address=os.environ["RAY_ADDRESS"]), os.environ["RAYLIFT_NODE_IP"]
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     for node_id, node in gcs.get_all_node_info().items():
         if node.node_manager_address == here:

@@ -157,6 +157,7 @@ def _environment(request: LaunchRequest, cluster: KubernetesCluster) -> list[Man
         {"name": pods.RUN_URI, "value": request.run_uri.replace("$", "$$")},  # Kubernetes would expand $(NAME)
         {"name": "RAYLIFT_CLUSTER", "value": driver},
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+        {"name": "RAYLIFT_NODE_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         # the machine's processors are not all the pod's
         {
             "name": "RAYLIFT_CPUS",

@@ -1,0 +1,240 @@
+"""Runs pods of the stand-in as processes of this machine, from what the API holds and nothing else.
+
+All pods share this machine's network and files, but for the folders that they mount: each has its own, and what its
+environment says of them is changed accordingly. Each has an address of its own, which its processes find in POD_IP;
+heads have 127.0.0.1, as their services would. An image is a set of variables, PATH among them.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.stand_ins.kubernetes.kinds import Object
+from tests.stand_ins.kubernetes.server import ApiServer
+
+FINALIZER = "stand-in/kubelet"  # a pod stays until its processes have ended
+_OWN = ("/tmp",)  # what a pod mounts for itself
+
+
+class _MissingError(Exception):
+    """Something that a container needs is not there."""
+
+
+@dataclass
+class _Running:
+    """The processes of a pod's first container."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    env: dict[str, str]
+    template: Object
+    ending: threading.Thread | None = None
+    readers: list[threading.Thread] = field(default_factory=list)
+
+
+class Kubelet:
+    """Starts, watches and ends the processes of pods. `is_ready` says of a pod that runs whether it serves."""
+
+    def __init__(
+        self, server: ApiServer, images: Mapping[str, Mapping[str, str]], is_ready: Callable[[Object], bool]
+    ) -> None:
+        self.server = server
+        self.images = images
+        self.is_ready = is_ready
+        self.full = False  # no node takes another pod
+        self._running: dict[str, _Running] = {}
+        self._addresses = itertools.count(2)
+
+    def sync(self) -> None:
+        """Bring processes to what the API holds of pods, and pods to what became of processes."""
+        for pod in self.server.all("Pod"):
+            uid = pod["metadata"]["uid"]
+            running = self._running.get(uid)
+            if pod["metadata"].get("deletionTimestamp"):
+                self._end(pod, running)
+            elif running is None and pod.get("status", {}).get("phase", "Pending") == "Pending":
+                self._start(pod)
+            elif running is not None:
+                self._watch(pod, running)
+
+    def stop(self) -> None:
+        """End all processes at once."""
+        for running in self._running.values():
+            _kill(running)
+
+    def kill(self, pod: Object) -> None:
+        """Have a pod's node lose its power."""
+        _kill(self._running[pod["metadata"]["uid"]])
+
+    def _start(self, pod: Object) -> None:
+        container = pod["spec"]["containers"][0]
+        if self.full:
+            message = f"0/1 nodes are available: 1 Insufficient {next(iter(container['resources']['requests']))}."
+            condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+            self._say(pod, phase="Pending", conditions=[condition])
+            return
+        if container["image"] not in self.images:
+            self._wait(pod, "ErrImagePull", f"{container['image']}: not found")
+            return
+        is_head = pod["metadata"].get("labels", {}).get("ray.io/node-type") == "head"
+        address = "127.0.0.1" if is_head else f"127.0.0.{next(self._addresses)}"
+        try:
+            env = self._environment(pod, container, address)
+        except _MissingError as error:
+            self._wait(pod, "CreateContainerConfigError", str(error))
+            return
+        folder = Path(tempfile.mkdtemp(prefix="k-", dir="/tmp"))  # short: sockets allow 107 bytes
+        env = {**self.images[container["image"]], **{key: _mounted(value, folder) for key, value in env.items()}}
+        env |= {"TMPDIR": str(folder), "POD_IP": address}
+        process = subprocess.Popen(
+            [_mounted(each, folder) for each in (*container["command"], *container.get("args", []))],
+            cwd=_mounted(container.get("workingDir", "/tmp"), folder),
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        running = self._running[pod["metadata"]["uid"]] = _Running(process, folder, env, container)
+        reader = threading.Thread(target=self._read, args=(pod, process), daemon=True)
+        reader.start()
+        running.readers.append(reader)
+        started = [_status(container, {"running": {}})]
+        self._say(pod, phase="Running", podIP=address, conditions=[], containerStatuses=started)
+
+    def _watch(self, pod: Object, running: _Running) -> None:
+        code = running.process.poll()
+        if code is None:
+            ready = {"type": "Ready", "status": str(self.is_ready(pod))}
+            if pod["status"].get("conditions") != [ready]:
+                self._say(pod, conditions=[ready])
+        elif pod["status"]["phase"] == "Running":
+            running.readers[0].join(5)
+            _kill(running)
+            ended = {"terminated": {"exitCode": code if code >= 0 else 128 - code}}
+            phase = "Failed" if code else "Succeeded"
+            self._say(pod, phase=phase, conditions=[], containerStatuses=[_status(running.template, ended)])
+
+    def _end(self, pod: Object, running: _Running | None) -> None:
+        if running is not None and running.ending is None:
+            grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
+            running.ending = threading.Thread(target=_end_gracefully, args=(running, grace), daemon=True)
+            running.ending.start()
+        if running is None or (running.ending is not None and not running.ending.is_alive()):
+            self._running.pop(pod["metadata"]["uid"], None)
+            self._change(pod, lambda value: value["metadata"].update(finalizers=[]))
+
+    def _environment(self, pod: Object, container: Object, address: str) -> dict[str, str]:
+        """Return a container's variables. Raises _MissingError."""
+        env: dict[str, str] = {}
+        for source in container.get("envFrom", []):
+            env |= self._secret(pod, source["secretRef"]["name"])
+        for variable in container.get("env", []):
+            origin = variable.get("valueFrom")
+            if origin is None:
+                env[variable["name"]] = variable.get("value", "").replace("$$", "$")
+            elif "secretKeyRef" in origin:
+                env[variable["name"]] = self._secret(pod, origin["secretKeyRef"]["name"])[origin["secretKeyRef"]["key"]]
+            elif origin.get("fieldRef") == {"fieldPath": "status.podIP"}:
+                env[variable["name"]] = address
+            elif "resourceFieldRef" in origin:
+                env[variable["name"]] = _rounded_up(container, origin["resourceFieldRef"]["resource"])
+            else:
+                raise _MissingError(f"this stand-in does not know {origin}")
+        return env
+
+    def _secret(self, pod: Object, name: str) -> dict[str, str]:
+        secret = self.server.get("Secret", pod["metadata"]["namespace"], name)
+        if secret is None:
+            raise _MissingError(f'secret "{name}" not found')
+        return {key: base64.b64decode(value).decode() for key, value in secret.get("data", {}).items()}
+
+    def _read(self, pod: Object, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with process.stdout as output:
+            while data := os.read(output.fileno(), 2**16):
+                self.server.log(pod, data)
+
+    def _wait(self, pod: Object, reason: str, message: str) -> None:
+        container = pod["spec"]["containers"][0]
+        state = {"waiting": {"reason": reason, "message": message}}
+        self._say(pod, phase="Pending", containerStatuses=[_status(container, state)])
+
+    def _say(self, pod: Object, **status: Any) -> None:
+        if any(pod.get("status", {}).get(key) != value for key, value in status.items()):
+            self._change(pod, lambda value: value.setdefault("status", {}).update(status))
+
+    def _change(self, pod: Object, change: Callable[[Object], None]) -> None:
+        with contextlib.suppress(AssertionError):  # it has gone meanwhile
+            self.server.change("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"], change, "kubelet")
+
+
+def _status(container: Object, state: Object) -> Object:
+    return {"name": container["name"], "image": container["image"], "state": state, "ready": "running" in state}
+
+
+def _mounted(text: str, folder: Path) -> str:
+    """Change a path that a pod mounts to where that is on this machine."""
+    for path in _OWN:
+        if text == path or text.startswith(f"{path}/"):
+            return str(folder) + text.removeprefix(path)
+    return text
+
+
+def _rounded_up(container: Object, resource: str) -> str:
+    amount = str(container["resources"]["limits"][resource.removeprefix("limits.")])
+    return str(-(-int(amount[:-1]) // 1000)) if amount.endswith("m") else amount
+
+
+def _end_gracefully(running: _Running, grace: float) -> None:
+    """Run the preStop hook, then SIGTERM, and after the grace period SIGKILL."""
+    deadline = time.monotonic() + grace
+    hook = running.template.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        if hook is not None and running.process.poll() is None:
+            # its first word is looked for on the path of the container
+            program = shutil.which(hook[0], path=running.env["PATH"]) or hook[0]
+            subprocess.run(
+                [program, *hook[1:]],
+                cwd=running.folder,
+                env=running.env,
+                timeout=grace,
+                check=False,
+                capture_output=True,
+            )
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(running.process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        running.process.wait(max(0.1, deadline - time.monotonic()))
+    _kill(running)
+
+
+def _kill(running: _Running) -> None:
+    """End every process that works in the pod's folder, or descends from its first one."""
+    found = [running.process.pid]
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found += [child.pid for child in psutil.Process(running.process.pid).children(recursive=True)]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if Path(process.cwd()).is_relative_to(running.folder):
+                found.append(process.pid)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    running.process.wait()
+    shutil.rmtree(running.folder, ignore_errors=True)

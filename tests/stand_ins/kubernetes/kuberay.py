@@ -1,0 +1,389 @@
+"""An operator for RayJobs, after KubeRay's: it makes of one what KubeRay makes, and moves its status as KubeRay does.
+
+It knows nothing of raylift: what runs is what the API holds. Written after KubeRay's controllers
+(https://github.com/ray-project/kuberay, ray-operator/controllers/ray), for the submission mode K8sJobMode. Pods run
+on this machine and share its network (kubelet.py), so ports that a RayJob fixes are left out, and the head's are
+chosen here. It has no autoscaler: of a range, `replicas` are started. Pods of Ray start one after the other, and
+without Ray's monitors: what starts at once on one small machine hinders each other.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import secrets
+import shlex
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from tests.stand_ins.kubernetes.kinds import Object
+from tests.stand_ins.kubernetes.kubelet import FINALIZER, Kubelet
+from tests.stand_ins.kubernetes.server import ApiServer
+from tests.stand_ins.kubernetes.store import now
+
+_JOB_FINALIZER = "ray.io/rayjob-finalizer"
+_TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+_POLL = 0.1  # seconds
+_PATIENCE = 5.0  # seconds for the dashboard to answer
+
+
+class Operator:
+    """Looks after every RayJob of a server, in a thread, while it stands."""
+
+    def __init__(self, server: ApiServer, images: Mapping[str, Mapping[str, str]]) -> None:
+        self.server = server
+        self.kubelet = Kubelet(server, images, self._is_ready)
+        self.ports: dict[str, tuple[int, int]] = {}  # of a RayCluster: Ray's own, and the dashboard's
+        self.errors: list[str] = []
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="operator", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._closed.set()
+        self._thread.join(30)
+        self.kubelet.stop()
+
+    def _run(self) -> None:
+        while not self._closed.wait(_POLL):
+            try:
+                self.kubelet.sync()
+                for job in self.server.all("RayJob"):
+                    self._reconcile(job)
+            except Exception as error:
+                self.errors.append(repr(error))
+
+    # RayJobs
+
+    def _reconcile(self, job: Object) -> None:
+        status = job.get("status", {})
+        if job["metadata"].get("deletionTimestamp"):
+            self._stop_job(status)
+            self._change(job, lambda value: value["metadata"].update(finalizers=[]))
+            return
+        step = {
+            "": self._begin,
+            "Suspended": self._begin,
+            "Initializing": self._initialize,
+            "Running": self._watch,
+            "Retrying": self._clear,
+            "Complete": self._expire,
+            "Failed": self._expire,
+        }[status.get("jobDeploymentStatus", "")]
+        step(job, status)
+
+    def _begin(self, job: Object, status: Object) -> None:
+        if job["spec"].get("suspend"):
+            self._set(job, jobDeploymentStatus="Suspended")
+            return
+        name = job["metadata"]["name"]
+        self._change(job, lambda value: value["metadata"].update(finalizers=[_JOB_FINALIZER]))
+        self._set(
+            job,
+            jobId=f"{name}-{_suffix()}",
+            rayClusterName=f"{name}-{_suffix()}",
+            jobStatus="",
+            startTime=now(),
+            failed=status.get("failed", 0),
+            jobDeploymentStatus="Initializing",
+        )
+
+    def _initialize(self, job: Object, status: Object) -> None:
+        if self._is_past_deadline(job, status):
+            return
+        cluster = self._cluster(job, status)
+        if not self._keep_pods(job, cluster):
+            return
+        _, dashboard = self.ports[status["rayClusterName"]]
+        self._set(job, dashboardURL=f"127.0.0.1:{dashboard}")
+        self._submit({**job, "status": {**status, "dashboardURL": f"127.0.0.1:{dashboard}"}})
+        self._set(job, jobDeploymentStatus="Running")
+
+    def _watch(self, job: Object, status: Object) -> None:
+        if self._is_past_deadline(job, status):
+            return
+        self._keep_pods(job, self._cluster(job, status))
+        submitter = self._keep_submitter(job)
+        if submitter == "Failed":
+            failed = status.get("jobStatus") == "FAILED"
+            reason = "AppFailed" if failed else "SubmissionFailed"
+            self._fail(job, status, reason, status.get("message", "") if failed else "the submitter failed")
+            return
+        info = self._job_info(status)
+        if info is None:
+            return
+        if info["status"] in _TERMINAL and submitter == "Complete":
+            if info["status"] == "FAILED":
+                self._set(job, jobStatus="FAILED")
+                self._fail(job, status, "AppFailed", info.get("message", ""))
+            else:
+                done = {"jobStatus": info["status"], "jobDeploymentStatus": "Complete", "endTime": now()}
+                self._set(job, **done, succeeded=1)
+            return
+        if info["status"] != status.get("jobStatus"):
+            self._set(job, jobStatus=info["status"], message=info.get("message") or "")
+
+    def _fail(self, job: Object, status: Object, reason: str, message: str) -> None:
+        failed = status.get("failed", 0) + 1
+        again = failed <= job["spec"].get("backoffLimit", 0) and reason not in (
+            "DeadlineExceeded",
+            "PreRunningDeadlineExceeded",
+        )
+        end = {} if again else {"endTime": now()}
+        deployment = "Retrying" if again else "Failed"
+        self._set(job, failed=failed, reason=reason, message=message, jobDeploymentStatus=deployment, **end)
+
+    def _clear(self, job: Object, status: Object) -> None:
+        """Delete what a try has left, and begin again once it is gone."""
+        namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
+        left = False
+        for kind, each in (("RayCluster", status["rayClusterName"]), ("Job", name)):
+            found = self.server.get(kind, namespace, each)
+            if found is not None:
+                self.server.delete(kind, namespace, each)
+                left = True
+        if not left and not self._pods(job):
+            self._set(job, jobStatus="", dashboardURL="", jobDeploymentStatus="", reason="", message="")
+
+    def _expire(self, job: Object, status: Object) -> None:
+        spec = job["spec"]
+        over = time.time() - _seconds(status["endTime"]) > spec.get("ttlSecondsAfterFinished", 0)
+        cluster = self.server.get("RayCluster", job["metadata"]["namespace"], status["rayClusterName"])
+        if spec.get("shutdownAfterJobFinishes") and over and cluster is not None:
+            self.server.delete("RayCluster", job["metadata"]["namespace"], status["rayClusterName"])
+
+    def _is_past_deadline(self, job: Object, status: Object) -> bool:
+        spent = time.time() - _seconds(status["startTime"])
+        starting = status["jobDeploymentStatus"] == "Initializing"
+        for key, reason, applies in (
+            ("activeDeadlineSeconds", "DeadlineExceeded", True),
+            ("preRunningDeadlineSeconds", "PreRunningDeadlineExceeded", starting),
+        ):
+            limit = job["spec"].get(key)
+            if applies and limit is not None and spent > limit:
+                self._fail(job, status, reason, f"The RayJob has passed the {key}")
+                return True
+        return False
+
+    # RayClusters
+
+    def _cluster(self, job: Object, status: Object) -> Object:
+        """Return the job's RayCluster, with its token and services; make it where there is none."""
+        namespace, name = job["metadata"]["namespace"], status["rayClusterName"]
+        if (found := self.server.get("RayCluster", namespace, name)) is not None:
+            return found
+        origin = {"ray.io/originated-from-cr-name": job["metadata"]["name"], "ray.io/originated-from-crd": "RayJob"}
+        labels = {**job["metadata"].get("labels", {}), **origin}
+        cluster = self._make("RayCluster", name, labels, job, spec=job["spec"]["rayClusterSpec"])
+        self.ports[name] = (_free_port(), _free_port())
+        if job["spec"]["rayClusterSpec"].get("authOptions", {}).get("mode") == "token":
+            token = base64.b64encode(secrets.token_hex(32).encode()).decode()
+            self._make("Secret", name, {"ray.io/cluster": name}, cluster, data={"auth_token": token})
+        self._make("Service", f"{name}-head-svc", {"ray.io/cluster": name}, cluster, spec={})
+        self._make("Service", f"{job['metadata']['name']}-head-svc", origin, job, spec={})
+        return cluster
+
+    def _keep_pods(self, job: Object, cluster: Object) -> bool:
+        """Make the pods that are missing, or have ended, anew; return whether all are ready."""
+        if cluster["metadata"].get("deletionTimestamp"):
+            return False
+        name, spec = cluster["metadata"]["name"], cluster["spec"]
+        there = {pod["metadata"]["name"]: pod for pod in self._pods(job)}
+        wanted = {f"{name}-head": ("head", "headgroup", spec["headGroupSpec"])}
+        for group in spec.get("workerGroupSpecs", []):
+            for number in range(group["replicas"]):
+                wanted[f"{name}-{group['groupName']}-{number}"] = ("worker", group["groupName"], group)
+        ready = True
+        for pod_name, (role, group_name, group) in wanted.items():
+            pod = there.get(pod_name)
+            if pod is None and ready:
+                self._make_pod(cluster, pod_name, role, group_name, group)
+            elif pod is not None and pod.get("status", {}).get("phase") in ("Failed", "Succeeded"):
+                self.server.delete("Pod", job["metadata"]["namespace"], pod_name)
+            ready = ready and pod is not None and self._shows_ready(pod)
+        return ready
+
+    def _make_pod(self, cluster: Object, name: str, role: str, group_name: str, group: Object) -> None:
+        template, owner = json.loads(json.dumps(group["template"])), cluster["metadata"]["name"]
+        port, dashboard = self.ports[owner]
+        container = template["spec"]["containers"][0]
+        limits = container["resources"]["limits"]
+        told = {key: value for key, value in group.get("rayStartParams", {}).items() if not key.endswith("-port")}
+        told.setdefault("num-cpus", limits["cpu"])
+        told |= {"block": "true", "node-ip-address": "$POD_IP", "object-store-memory": str(100 * 2**20)}
+        told |= {"min-worker-port": "0", "max-worker-port": "0", "dashboard-agent-listen-port": str(_free_port())}
+        told |= {"temp-dir": "$TMPDIR/ray", "include-log-monitor": "false"}
+        if role == "head":
+            served = {"port": str(port), "dashboard-host": "127.0.0.1", "dashboard-port": str(dashboard)}
+            told |= {**served, "ray-client-server-port": str(_free_port()), "no-monitor": "true"}
+        else:
+            told["address"] = f"127.0.0.1:{port}"
+        options = " ".join(f"--{key}" if value == "true" else f"--{key}={value}" for key, value in told.items())
+        start = f"ulimit -n 65536; exec ray start {'--head ' if role == 'head' else ''}{options}"
+        container["command"] = ["/bin/bash", "-c"]
+        container["args"] = [start]
+        container.setdefault("env", []).extend(
+            [
+                {"name": "RAY_CLUSTER_NAME", "value": owner},
+                {"name": "RAY_NODE_TYPE_NAME", "value": group_name},
+                {"name": "RAY_ADDRESS", "value": f"127.0.0.1:{port}"},
+                *_token(cluster["spec"], owner),
+            ]
+        )
+        labels = {"ray.io/cluster": owner, "ray.io/node-type": role, "ray.io/group": group_name}
+        labels |= template.get("metadata", {}).get("labels", {})
+        self._make("Pod", name, labels, cluster, spec=template["spec"], finalizers=[FINALIZER])
+
+    def _is_ready(self, pod: Object) -> bool:
+        """Whether a pod of Ray serves; a submitter serves nothing."""
+        labels = pod["metadata"]["labels"]
+        if labels.get("ray.io/node-type") != "head":
+            return b"Ray runtime started" in self.server.logs.get(pod["metadata"]["uid"], b"")
+        _, dashboard = self.ports[labels["ray.io/cluster"]]
+        return _get(f"http://127.0.0.1:{dashboard}/api/gcs_healthz", "") is not None
+
+    def _shows_ready(self, pod: Object) -> bool:
+        conditions = pod.get("status", {}).get("conditions", [])
+        return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+    def _pods(self, job: Object) -> list[Object]:
+        cluster = job["status"]["rayClusterName"]
+        pods = self.server.all("Pod", job["metadata"]["namespace"])
+        return [each for each in pods if each["metadata"].get("labels", {}).get("ray.io/cluster") == cluster]
+
+    # Submitting
+
+    def _submit(self, job: Object) -> None:
+        name = job["metadata"]["name"]
+        if self.server.get("Job", job["metadata"]["namespace"], name) is None:
+            origin = {"ray.io/originated-from-cr-name": name, "ray.io/originated-from-crd": "RayJob"}
+            self._make("Job", name, origin, job, spec={})
+
+    def _keep_submitter(self, job: Object) -> str:
+        """Start the pod that submits, and again as often as it may fail; return what became of it."""
+        namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
+        owner = self.server.get("Job", namespace, name)
+        if owner is None or owner["metadata"].get("deletionTimestamp"):
+            return ""
+        pods = [
+            each
+            for each in self.server.all("Pod", namespace)
+            if each["metadata"].get("labels", {}).get("batch.kubernetes.io/job-name") == name
+        ]
+        phases = [each.get("status", {}).get("phase") for each in pods]
+        if "Succeeded" in phases:
+            return "Complete"
+        if all(phase == "Failed" for phase in phases):
+            if len(pods) > job["spec"].get("submitterConfig", {}).get("backoffLimit", 2):
+                return "Failed"
+            self._make_submitter(job, owner, len(pods))
+        return "Active"
+
+    def _make_submitter(self, job: Object, owner: Object, number: int) -> None:
+        status, template = job["status"], json.loads(json.dumps(job["spec"]["submitterPodTemplate"]))
+        container = template["spec"]["containers"][0]
+        address, submission = f"http://{status['dashboardURL']}", status["jobId"]
+        healthy = f"import urllib.request as u; u.urlopen('{address}/api/gcs_healthz', timeout=5)"
+        entrypoint = job["spec"]["entrypoint"]  # stands in KubeRay's line as it was given
+        container["command"] = ["/bin/bash", "-ce"]
+        container["args"] = [
+            f"until python -c {shlex.quote(healthy)} >/dev/null 2>&1; do sleep 0.5; done; "
+            f"if ! ray job status --address {address} {submission} >/dev/null 2>&1; then "
+            f"ray job submit --address {address} --no-wait --submission-id {submission} -- {entrypoint}; fi; "
+            f"ray job logs --address {address} --follow {submission}"
+        ]
+        env = [{"name": "RAY_DASHBOARD_ADDRESS", "value": status["dashboardURL"]}]
+        env += [{"name": "RAY_JOB_SUBMISSION_ID", "value": submission}]
+        env += _token(job["spec"]["rayClusterSpec"], status["rayClusterName"])
+        container.setdefault("env", []).extend(env)
+        labels = {"batch.kubernetes.io/job-name": job["metadata"]["name"], **template["metadata"]["labels"]}
+        name = f"{job['metadata']['name']}-{number}{_suffix()[:4]}"
+        self._make("Pod", name, labels, owner, spec=template["spec"], finalizers=[FINALIZER])
+
+    def _job_info(self, status: Object) -> Object | None:
+        """Return what the head's Ray says of the job; None where it says nothing."""
+        answer = _get(f"http://{status['dashboardURL']}/api/jobs/{status['jobId']}", self._token_of(status))
+        found: Object | None = json.loads(answer) if answer is not None else None
+        return found
+
+    def _stop_job(self, status: Object) -> None:
+        if status.get("dashboardURL") and status.get("jobStatus") not in _TERMINAL:
+            url = f"http://{status['dashboardURL']}/api/jobs/{status['jobId']}/stop"
+            _get(url, self._token_of(status), method="POST")
+
+    def _token_of(self, status: Object) -> str:
+        for secret in self.server.all("Secret"):
+            if secret["metadata"]["name"] == status["rayClusterName"]:
+                return base64.b64decode(secret["data"]["auth_token"]).decode()
+        return ""
+
+    # Objects
+
+    def _make(
+        self, kind: str, name: str, labels: Object, owner: Object, finalizers: list[str] | None = None, **more: Any
+    ) -> Object:
+        reference = {key: owner[key] for key in ("apiVersion", "kind")}
+        reference |= {key: owner["metadata"][key] for key in ("name", "uid")}
+        metadata: Object = {"name": name, "labels": dict(labels), "ownerReferences": [reference]}
+        if finalizers:
+            metadata["finalizers"] = finalizers
+        return self.server.create(kind, {"metadata": metadata, **more}, owner["metadata"]["namespace"])
+
+    def _set(self, job: Object, **status: Any) -> None:
+        self._change(job, lambda value: value.setdefault("status", {}).update(status))
+
+    def _change(self, job: Object, change: Any) -> None:
+        with contextlib.suppress(AssertionError):  # it has gone meanwhile
+            self.server.change("RayJob", job["metadata"]["namespace"], job["metadata"]["name"], change, "ray-operator")
+
+
+@contextmanager
+def operator(server: ApiServer, images: Mapping[str, Mapping[str, str]]) -> Iterator[Operator]:
+    """Have RayJobs run; `images` are the variables of each image, PATH among them."""
+    running = Operator(server, images)
+    try:
+        yield running
+    finally:
+        running.stop()
+    assert running.errors == []
+
+
+def _token(spec: Object, cluster: str) -> list[Object]:
+    if spec.get("authOptions", {}).get("mode") != "token":
+        return []
+    source = {"secretKeyRef": {"name": cluster, "key": "auth_token"}}
+    return [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": source}]
+
+
+def _get(url: str, token: str, method: str = "GET") -> bytes | None:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers, method=method), timeout=_PATIENCE
+        ) as it:
+            answer: bytes = it.read()
+            return answer
+    except OSError:
+        return None
+
+
+def _suffix() -> str:
+    return "".join(secrets.choice("bcdfghjklmnpqrstvwxz2456789") for _ in range(5))
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def _seconds(text: str) -> float:
+    import calendar
+
+    return float(calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ")))

@@ -1,0 +1,204 @@
+"""The operator: what it makes of a RayJob, and what becomes of that when pods go. Ray is a small stand-in here."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.kubernetes.provider import KubernetesProvider
+from cluster.provider import LaunchRequest, State
+from tests.cluster.kubernetes.golden import RUN_ID, request
+from tests.harness import ROOT, wait_for
+from tests.stand_ins.kubernetes.kuberay import Operator, operator
+from tests.stand_ins.kubernetes.server import ApiServer, api_server
+
+Object = dict[str, Any]
+IMAGE = "registry.example/raylift:0.1.0"
+PROGRAM = """
+import os, pathlib, sys, time
+folder = pathlib.Path(__file__).parent
+count = len(list(folder.glob("start-*")))
+(folder / f"start-{count}").write_text(f"{os.environ.get('LOG_LEVEL')} {os.environ['RAYLIFT_RUN_URI']}")
+print("started", count, flush=True)
+while not (folder / "go").exists():
+    time.sleep(0.05)
+sys.exit(int((folder / "go").read_text()))
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    (tmp_path / "api").mkdir()
+    with api_server(tmp_path / "api") as server:
+        server.create("Namespace", {"metadata": {"name": "raylift"}})
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig("admin", "admin-token")))
+        yield server
+
+
+@pytest.fixture
+def kuberay(server: ApiServer, tmp_path: Path) -> Iterator[Operator]:
+    """Return the operator, with one image, in which `ray` is the small one."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    little = ROOT / "tests" / "stand_ins" / "kubernetes" / "little_ray.py"
+    (programs / "ray").write_text(f'#!/bin/sh\nexec {sys.executable} -P {little} "$@"\n')
+    (programs / "ray").chmod(0o755)
+    (programs / "python").symlink_to(sys.executable)
+    image = {"PATH": f"{programs}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    with operator(server, {IMAGE: image}) as running:
+        yield running
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> LaunchRequest:
+    """Return a run whose driver waits for a file `go`, and ends with the exit code in it."""
+    (tmp_path / "driver.py").write_text(PROGRAM)
+    spec = {"entrypoint": f"python {tmp_path}/driver.py", "ttlSecondsAfterFinished": 0}
+    no_hook = {"spec": {"containers": [{"name": "ray", "lifecycle": None}]}}  # there is no storage to ask
+    block = {"overrides": {"spec": spec}, "pod_template": no_hook, "termination_grace_period_seconds": 30}
+    return dataclasses.replace(request("processors", image=IMAGE, **block), max_failures=1)
+
+
+@pytest.fixture
+def provider(run: LaunchRequest) -> KubernetesProvider:
+    return KubernetesProvider(run.cluster)  # type: ignore[arg-type]
+
+
+def status(server: ApiServer) -> Object:
+    job = server.get("RayJob", "raylift", RUN_ID)
+    found: Object = job.get("status", {}) if job is not None else {}
+    return found
+
+
+def reaches(server: ApiServer, deployment: str) -> Object:
+    wait_for(lambda: status(server).get("jobDeploymentStatus") == deployment, deployment, timeout=60)
+    return status(server)
+
+
+def starts(folder: Path, count: int) -> None:
+    wait_for(lambda: len(list(folder.glob("start-*"))) == count, f"start {count} of the driver", timeout=60)
+
+
+def pod_of(server: ApiServer, role: str) -> Object:
+    pods = server.all("Pod")
+    return next(each for each in pods if each["metadata"]["labels"].get("ray.io/node-type") == role)
+
+
+def processes() -> list[int]:
+    """Return the processes that work in the folders of pods."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd().startswith("/tmp/k-") and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_job_runs_with_what_the_api_holds_and_its_pods_go_when_it_has_ended(
+    server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    provider.launch(run)
+    starts(tmp_path, 1)
+    assert (tmp_path / "start-0").read_text() == f"info {run.run_uri}"
+    assert provider.describe(RUN_ID).state is State.RUNNING
+    (tmp_path / "go").write_text("0")
+    assert reaches(server, "Complete")["jobStatus"] == "SUCCEEDED"
+    assert b"started 0" in b"".join(provider.logs(RUN_ID, follow=False))
+    wait_for(lambda: not [each for each in server.all("Pod") if "ray.io/cluster" in each["metadata"]["labels"]], "pods")
+    assert server.all("RayCluster") == []
+    assert provider.teardown(RUN_ID).leftovers == []
+    assert server.all("Pod") == server.all("Secret") == server.all("Service") == []
+    assert processes() == []
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_driver_that_fails_is_started_again_as_often_as_the_job_says(
+    server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "go").write_text("3")
+    provider.launch(run)
+    found = reaches(server, "Failed")
+    assert (found["reason"], found["failed"]) == ("AppFailed", 2)
+    starts(tmp_path, 2)
+    state = provider.describe(RUN_ID)
+    assert (state.state, state.reason.split(":")[0]) == (State.FAILED, "the driver died")
+
+
+def test_a_head_that_is_lost_comes_again_and_the_driver_with_it(
+    server: ApiServer, kuberay: Operator, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    provider.launch(run)
+    starts(tmp_path, 1)
+    kuberay.kubelet.kill(pod_of(server, "head"))
+    starts(tmp_path, 2)
+    (tmp_path / "go").write_text("0")
+    reaches(server, "Complete")
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_worker_that_is_deleted_comes_again(
+    server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    provider.launch(run)
+    starts(tmp_path, 1)
+    lost = pod_of(server, "worker")
+    server.delete("Pod", "raylift", lost["metadata"]["name"])
+
+    def is_back() -> bool:
+        there = server.get("Pod", "raylift", lost["metadata"]["name"])
+        return there is not None and there["metadata"]["uid"] != lost["metadata"]["uid"]
+
+    wait_for(is_back, "another worker", timeout=60)
+    assert status(server)["jobDeploymentStatus"] == "Running"
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_an_image_that_is_not_there_is_said_so(provider: KubernetesProvider, run: LaunchRequest) -> None:
+    overrides = {"spec": {"rayClusterSpec": {"headGroupSpec": {"template": {"spec": {"containers": [OTHER_IMAGE]}}}}}}
+    cluster = run.cluster.model_copy(update={"overrides": overrides})
+    provider.launch(dataclasses.replace(run, cluster=cluster))
+    wait_for(lambda: "cannot be pulled" in provider.describe(RUN_ID).reason, "the reason", timeout=30)
+    assert "missing:1: not found" in provider.describe(RUN_ID).reason
+    assert provider.teardown(RUN_ID).leftovers == []
+
+
+OTHER_IMAGE = {"name": "ray", "image": "missing:1"}
+
+
+def test_pods_that_find_no_node_end_the_run_at_its_deadline_with_the_reason(
+    server: ApiServer, kuberay: Operator, provider: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kuberay.kubelet.full = True
+    overrides = {"spec": {"preRunningDeadlineSeconds": 2}}
+    cluster = run.cluster.model_copy(update={"overrides": overrides})
+    provider.launch(dataclasses.replace(run, cluster=cluster))
+    reaches(server, "Failed")
+    reason = provider.describe(RUN_ID).reason
+    assert reason.startswith(
+        "its pods did not start within cluster.pre_running_deadline_seconds: no node takes the pod"
+    )
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_teardown_in_the_middle_of_a_run_leaves_neither_object_nor_process(
+    server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    provider.launch(run)
+    starts(tmp_path, 1)
+    assert processes() != []
+    began = time.monotonic()
+    assert provider.teardown(RUN_ID).leftovers == []
+    assert time.monotonic() - began < 30
+    for kind in ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret"):
+        assert server.all(kind) == []
+    assert processes() == []
