@@ -48,7 +48,7 @@ def where_it_stands(
     if state is State.FAILED:
         return state, _failure(status, pods, events)
     if state is State.RUNNING:
-        return state, ""
+        return state, trouble(pods)
     if state is State.RECOVERING:
         return state, f"starting again: {_failure(status, pods, events)}"
     return state, _in_queue(job, workload) or trouble(pods) or _warning(events) or _waiting(deployment, pods)
@@ -147,7 +147,7 @@ def _unschedulable(pod: Object, message: str) -> str:
     """Say what the scheduler says: "0/5 nodes are available: 3 Insufficient nvidia.com/gpu, 2 node(s) had …"."""
     asked = pod["spec"]["containers"][0].get("resources", {}).get("requests", {})
     wanted = ", ".join(f"{amount} {resource}" for resource, amount in asked.items())
-    match = re.match(r"0/(\d+) nodes are available: (.*?)(\. preemption:|\.$|$)", message, re.DOTALL)
+    match = re.match(r"0/(\d+) nodes are available: (.*?)(?:\. |\.?$)", message, re.DOTALL)
     if match is None:
         return f"no node takes the pod {pod['metadata']['name']}, which asks for {wanted}: {message}"
     causes = re.sub(r"(\d+) Insufficient (\S+?)(?=,|$)", r"\1 with too little \2", match[2])

@@ -21,6 +21,8 @@ from tests.harness import open_run as run_in
 from tests.real.seaweedfs import SeaweedFS
 from tests.stand_ins.kubernetes.server import ApiServer
 
+pytestmark = pytest.mark.slow
+
 BLOCK = (
     "{provider: kubernetes, image: 'registry.example/raylift:cpu', workers: 2, termination_grace_period_seconds: 30}\n"
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from cluster.config import KubernetesCluster
-from cluster.errors import InfrastructureError, RunExistsError, RunNotFoundError
+from cluster.errors import InfrastructureError, MissingExtraError, RunExistsError, RunNotFoundError
 from cluster.kubernetes import api, rights
 from cluster.kubernetes.api import Api, ApiError
 from cluster.kubernetes.documents import to_yaml
@@ -376,6 +377,13 @@ def test_a_context_that_is_not_there_is_named(server: ApiServer, run: LaunchRequ
     with pytest.raises(InfrastructureError, match=r"context prod: .*kubectl config get-contexts"):
         provider.launch(run)
     assert server.calls == []
+
+
+def test_a_client_that_is_not_installed_is_named(run: LaunchRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    assert isinstance(run.cluster, KubernetesCluster)
+    with pytest.raises(MissingExtraError, match=r"pip install 'raylift\[kubernetes\]'"):
+        KubernetesProvider(run.cluster).describe(RUN_ID)
 
 
 def test_no_kubeconfig_at_all_is_said_so(run: LaunchRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,15 +54,27 @@ def test_each_status_of_kuberay_is_a_state_of_a_run(deployment: str, state: Stat
     assert where_it_stands(job(deployment), [], [], None)[0] is state
 
 
-def test_a_pod_that_no_node_takes_says_what_it_asks_for_and_what_each_node_lacks() -> None:
-    message = (
-        "0/5 nodes are available: 1 node(s) had untolerated taint {gpu: true}, 4 Insufficient nvidia.com/gpu. "
-        "preemption: 0/5 nodes are available: 5 Preemption is not helpful for scheduling."
-    )
+@pytest.mark.parametrize(
+    "rest",
+    [
+        ".",
+        ". preemption: 0/5 nodes are available: 5 Preemption is not helpful for scheduling.",
+        ". no new claims to deallocate, preemption: 0/5 nodes are available: 5 No preemption victims found.",
+    ],
+)
+def test_a_pod_that_no_node_takes_says_what_it_asks_for_and_what_each_node_lacks(rest: str) -> None:
+    message = "0/5 nodes are available: 1 node(s) had untolerated taint {gpu: true}, 4 Insufficient nvidia.com/gpu"
+    message += rest
     assert trouble([unschedulable(message)]) == (
         "no node takes the pod digits-head, which asks for 4 cpu, 16Gi memory, 8 nvidia.com/gpu; "
         "of 5 nodes: 1 had untolerated taint {gpu: true}, 4 with too little nvidia.com/gpu"
     )
+
+
+def test_a_run_that_goes_on_says_which_of_its_pods_does_not() -> None:
+    message = "0/5 nodes are available: 5 Insufficient cpu."
+    state, reason = where_it_stands(job("Running"), [pod(phase="Running"), unschedulable(message)], [], None)
+    assert (state, reason.endswith("of 5 nodes: 5 with too little cpu")) == (State.RUNNING, True)
 
 
 def test_a_scheduler_that_says_something_else_is_quoted() -> None:

@@ -19,6 +19,8 @@ from tests.harness import ROOT, wait_for
 from tests.stand_ins.kubernetes.kuberay import Operator, operator
 from tests.stand_ins.kubernetes.server import ApiServer, api_server
 
+pytestmark = pytest.mark.slow
+
 Object = dict[str, Any]
 IMAGE = "registry.example/raylift:0.1.0"
 PROGRAM = """
