@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
-from cluster.errors import StorageError, UsageError
+from cluster.errors import InfrastructureError, StorageError, UsageError
 from cluster.local import LocalProvider
 from launcher.interrupts import Interrupts
 from launcher.text import decimal, duration, typed
@@ -111,7 +111,12 @@ def _leave_running(run: Run, display: PlainDisplay) -> int:
 
 def _take_away(run: Run, remote: Remote, display: PlainDisplay) -> int:
     """Remove what a run that is over has left on its cluster, and say so; return an exit code where something stays."""
-    receipt = remote.teardown(run.id)
+    try:
+        receipt = remote.teardown(run.id)
+    except InfrastructureError as error:
+        display.say(f"what is left of it in the cluster is not known: {error}")
+        display.say("its pods go by themselves")
+        return LEFT
     display.say(f"removed from the cluster: {len(receipt.removed)} objects; left over: {len(receipt.leftovers)}")
     for left in receipt.leftovers:
         display.say(f"left over: {left.kind} {left.name} {left.detail}")

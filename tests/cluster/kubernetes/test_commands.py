@@ -19,7 +19,7 @@ from tests.finished import started, write_rows
 from tests.harness import ROOT, fresh_id, raylift, start_raylift, wait_for
 from tests.harness import open_run as run_in
 from tests.real.seaweedfs import SeaweedFS
-from tests.stand_ins.kubernetes.server import ApiServer
+from tests.stand_ins.kubernetes.server import ApiServer, Fault
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +87,18 @@ def test_a_followed_run_tells_why_it_waits_shows_its_end_and_is_taken_away(
     assert "left over: 0" in output
     for kind in ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret"):
         assert server.all(kind) == []
+
+
+def test_a_run_that_succeeded_but_may_have_left_something_is_6(server: ApiServer, options: list[str]) -> None:
+    run = run_of(options)
+    with start_raylift("run", *options) as process:
+        wait_for(lambda: server.all("Secret"), "the launch", timeout=60)
+        server.faults.append(Fault("DELETE", status=403, count=99, message="deletions are closed"))
+        run.claim().finish(Result(state="SUCCEEDED", step=12))
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 6, output
+    assert "SUCCEEDED in" in output
+    assert "what is left of it in the cluster is not known: you may not do that: deletions are closed" in output
 
 
 def test_ctrl_c_leaves_a_run_running_and_says_how_to_follow_stop_and_end_it(
