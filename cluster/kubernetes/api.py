@@ -66,7 +66,8 @@ PODS = Kind("", "v1", "pods")
 SERVICES = Kind("", "v1", "services")
 SECRETS = Kind("", "v1", "secrets")
 EVENTS = Kind("", "v1", "events")
-REVIEWS = Kind("authorization.k8s.io", "v1", "selfsubjectaccessreviews")
+_REVIEWS = Kind("authorization.k8s.io", "v1", "selfsubjectaccessreviews")
+_RULES = Kind("authorization.k8s.io", "v1", "selfsubjectrulesreviews")
 
 
 class Api:
@@ -119,13 +120,18 @@ class Api:
         """Whether this person may do that. Raises ApiError."""
         asked = {"verb": verb, "group": kind.group, "resource": kind.plural, "namespace": namespace}
         asked |= {"subresource": subresource} if subresource else {}
-        review = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": asked},
-        }
-        answer = _parsed(self._call("POST", REVIEWS.path(None), {}, body=review))
+        answer = self._review("SelfSubjectAccessReview", _REVIEWS, {"resourceAttributes": asked})
         return bool(answer["status"]["allowed"])
+
+    def rules(self, namespace: str) -> list[Object]:
+        """Return what this person may do in a namespace, as far as the server can list it. Raises ApiError."""
+        answer = self._review("SelfSubjectRulesReview", _RULES, {"namespace": namespace})
+        found: list[Object] = answer["status"]["resourceRules"]
+        return found
+
+    def _review(self, name: str, kind: Kind, spec: Object) -> Object:
+        review = {"apiVersion": f"{kind.group}/{kind.version}", "kind": name, "spec": spec}
+        return _parsed(self._call("POST", kind.path(None), {}, body=review))
 
     def watch(self, kind: Kind, namespace: str, labels: str) -> Iterator[tuple[str, Object]]:
         """Yield ("ADDED", "MODIFIED" or "DELETED", object), first all that are there, for as long as one likes.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cluster.errors import InfrastructureError
 from cluster.kubernetes import api
-from cluster.kubernetes.api import Api, Kind
+from cluster.kubernetes.api import Api, Kind, Object
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,14 @@ class Right:
     verb: str
     kind: Kind
     subresource: str = ""
+
+    def is_given_by(self, rule: Object) -> bool:
+        """Whether a rule of a Role, or of a review of one's own rights, allows it for all names."""
+        resource = f"{self.kind.plural}/{self.subresource}" if self.subresource else self.kind.plural
+        return not rule.get("resourceNames") and all(
+            {word, "*"} & {*rule.get(key, [])}
+            for key, word in (("verbs", self.verb), ("apiGroups", self.kind.group), ("resources", resource))
+        )
 
     def __str__(self) -> str:
         return f"{self.verb} {self.kind.name}{'/' + self.subresource if self.subresource else ''}"
@@ -35,10 +43,15 @@ NEEDED = (
 
 
 def missing(server: Api, namespace: str) -> list[Right]:
-    """Return which of these rights a person lacks; asks for all at once. Raises ApiError."""
+    """Return which of these rights a person lacks. Raises ApiError.
+
+    One call lists what a person may; what is not there is asked for, as not all that decide over rights can be listed.
+    """
+    rules = server.rules(namespace)
+    doubtful = [right for right in NEEDED if not any(right.is_given_by(rule) for rule in rules)]
     with ThreadPoolExecutor(8) as pool:
-        allowed = list(pool.map(lambda each: server.may(each.verb, each.kind, namespace, each.subresource), NEEDED))
-    return [right for right, has in zip(NEEDED, allowed, strict=True) if not has]
+        allowed = list(pool.map(lambda each: server.may(each.verb, each.kind, namespace, each.subresource), doubtful))
+    return [right for right, has in zip(doubtful, allowed, strict=True) if not has]
 
 
 def require(server: Api, namespace: str) -> None:

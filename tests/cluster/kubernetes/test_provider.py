@@ -288,10 +288,47 @@ def test_a_token_that_nobody_renews_is_said_to_have_run_out(
         kubernetes.launch(run)
 
 
-@pytest.mark.parametrize("right", rights.NEEDED, ids=str)
-def test_a_right_that_is_missing_is_named_before_anything_is_made(
-    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, right: rights.Right
+def test_a_launch_makes_few_calls(server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest) -> None:
+    kubernetes.launch(run)
+    assert [call.partition("?")[0] for call in server.calls] == [
+        "POST /apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
+        f"GET /apis/ray.io/v1/namespaces/raylift/rayjobs/{RUN_ID}",
+        f"PATCH /apis/ray.io/v1/namespaces/raylift/rayjobs/{RUN_ID}",
+        f"PATCH /api/v1/namespaces/raylift/secrets/{RUN_ID}",
+    ]
+
+
+def test_rights_that_cannot_be_listed_are_asked_for(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
 ) -> None:
+    server.tells_rules = False
+    kubernetes.launch(run)
+    asked = [call for call in server.calls if call.endswith("/selfsubjectaccessreviews")]
+    assert len(asked) == len(rights.NEEDED)
+
+
+@pytest.mark.parametrize(
+    ("rule", "given"),
+    [
+        ({"verbs": ["get", "list"], "apiGroups": ["", "apps"], "resources": ["pods", "pods/log"]}, True),
+        ({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}, True),
+        ({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}, False),  # it is the log that is wanted
+        ({"verbs": ["get"], "apiGroups": [""], "resources": ["pods/log"], "resourceNames": ["one"]}, False),
+        ({"verbs": ["list"], "apiGroups": [""], "resources": ["pods/log"]}, False),
+        ({"verbs": ["get"], "apiGroups": ["metrics.k8s.io"], "resources": ["pods/log"]}, False),
+        ({"verbs": ["get"]}, False),
+    ],
+)
+def test_a_rule_gives_what_it_names(rule: dict[str, list[str]], given: bool) -> None:
+    assert rights.Right("get", api.PODS, "log").is_given_by(rule) is given
+
+
+@pytest.mark.parametrize("right", rights.NEEDED, ids=str)
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_right_that_is_missing_is_named_before_anything_is_made(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, right: rights.Right, listed: bool
+) -> None:
+    server.tells_rules = listed
     take_away(server, right)
     with pytest.raises(InfrastructureError, match=f"you may not: {right}. Nothing was created") as raised:
         kubernetes.launch(run)
@@ -435,21 +472,19 @@ def test_changes_are_told_as_they_come_until_the_job_is_gone(
 ) -> None:
     kubernetes.launch(run)
 
-    def go_on() -> None:
-        for status in ("Initializing", "Running", "Complete"):
-            time.sleep(0.1)
-            server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus=status)
-            if status == "Running":
-                server.store.forget()  # 410: what came meanwhile is not known any more
-        time.sleep(0.1)
-        server.delete("RayJob", "raylift", RUN_ID)
-
-    thread = threading.Thread(target=go_on)
-    thread.start()
-    states = [status.state for status in kubernetes.changes(RUN_ID)]
-    thread.join()
-    assert states[0] is State.PENDING
-    assert list(dict.fromkeys(states)) == [State.PENDING, State.PROVISIONING, State.RUNNING, State.SUCCEEDED]
+    seen: list[State] = []
+    after = {State.PENDING: "Initializing", State.PROVISIONING: "Running", State.RUNNING: "Complete"}
+    for status in kubernetes.changes(RUN_ID):
+        if status.state in seen:
+            continue
+        seen.append(status.state)
+        if status.state in after:
+            server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus=after[status.state])
+        else:
+            server.delete("RayJob", "raylift", RUN_ID)
+        if status.state is State.PROVISIONING:
+            server.store.forget()  # 410: what came meanwhile is not known any more
+    assert seen == [State.PENDING, State.PROVISIONING, State.RUNNING, State.SUCCEEDED]
 
 
 def test_a_watch_goes_on_where_its_connection_was_lost_and_misses_nothing(

@@ -43,12 +43,17 @@ def may(store: Store, user: User, action: Action) -> bool:
     """Whether a Role that is bound to the user allows an action. There are no roles of the whole cluster but admin."""
     if user.is_admin:
         return True
-    if action.namespace is None:
-        return False
-    bindings = store.select(_BINDINGS, action.namespace, lambda _: True)
+    return action.namespace is not None and any(_allows(rule, action) for rule in rules(store, user, action.namespace))
+
+
+def rules(store: Store, user: User, namespace: str) -> list[Object]:
+    """Return what the Roles that are bound to a user in a namespace allow."""
+    if user.is_admin:
+        return [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]
+    bindings = store.select(_BINDINGS, namespace, lambda _: True)
     names = {each["roleRef"]["name"] for each in bindings if any(_is(user, one) for one in each["subjects"])}
-    roles = store.select(_ROLES, action.namespace, lambda role: role["metadata"]["name"] in names)
-    return any(_allows(rule, action) for role in roles for rule in role["rules"])
+    roles = store.select(_ROLES, namespace, lambda role: role["metadata"]["name"] in names)
+    return [rule for role in roles for rule in role["rules"]]
 
 
 def _is(user: User, subject: Object) -> bool:

@@ -10,12 +10,15 @@ from tests.stand_ins.kubernetes.kinds import Kind, Object
 VERSION = {"major": "1", "minor": "34", "gitVersion": "v1.34.1", "platform": "linux/amd64"}
 _VERBS = ["create", "delete", "get", "list", "patch", "update", "watch"]
 _SHORT = {"namespaces": ["ns"], "pods": ["po"], "services": ["svc"], "serviceaccounts": ["sa"]}
-_REVIEW = Kind("authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", namespaced=False)
+_REVIEWS = [
+    Kind("authorization.k8s.io", "v1", f"{name.lower()}s", name, namespaced=False)
+    for name in ("SelfSubjectAccessReview", "SelfSubjectRulesReview")
+]
 
 
 def answer(path: str, kinds: Sequence[Kind]) -> Object | None:
     """Return what is said at a path; None where this is none of discovery's."""
-    groups = _groups([*kinds, _REVIEW])
+    groups = _groups([*kinds, *_REVIEWS])
     if path == "/version":
         return dict(VERSION)
     if path == "/api":
@@ -27,7 +30,7 @@ def answer(path: str, kinds: Sequence[Kind]) -> Object | None:
         return {"paths": paths}
     for group, version in groups:
         if path == _root(group, version):
-            return _resources(group, version, [*kinds, _REVIEW])
+            return _resources(group, version, [*kinds, *_REVIEWS])
         if path == f"/openapi/v3{_root(group, version)}":
             return _openapi(group, version, kinds)
         if path == f"/apis/{group}" and group:
@@ -60,8 +63,8 @@ def _resources(group: str, version: str, kinds: Sequence[Kind]) -> Object:
             "namespaced": kind.namespaced,
             "shortNames": _SHORT.get(kind.plural, []),
         }
-        listed.append({**entry, "verbs": ["create"] if kind is _REVIEW else _VERBS})
-        if kind.has_status and kind is not _REVIEW:
+        listed.append({**entry, "verbs": ["create"] if kind in _REVIEWS else _VERBS})
+        if kind.has_status and kind not in _REVIEWS:
             listed.append(
                 {**entry, "name": f"{kind.plural}/status", "singularName": "", "verbs": ["get", "patch", "update"]}
             )

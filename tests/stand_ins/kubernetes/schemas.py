@@ -38,10 +38,15 @@ _KNOWN = {
 
 def kuberay_crds() -> list[dict[str, Any]]:
     """Return KubeRay's CustomResourceDefinitions. Skips the test where there are none."""
-    folder = Path(os.environ.get("KUBERAY_CRDS") or ROOT.parent / "shared" / "kuberay-crds")
+    folder = crds_folder()
     if not folder.is_dir():
         pytest.skip(f"KubeRay's CRDs are not in {folder}: set KUBERAY_CRDS to a folder with them")
     return [_load(file) for file in sorted(folder.glob("*.yaml"))]
+
+
+def crds_folder() -> Path:
+    """Return where KubeRay's CustomResourceDefinitions are, if they are anywhere."""
+    return Path(os.environ.get("KUBERAY_CRDS") or ROOT.parent / "shared" / "kuberay-crds")
 
 
 @cache

@@ -66,6 +66,7 @@ class ApiServer:
         self.calls: list[str] = []
         self.errors: list[str] = []  # in the stand-in itself
         self.logs: dict[str, bytearray] = {}  # by uid of a pod
+        self.tells_rules = True  # not all that decide over rights can list them
         self.warnings: Callable[[Kind, Object], list[str]] = lambda _kind, _value: []
         self.admit: Callable[[Kind, Object], str] = lambda _kind, _value: ""  # why an object is refused, if it is
         self.folder = folder
@@ -253,8 +254,9 @@ class _Handler(BaseHTTPRequestHandler):
         match = _PATH.fullmatch(path)
         if match is None:
             raise RefusedError(404, "the server could not find the requested resource")
-        if match["plural"] == "selfsubjectaccessreviews" and self.command == "POST":
-            return 201, self._review(user, json.loads(body))
+        review = {"selfsubjectaccessreviews": self._review, "selfsubjectrulesreviews": self._rules}.get(match["plural"])
+        if review is not None and self.command == "POST":
+            return 201, review(user, json.loads(body))
         kind = next((each for each in self.api.kinds if _is_of(each, match)), None)
         if kind is None or (match["namespace"] and not kind.namespaced):
             raise RefusedError(404, "the server could not find the requested resource")
@@ -279,6 +281,12 @@ class _Handler(BaseHTTPRequestHandler):
         action = Action(asked["verb"], asked.get("group", ""), resource, asked.get("namespace") or None)
         with self.api.store.lock:
             return {**review, "status": {"allowed": access.may(self.api.store, user, action)}}
+
+    def _rules(self, user: User, review: Object) -> Object:
+        with self.api.store.lock:
+            rules = access.rules(self.api.store, user, review["spec"]["namespace"]) if self.api.tells_rules else []
+        incomplete = not self.api.tells_rules
+        return {**review, "status": {"resourceRules": rules, "nonResourceRules": [], "incomplete": incomplete}}
 
 
 def _is_of(kind: Kind, match: re.Match[str]) -> bool:
