@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster import redaction
 from cluster.config import LocalCluster, Workers
 from cluster.errors import InfrastructureError, RunExistsError, RunNotFoundError
 from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus, State
@@ -204,12 +205,13 @@ def _start_supervisor(scratch: Path, request: LaunchRequest) -> None:
         "cluster": request.cluster.model_dump(mode="json"),
     }
     (scratch / LAUNCH).write_text(json.dumps(launch))
+    named = {redaction.NAMES: ",".join(request.secrets)}
     with (scratch / "supervisor.log").open("ab") as log:
         # -P: a package called `cluster` or `trainers` in the user's working folder must not shadow ours
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "cluster.supervisor", str(scratch)],
             cwd=scratch,
-            env={**os.environ, **request.env, "TMPDIR": str(temporary)},
+            env={**os.environ, **request.env, **request.secrets, **named, "TMPDIR": str(temporary)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

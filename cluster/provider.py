@@ -37,6 +37,7 @@ class LaunchRequest:
     max_failures: int
     deadline: int | None = None  # seconds that the run may take, by its budget, to which it keeps by itself
     env: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # variables of the run that nothing may show
 
 
 @dataclass(frozen=True, kw_only=True)

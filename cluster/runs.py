@@ -31,6 +31,7 @@ from cluster.errors import (
     StorageError,
     StorageFullError,
 )
+from cluster.redaction import hide
 from cluster.storage.base import Digest, Storage
 from cluster.storage.open import open_storage, split_run_uri
 from cluster.storage.rules import check_digest, digest_in
@@ -527,7 +528,7 @@ class Attempt:
         """Write the attempt's result, once; a second one is ignored."""
         path = self.run.path(f"{_attempt_folder(self.number)}/result.json")
         try:
-            self.run.storage.write(path, _dump({**asdict(result), "nonce": secrets.token_hex(8)}), if_absent=True)
+            self.run.storage.write(path, hide(_dump({**asdict(result), "nonce": secrets.token_hex(8)})), if_absent=True)
         except ObjectExistsError:
             return
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.errors import ObjectNotFoundError, StorageError
+from cluster.redaction import hide
 from cluster.runs import Run
 
 _FIRST_INTERVAL = 1.0  # seconds
@@ -36,7 +37,8 @@ class SegmentWriter:
         self._thread.start()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        self.append_bytes(json.dumps({"time": round(time.time(), 3), **row}, separators=(",", ":")).encode() + b"\n")
+        line = json.dumps({"time": round(time.time(), 3), **row}, separators=(",", ":"))
+        self.append_bytes(hide(line.encode()) + b"\n")
 
     def append_bytes(self, data: bytes) -> None:
         with self._lock:

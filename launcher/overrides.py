@@ -1,4 +1,4 @@
-"""What the command line changes in a job file: --set, --env, --name, --storage and --on."""
+"""What the command line changes in a job file: --set, --env, --secret, --name, --storage and --on."""
 
 from __future__ import annotations
 
@@ -47,6 +47,16 @@ def put_env(document: Document, variables: Sequence[str]) -> None:
         else:
             problem = f"write it as NAME=value, for example --env {name or 'LOG_LEVEL'}=info"
             document.mistakes.append(Mistake(place, (), problem))
+
+
+def put_secrets(document: Document, names: Sequence[str]) -> None:
+    """Apply `--secret NAME`: it is added to those of the file."""
+    for name in names:
+        there = document.get(("secrets",))
+        listed = there if isinstance(there, list) else []
+        if name not in listed:
+            place = Place(f"--secret {name}", key="secrets")
+            document.put(("secrets",), Document([*listed, name], {(): place}), below_text=lambda _path, _text: {})
 
 
 def put_cluster(document: Document, on: str) -> None:

@@ -57,6 +57,12 @@ class JobSpec(TrainJob):
         description="environment variables of the run; their values are text",
         json_schema_extra={"propertyNames": {"pattern": f"^{_VARIABLE}$"}},
     )
+    secrets: list[Annotated[str, AfterValidator(_variable)]] = Field(
+        default=[],
+        description="environment variables of the run by name alone; their values are those of the shell that launches "
+        "it, and nothing shows or stores them",
+        json_schema_extra={"uniqueItems": True},
+    )
     tune: Tune | None = Field(default=None, description="makes a sweep of it: many trials, each with other values")
     budget: Budget | None = Field(default=None, description="what a run or a sweep may take at most")
 
@@ -69,6 +75,14 @@ class JobSpec(TrainJob):
                 f"at most {NAME_LENGTH} characters; for example {clean_name(name)}"
             )
         return name
+
+    @model_validator(mode="after")
+    def _says_each_variable_once(self) -> JobSpec:
+        if twice := [name for name in self.secrets if name in self.env or self.secrets.count(name) > 1]:
+            raise ValueError(
+                f"secrets: {twice[0]} is there twice: a variable is either in env, with its value, or here"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_be_paid(self) -> JobSpec:
@@ -128,17 +142,19 @@ def load(
     name: str | None = None,
     storage: str | None = None,
     env: Sequence[str] = (),
+    secrets: Sequence[str] = (),
 ) -> LoadedJob:
     """Read a job file and what the command line changes in it.
 
-    `overrides` are `key=value` of --set, `env` is `NAME=value` of --env, `on` is a file with a cluster block or the
-    name of one in the user's config file. Later ones win: file, on, overrides, then name, storage and env.
+    `overrides` are `key=value` of --set, `env` is `NAME=value` of --env, `secrets` are names of --secret, `on` is a
+    file with a cluster block or the name of one in the user's config file. Later ones win: file, on, overrides, then
+    name, storage, env and secrets.
     Raises JobFileError with every mistake, or UsageError where there is no such file.
     """
     path = Path(path)
     document = _read(path)
     if isinstance(document.value, dict):
-        _change(document, overrides, on, name, storage, env)
+        _change(document, overrides, on, name, storage, env, secrets)
         document.value.setdefault("name", clean_name(path.stem))
         settle_sources(document, path.absolute().parent)
         _settle_storage(document)
@@ -194,6 +210,7 @@ def _change(
     name: str | None,
     storage: str | None,
     env: Sequence[str],
+    secrets: Sequence[str],
 ) -> None:
     if on is not None:
         cli.put_cluster(document, on)
@@ -201,6 +218,7 @@ def _change(
     cli.put_text(document, ("name",), name, "--name")
     cli.put_text(document, ("storage",), storage, "--storage")
     cli.put_env(document, env)
+    cli.put_secrets(document, secrets)
 
 
 def _settle_storage(document: Document) -> None:

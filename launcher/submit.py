@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cluster.errors import UsageError
 from cluster.provider import LaunchRequest, Plan, Provider, State
+from cluster.redaction import SHORTEST
 from cluster.registry import open_provider
 from cluster.runs import RUN_ID, Run, new_run_id
 from cluster.storage.open import check_storage, open_storage
@@ -45,6 +47,7 @@ def prepare(job: LoadedJob, run_id: str | None = None) -> Submission:
         max_failures=job.spec.train.max_failures,
         deadline=_deadline(job.spec),
         env=job.spec.env,
+        secrets=secrets_of(job.spec),
     )
     provider = open_provider(job.spec.cluster)
     return Submission(job.spec, _freeze(job), request, provider.render(request), provider)
@@ -68,6 +71,19 @@ def check_run_id(run_id: str) -> str:
     if not RUN_ID.fullmatch(run_id):
         raise UsageError(f"--id {run_id!r}: a run's id is of lower-case letters, digits and dashes, at most 40")
     return run_id
+
+
+def secrets_of(spec: JobSpec) -> dict[str, str]:
+    """Return what a job names as secrets, from this environment. Raises UsageError."""
+    absent = [name for name in spec.secrets if not os.environ.get(name)]
+    short = [name for name in spec.secrets if name not in absent and len(os.environ[name]) < SHORTEST]
+    if absent:
+        raise UsageError(f"secrets: {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not set in this shell")
+    if short:
+        raise UsageError(
+            f"secrets: {', '.join(short)}: what has fewer than {SHORTEST} characters cannot be kept out of the logs"
+        )
+    return {name: os.environ[name] for name in spec.secrets}
 
 
 def _deadline(spec: JobSpec) -> int | None:
@@ -94,6 +110,7 @@ def relaunch(run: Run) -> Provider:
     from launcher.status import tear_down
 
     provider = open_provider((spec := load_frozen(run.job())).cluster)
+    secrets = secrets_of(spec)
     _refuse_while_held(run)
     check_storage(run.storage)
     tear_down(run)  # what a killed supervisor left behind, or a RayJob that is over
@@ -106,6 +123,7 @@ def relaunch(run: Run) -> Provider:
             max_failures=spec.train.max_failures,
             deadline=_deadline(spec),
             env=spec.env,
+            secrets=secrets,
         )
     )
     return provider

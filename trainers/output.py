@@ -9,21 +9,27 @@ import threading
 from collections.abc import Iterator
 
 from cluster.errors import StorageError
+from cluster.redaction import redactor
 from cluster.runs import Attempt
 from cluster.segments import SegmentWriter
 
 
 @contextlib.contextmanager
 def shipped_output(attempt: Attempt, writer: str) -> Iterator[None]:
-    """Copy standard output and error of this process, C libraries' too, into the attempt's logs."""
+    """Copy standard output and error of this process, C libraries' too, into the attempt's logs; secrets in neither."""
+    shown = redactor()
     segments = SegmentWriter(attempt.run, attempt.number, "logs", writer)
     read_end, write_end = os.pipe()
     kept = [os.dup(1), os.dup(2)]
 
     def copy() -> None:
         while data := os.read(read_end, 65536):
-            os.write(kept[1], data)
-            segments.append_bytes(data)
+            write(shown.feed(data))
+        write(shown.rest())
+
+    def write(data: bytes) -> None:
+        os.write(kept[1], data)
+        segments.append_bytes(data)
 
     thread = threading.Thread(target=copy, name="output", daemon=True)
     thread.start()

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from cluster import redaction
 from cluster.config import KubernetesCluster, LocalCluster, Nodes, Workers
 from cluster.errors import UsageError
 from cluster.kubernetes import pods
@@ -37,7 +38,7 @@ def render(request: LaunchRequest) -> list[Manifest]:
     cluster = request.cluster
     assert isinstance(cluster, KubernetesCluster)
     name = object_name(request.run_id)
-    secrets = [name] if request.env else []
+    secrets = [name] if request.env or request.secrets else []
     job: Manifest = {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -62,7 +63,7 @@ def render(request: LaunchRequest) -> list[Manifest]:
         },
     }
     documents = [merge(job, cluster.overrides)]
-    if request.env:
+    if secrets:
         documents.append(_secret(request, cluster, name))
     return documents
 
@@ -157,6 +158,7 @@ def _environment(request: LaunchRequest, cluster: KubernetesCluster) -> list[Man
         {"name": pods.RUN_URI, "value": request.run_uri.replace("$", "$$")},  # Kubernetes would expand $(NAME)
         {"name": "RAYLIFT_CLUSTER", "value": driver},
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+        *([{"name": redaction.NAMES, "value": ",".join(request.secrets)}] if request.secrets else []),
         {"name": "RAYLIFT_NODE_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         # the machine's processors are not all the pod's
         {
@@ -183,7 +185,9 @@ def _secret(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Ma
         "kind": "Secret",
         "metadata": {"name": name, "namespace": cluster.namespace, "labels": pods.labels(request.run_id)},
         "type": "Opaque",
-        "data": {key: base64.b64encode(value.encode()).decode() for key, value in request.env.items()},
+        "data": {
+            key: base64.b64encode(value.encode()).decode() for key, value in {**request.env, **request.secrets}.items()
+        },
     }
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cluster.config import KubernetesCluster, Spot
 from cluster.kubernetes import pods
 from cluster.kubernetes.documents import to_yaml
 from cluster.kubernetes.manifest import node_counts, render
 from cluster.provider import LaunchRequest, Plan, Resource
 
+_NOT_SHOWN = "not shown: a secret"
+
 
 def plan(request: LaunchRequest) -> Plan:
-    """Return what would be created, and exactly what would be applied. Pure. Raises UsageError."""
+    """Return what would be created, and what would be applied, with no secret in it. Pure. Raises UsageError."""
+    request = replace(request, secrets=dict.fromkeys(request.secrets, _NOT_SHOWN))
     cluster = request.cluster
     assert isinstance(cluster, KubernetesCluster)
     documents = render(request)

@@ -32,6 +32,10 @@ NameOption = Annotated[str | None, typer.Option("--name", help="The name that th
 EnvOption = Annotated[
     list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="An environment variable. Repeatable.")
 ]
+SecretOption = Annotated[
+    list[str] | None,
+    typer.Option("--secret", metavar="NAME", help="An environment variable that nothing shows. Repeatable."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 

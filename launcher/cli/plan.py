@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.common import EnvOption, JobFile, JsonOption, NameOption, OnOption, SetOption, StorageOption
+from launcher.cli.common import (
+    EnvOption,
+    JobFile,
+    JsonOption,
+    NameOption,
+    OnOption,
+    SecretOption,
+    SetOption,
+    StorageOption,
+)
 
 
 def plan_command(
@@ -16,6 +25,7 @@ def plan_command(
     name: NameOption = None,
     storage: StorageOption = None,
     env: EnvOption = None,
+    secret: SecretOption = None,
     yaml: Annotated[
         bool, typer.Option("--yaml", help="Print exactly what would be applied, where that is a manifest.")
     ] = False,
@@ -28,7 +38,7 @@ def plan_command(
     from launcher.spec import load
     from launcher.submit import prepare
 
-    job = load(job_file, overrides=set_ or [], on=on, name=name, storage=storage, env=env or [])
+    job = load(job_file, overrides=set_ or [], on=on, name=name, storage=storage, env=env or [], secrets=secret or [])
     submission = prepare(job)
     if yaml:
         if not submission.plan.manifest:

@@ -12,6 +12,7 @@ from launcher.cli.common import (
     JsonOption,
     NameOption,
     OnOption,
+    SecretOption,
     SetOption,
     StorageOption,
     YesOption,
@@ -26,6 +27,7 @@ def run_command(
     run_id: Annotated[str | None, typer.Option("--id", help="The run's id; made from its name unless given.")] = None,
     storage: StorageOption = None,
     env: EnvOption = None,
+    secret: SecretOption = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not follow; the run goes on alone.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be created, and stop.")] = False,
     yes: YesOption = False,
@@ -39,7 +41,7 @@ def run_command(
     from launcher.submit import prepare, submit
     from launcher.text import typed
 
-    job = load(job_file, overrides=set_ or [], on=on, name=name, storage=storage, env=env or [])
+    job = load(job_file, overrides=set_ or [], on=on, name=name, storage=storage, env=env or [], secrets=secret or [])
     submission = prepare(job, run_id)
     if dry_run:
         print_json(as_dict(submission)) if json else print_plan(submission)

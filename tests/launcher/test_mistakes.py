@@ -105,6 +105,9 @@ def test_every_mistake_is_reported_at_once_with_its_place_and_what_to_write(job:
         ),
         ("cluster: {accelerators: 2 GPUs}", "'2 GPUs' does not fit (for example GPU:2: two ranks with a GPU each)"),
         ("env: {THREADS: 1}", 'job.yaml:3:16: env.THREADS: 1 is not text; put it in quotes: "1"'),
+        ("secrets: [2X]", "job.yaml:3:11: secrets.0: '2X' is no name for a variable: letters, digits and _"),
+        ("secrets: [A, B, A]", "secrets: A is there twice: a variable is either in env, with its value, or here"),
+        ("env: {A: x}\nsecrets: [A]", "secrets: A is there twice: a variable is either in env"),
         ("env: {2X: a}", "job.yaml:3:11: env.2X: '2X' is no name for a variable: letters, digits and _"),
         ('env: {X: "a\\0b"}', "job.yaml:3:10: env.X: the value holds a NUL byte"),
         ("name: 'a; rm -rf $HOME'", "job.yaml:3:7: name: 'a; rm -rf $HOME' is no name: lower-case letters"),
@@ -200,7 +203,7 @@ def test_a_file_without_keys_lists_the_keys(job: Job, text: str) -> None:
     (found,) = messages(job(start=text))
     assert found.startswith("job.yaml:1:1: ")
     assert found.endswith(
-        "; its keys are: task, model, data, train, checkpoint, name, cluster, storage, env, tune, budget"
+        "; its keys are: task, model, data, train, checkpoint, name, cluster, storage, env, secrets, tune, budget"
     )
 
 

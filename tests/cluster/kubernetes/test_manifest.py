@@ -21,6 +21,7 @@ from cluster.errors import UsageError
 from cluster.kubernetes import pods
 from cluster.kubernetes.documents import to_yaml
 from cluster.kubernetes.manifest import NAME_LENGTH, RAY_VERSION, driver_cluster, merge, object_name, render
+from cluster.kubernetes.planned import plan
 from cluster.runs import RUN_ID, new_run_id
 from tests.cluster.kubernetes.golden import CASES, ENV, FOLDER, request
 from tests.cluster.kubernetes.golden import RUN_ID as RUN
@@ -106,6 +107,22 @@ def test_the_secret_is_one_that_kubernetes_takes_and_has_the_environment() -> No
     _, secret = render(request("processors"))
     kubernetes_validate.validate(secret, kubernetes_validate.latest_version(), strict=True)
     assert {key: base64.b64decode(value).decode() for key, value in secret["data"].items()} == ENV
+
+
+def test_secrets_are_in_the_secret_alone_and_a_plan_does_not_show_them() -> None:
+    launch = dataclasses.replace(request("elastic-queue"), secrets={"TOKEN": "hunter2!", "OTHER": "verysecret"})
+    assert "hunter2!" not in repr(launch)
+    job, secret = render(launch)
+    assert {key: base64.b64decode(value).decode() for key, value in secret["data"].items()} == launch.secrets
+    assert "hunter2!" not in to_yaml([job])
+    for template in (job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"], templates(job)["worker"]):
+        (container,) = template["spec"]["containers"]
+        assert {"name": "RAYLIFT_SECRETS", "value": "TOKEN,OTHER"} in container["env"]
+        assert {"secretRef": {"name": RUN}} in container["envFrom"]
+    shown = plan(launch).manifest
+    assert "hunter2!" not in shown
+    assert base64.b64encode(b"hunter2!").decode() not in shown
+    assert base64.b64encode(b"not shown: a secret").decode() in shown
 
 
 def test_a_run_without_environment_has_no_secret() -> None:
