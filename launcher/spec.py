@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from cluster.config import ClusterConfig, LocalCluster
+from cluster.config import ClusterConfig, KubernetesCluster, LocalCluster
 from cluster.errors import UsageError
 from launcher import overrides as cli
 from launcher import settings
@@ -99,6 +99,12 @@ class JobSpec(TrainJob):
         most, each = self.cluster.most_workers, self.tune.workers_per_trial
         if most is not None and most < each:
             raise ValueError(f"tune.workers_per_trial: a trial has {each}, and the cluster no more than {most} in all")
+        on_pods = isinstance(self.cluster, KubernetesCluster) and self.cluster.accelerators is None
+        if on_pods and most is not None and 1 < each == most:
+            raise ValueError(
+                f"tune.workers_per_trial: a trial of {each} takes {each + 1} pods, one for the process that looks "
+                f"after it, and the cluster has no more than {most}"
+            )
         known = METRICS[self.task]
         if self.tune.metric is not None and self.tune.metric not in known:
             meant = nearest(self.tune.metric, known)

@@ -151,6 +151,14 @@ def test_a_trial_has_no_more_workers_than_the_cluster(job: Job) -> None:
     assert "tune.workers_per_trial: a trial has 3, and the cluster no more than 2 in all" in found[0]
 
 
+def test_a_trial_of_several_workers_takes_a_pod_more(job: Job) -> None:
+    block = "tune: {workers_per_trial: 2}\nstorage: s3://bucket/runs\ncluster: {provider: kubernetes, image: x, "
+    found = messages(job(f"{block}workers: 2}}"))
+    assert "tune.workers_per_trial: a trial of 2 takes 3 pods, one for the process that looks after it" in found[0]
+    assert tune_of(job(f"{block}workers: {{min: 1, max: 3}}}}")).workers_per_trial == 2
+    assert tune_of(job(f"{block}accelerators: 'L4:2'}}")).workers_per_trial == 2
+
+
 def test_a_plan_shows_the_space(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     space = "train.optimizer.lr: {loguniform: [1e-4, 0.1], when: {model.name: cnn}}, model.name: [cnn]"
     plan_command(str(job(f"tune: {{trials: 7, space: {{{space}}}}}")))
