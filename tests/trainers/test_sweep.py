@@ -97,6 +97,26 @@ def test_a_trial_that_tune_stops_was_pruned_and_one_that_says_its_end_was_not(ru
     assert launch.record.trials["00002"].evaluations == {}
 
 
+def test_a_trial_whose_machine_is_taken_away_goes_on_elsewhere(run: Run) -> None:
+    launch = Launch(run)
+    launch.suggest("a")
+    launch.result("a", 1, 0.5)
+    launch.result("a", 1, 0.5, state="PREEMPTED", complete=True)
+    assert states(launch) == ["STOPPED"]
+    assert launch.suggest("b")["trial"] == "00000"
+    assert launch.resumed == [("b", 0)]
+    assert states(launch) == ["RUNNING"]
+
+
+def test_a_trial_whose_machine_is_taken_away_with_the_driver_waits_for_the_next_launch(run: Run) -> None:
+    launch = Launch(run)
+    launch.suggest("a")
+    launch.stopping = True
+    launch.result("a", 1, 0.5, state="PREEMPTED", complete=True)
+    assert states(launch) == ["STOPPED"]
+    assert launch.suggest("b") == "FINISHED"
+
+
 def test_a_trial_whose_process_is_lost_too_often_has_failed(run: Run) -> None:
     launch = Launch(run)
     launch.suggest("a")

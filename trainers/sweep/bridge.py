@@ -79,6 +79,11 @@ class Bridge(RaySearcher):
             return  # `on_lost` says why
         if result is not None and result["state"] in ("", "SUCCEEDED"):
             self._evaluated(trial, result)
+        if result is not None and result["state"] == "PREEMPTED":
+            self._end(trial_id, "STOPPED", result["message"])
+            if not self._is_stopping():
+                self._waiting.append(trial)  # it was the machine that had to go: the trial goes on elsewhere
+            return
         if result is not None and result["state"]:
             self._end(trial_id, result["state"], result["message"])
             return

@@ -124,7 +124,7 @@ class RankedTraining(Training):
         if (result := self._run.result_of(attempt.number)) is not None:
             return News(result.step, epoch, iteration, result.metrics, result.state, result.message)
         events = {row["event"]: row for row in self._run.rows_of(attempt.number, "events")}
-        for event, state in (("paused", "PAUSED"), ("preempted", "STOPPED")):
+        for event, state in (("paused", "PAUSED"), ("preempted", "PREEMPTED")):
             if event in events:
                 return News(events[event]["step"], epoch, iteration, state=state)
         raise InfrastructureError("the ranks of the trial ended without a result")

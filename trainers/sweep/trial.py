@@ -216,7 +216,7 @@ class OneRankTraining(Training):
                     pulse=self._show_life(attempt) if self._show_life is not None else None,
                 )
             except PreemptedError as error:
-                return News(0, recorder.epoch_evaluated, recorder.iteration, state="STOPPED", message=str(error))
+                return News(0, recorder.epoch_evaluated, recorder.iteration, state="PREEMPTED", message=str(error))
             except TrainingError as error:
                 attempt.finish(Result(state="FAILED", message=str(error), exit_code=error.exit_code))
             finally:
