@@ -8,13 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from cluster.config import Workers
 from cluster.runs import Result, Run
-from tests.finished import new_run
+from tests.finished import DIGITS, new_run
 from tests.harness import environment, wait_for
 from trainers import leaving, processors, submitted
 from trainers.leaving import leave
-from trainers.main import Driver
+from trainers.main import Driver, Ready, driver_of
+from trainers.sweep.driver import SweepDriver
+from trainers.sweep.room import Room
+from trainers.sweep.trial import ALL_OF_ITS_POD, TrialContext, threads_each
 
 
 @pytest.fixture
@@ -60,7 +65,7 @@ def test_a_pod_of_a_run_that_is_over_or_not_begun_or_to_be_stopped_waits_for_not
     assert again.notice() is None
 
 
-def driver_of(run: Run, *, saves: bool) -> subprocess.Popen[bytes]:
+def a_driver(run: Run, *, saves: bool) -> subprocess.Popen[bytes]:
     """Return a process that passes for the driver of a run: told to end, it writes that it has saved, or dies."""
     program = f"""
 import signal, sys, threading
@@ -85,7 +90,7 @@ def test_the_pod_of_the_driver_asks_that_to_leave_and_waits_until_it_has_saved_o
     run: Run, monkeypatch: pytest.MonkeyPatch, saves: bool
 ) -> None:
     monkeypatch.setattr(leaving, "_POLL", 0.02)
-    driver = driver_of(run, saves=saves)
+    driver = a_driver(run, saves=saves)
     try:
         leave(run, "head")
         assert (driver.poll() is None) is saves
@@ -121,3 +126,31 @@ def test_the_processors_of_a_pod_are_not_those_of_its_machine(monkeypatch: pytes
     monkeypatch.setenv("RAYLIFT_CPUS", "3")
     assert processors.is_shared()
     assert processors.cpu_count() == 3
+
+
+def test_a_trial_in_a_pod_has_all_of_its_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setenv("RAYLIFT_CPUS", "3")  # fewer than the machine has, or more
+    try:
+        TrialContext(ALL_OF_ITS_POD).join()
+        assert torch.get_num_threads() == 3
+        TrialContext(2).join()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert threads_each(2) == 1
+
+
+@pytest.mark.parametrize(("cpus", "gpus", "threads"), [("4", False, ALL_OF_ITS_POD), ("4", True, 2), (None, False, 1)])
+def test_trials_share_the_processors_of_a_machine_and_not_those_of_their_pods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpus: str | None, gpus: bool, threads: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.delenv("RAYLIFT_CPUS", raising=False)
+    if cpus is not None:
+        monkeypatch.setenv("RAYLIFT_CPUS", cpus)
+    run = new_run(tmp_path / "sweeps", job=DIGITS + "tune: {}\n")
+    driver = driver_of(run)
+    assert isinstance(driver, SweepDriver)
+    driver.room = Room(1, most=2)
+    assert driver._threads_each(Ready(Workers(min=1, max=2), gpus, {}, {})) == threads

@@ -18,6 +18,7 @@ from cluster.config import Workers
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, means_of, ranked
+from trainers import processors
 from trainers.main import Driver, Ready, start_ray_for
 from trainers.sweep.actor import Shared, TrialActor
 from trainers.sweep.bridge import Bridge, Listener
@@ -26,7 +27,7 @@ from trainers.sweep.record import Record
 from trainers.sweep.room import Room
 from trainers.sweep.schedulers import build_scheduler, remember, remember_one
 from trainers.sweep.search import build_searcher
-from trainers.sweep.trial import data_key, threads_each, through_outages
+from trainers.sweep.trial import ALL_OF_ITS_POD, data_key, threads_each, through_outages
 from trainers.sweep.watch import Watch
 from trainers.tuning import Tune, describe, metric_of
 
@@ -115,9 +116,7 @@ class SweepDriver(Driver):
             arrays=ready.arrays,
             meta=ready.meta,
             metric=self.metric,
-            ranks=Ranks(
-                each, ready.gpus, self.own_ray, str(self.temporary), threads=threads_each(self.room.slots() * each)
-            ),
+            ranks=Ranks(each, ready.gpus, self.own_ray, str(self.temporary), threads=self._threads_each(ready)),
         )
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.room.slots())
         ray_tune.run(  # a Tuner would pickle what it is given, to restore from: ours comes back from storage
@@ -136,6 +135,11 @@ class SweepDriver(Driver):
             trial_dirname_creator=lambda trial: str(trial.trial_id),
             verbose=0,
         )
+
+    def _threads_each(self, ready: Ready) -> int:
+        if processors.is_shared() and not ready.gpus:
+            return ALL_OF_ITS_POD
+        return threads_each(self.room.slots() * self.tune.workers_per_trial)
 
     def _longest(self, ready: Ready) -> dict[str, int]:
         """Return how long a trial of the job as it stands is, in what a scheduler may count."""

@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from cluster.config import Workers
 from cluster.errors import InfrastructureError
 from cluster.runs import Attempt, Run
+from trainers import processors
 from trainers.context import RayContext, StopReason
 from trainers.pulse import forget_attempts
 from trainers.sweep.trial import News, Start, Training, TrialControl, TrialRecorder
@@ -34,7 +35,7 @@ class Ranks:
     gpus: bool
     own_ray: bool
     temporary: str  # the folder in which those of a machine meet
-    threads: int  # that each computes with
+    threads: int  # that each computes with; or ALL_OF_ITS_POD
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class RankContext(RayContext):
         import torch
 
         super().join()
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._threads or processors.cpu_count())
 
 
 def _run_trial_rank(told: dict[str, RankConfig]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cluster.errors import PreemptedError, RunExistsError, StorageError, TrainingError
 from cluster.runs import Attempt, Origin, Result, Run, is_outage
 from cluster.trials import Copied
+from trainers import processors
 from trainers.context import LocalContext, StopReason
 from trainers.control import Control
 from trainers.output import shipped_output
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trainers.tasks.base import Prepared
 
 PATIENCE = 30 * 60.0  # seconds that storage may be away
+ALL_OF_ITS_POD = 0  # threads: as many as there are processors in the pod, where no other rank is
 _PAUSE = 5.0
 _T = TypeVar("_T")
 
@@ -60,7 +61,7 @@ class TrialContext(LocalContext):
     def join(self) -> None:
         import torch
 
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._threads or processors.cpu_count())
 
 
 @dataclass(frozen=True)
@@ -249,4 +250,4 @@ def data_key(job: TrainJob) -> str:
 
 def threads_each(trials: int) -> int:
     """Return how many threads a trial computes with, where so many share this machine."""
-    return max(1, (os.cpu_count() or 1) // trials)
+    return max(1, processors.cpu_count() // trials)
