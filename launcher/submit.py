@@ -111,9 +111,10 @@ def relaunch(run: Run) -> Provider:
 
     provider = open_provider((spec := load_frozen(run.job())).cluster)
     secrets = secrets_of(spec)
-    _refuse_while_held(run)
-    check_storage(run.storage)
-    tear_down(run)  # what a killed supervisor left behind, or a RayJob that is over
+    if not _is_to_begin(run):  # else: a launch that nobody saw to its end is completed
+        _refuse_while_held(run)
+        check_storage(run.storage)
+        tear_down(run)  # what a killed supervisor left behind, or a RayJob that is over
     run.withdraw_stop()
     provider.launch(
         LaunchRequest(
@@ -127,6 +128,13 @@ def relaunch(run: Run) -> Provider:
         )
     )
     return provider
+
+
+def _is_to_begin(run: Run) -> bool:
+    """Whether a run is on a cluster, and its driver has not come to life there yet."""
+    from launcher.status import is_running
+
+    return remote_of(run) is not None and not run.attempts() and is_running(run)
 
 
 def _refuse_while_held(run: Run) -> None:

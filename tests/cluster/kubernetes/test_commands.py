@@ -131,6 +131,7 @@ def test_a_run_whose_job_failed_without_a_result_is_lost_with_the_reason(server:
 def test_stop_now_ends_a_run_and_resume_launches_it_again(server: ApiServer, options: list[str]) -> None:
     run = run_of(options)
     assert raylift("run", *options, "--detach").returncode == 0
+    run.claim()
     refused = raylift("resume", run.uri, "--detach")
     assert refused.returncode == 2
     assert "is running already, on its cluster" in refused.stderr
@@ -143,6 +144,39 @@ def test_stop_now_ends_a_run_and_resume_launches_it_again(server: ApiServer, opt
     assert resumed.returncode == 0, resumed.stderr
     assert server.all("RayJob")[0]["metadata"]["uid"] != first
     assert run.stop_reason() is None
+
+
+@pytest.mark.parametrize("at", ["GET /apis/ray.io", "PATCH /apis/ray.io", "PATCH /api/v1"])
+def test_a_laptop_that_dies_in_the_middle_of_a_launch_leaves_what_resume_completes(
+    server: ApiServer, options: list[str], at: str
+) -> None:
+    run = run_of(options)
+    server.faults.append(Fault(at, after=True))  # done, but the laptop does not live to hear so
+    with start_raylift("run", *options, "--detach") as process:
+        wait_for(lambda: [call for call in server.calls if call.startswith(at)], at, timeout=60)
+        process.kill()
+    server.faults.clear()
+    resumed = raylift("resume", run.uri, "--detach")
+    assert resumed.returncode == 0, resumed.stderr
+    (job,), (secret,) = server.all("RayJob"), server.all("Secret")
+    assert job["metadata"]["generation"] == 1
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+
+
+def test_a_laptop_that_dies_in_the_middle_of_a_teardown_leaves_what_the_next_one_removes(
+    server: ApiServer, options: list[str]
+) -> None:
+    run = run_of(options)
+    assert raylift("run", *options, "--detach").returncode == 0
+    take_up(server, run.id, finalizer=True)
+    with start_raylift("stop", run.uri, "--now") as process:
+        wait_for(lambda: [call for call in server.calls if call.startswith("DELETE")], "the teardown", timeout=60)
+        process.kill()
+    server.change("RayJob", "raylift", run.id, lambda value: value["metadata"].update(finalizers=[]))
+    done = raylift("stop", run.uri, "--now")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for kind in ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret"):
+        assert server.all(kind) == []
 
 
 def test_a_run_is_removed_with_its_job_and_not_while_it_runs(server: ApiServer, options: list[str]) -> None:
