@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cluster import code
 from cluster.errors import UsageError
 from cluster.provider import LaunchRequest, Plan, Provider, State
 from cluster.redaction import SHORTEST
@@ -46,6 +47,7 @@ def prepare(job: LoadedJob, run_id: str | None = None) -> Submission:
         cluster=job.spec.cluster,
         max_failures=job.spec.train.max_failures,
         deadline=_deadline(job.spec),
+        code=code.digest(),
         env=job.spec.env,
         secrets=secrets_of(job.spec),
     )
@@ -123,6 +125,7 @@ def relaunch(run: Run) -> Provider:
             cluster=spec.cluster,
             max_failures=spec.train.max_failures,
             deadline=_deadline(spec),
+            code=code.digest(),
             env=spec.env,
             secrets=secrets,
         )

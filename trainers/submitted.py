@@ -4,7 +4,8 @@
 
 Ends with 0 once the run has a result in storage, whatever it is: KubeRay starts a job that failed again, on a new
 cluster, and that would change no result. Only a driver that was lost is to be started again; one that is told to
-leave waits for the end of its pod, as KubeRay counts an exit for a failure.
+leave waits for the end of its pod, as KubeRay counts an exit for a failure. An image that does not suit the run is its
+end too.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import os
 import sys
 import time
 
-from cluster.errors import RayliftError
+from cluster import code
+from cluster.errors import RayliftError, UsageError
+from cluster.kubernetes.manifest import RAY_VERSION
 from cluster.local import FINAL, PREEMPTED
-from cluster.runs import Run
+from cluster.runs import Result, Run
 from trainers.main import driver_of
 
 _END_OF_POD = 60.0  # seconds; it comes at once, unless somebody else has told the driver to leave
@@ -23,16 +26,35 @@ _END_OF_POD = 60.0  # seconds; it comes at once, unless somebody else has told t
 
 def main() -> int:
     run = Run.at(os.environ["RAYLIFT_RUN_URI"])
-    code = driver_of(run).drive()
-    if code == PREEMPTED:
+    try:
+        _check_image()
+        driver = driver_of(run)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        run.claim().finish(Result(state="FAILED", message=str(error), exit_code=error.exit_code))
+        return 0
+    exit_code = driver.drive()
+    if exit_code == PREEMPTED:
         time.sleep(_END_OF_POD)
-    return 0 if code in FINAL and run.result() is not None else code
+    return 0 if exit_code in FINAL and run.result() is not None else exit_code
+
+
+def _check_image() -> None:
+    """Raise UsageError where this image has another raylift, or another Ray, than the run was launched for."""
+    import ray
+
+    if os.environ.get(code.DIGEST, code.digest()) != code.digest():
+        raise UsageError(
+            "cluster.image: it has another raylift than the machine that launched this run. Build it anew from the "
+            "same checkout (k8s/Dockerfile), under a tag of its own, as nodes keep what they have pulled"
+        )
+    if ray.__version__ != RAY_VERSION:
+        raise UsageError(f"cluster.image: it has Ray {ray.__version__}, and this raylift is made for {RAY_VERSION}")
 
 
 if __name__ == "__main__":
     try:
-        code = main()
+        sys.exit(main())
     except RayliftError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
-    sys.exit(code)
+        sys.exit(error.exit_code)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cluster import redaction
+from cluster import code, redaction
 from cluster.config import KubernetesCluster, LocalCluster, Nodes, Workers
 from cluster.errors import UsageError
 from cluster.kubernetes import pods
@@ -158,6 +158,7 @@ def _environment(request: LaunchRequest, cluster: KubernetesCluster) -> list[Man
         {"name": pods.RUN_URI, "value": request.run_uri.replace("$", "$$")},  # Kubernetes would expand $(NAME)
         {"name": "RAYLIFT_CLUSTER", "value": driver},
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+        *([{"name": code.DIGEST, "value": request.code}] if request.code else []),
         *([{"name": redaction.NAMES, "value": ",".join(request.secrets)}] if request.secrets else []),
         {"name": "RAYLIFT_NODE_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         # the machine's processors are not all the pod's

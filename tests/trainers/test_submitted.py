@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cluster import code
 from cluster.config import Workers
 from cluster.runs import Result, Run
 from tests.finished import DIGITS, new_run
-from tests.harness import environment, wait_for
+from tests.harness import ROOT, environment, wait_for
 from trainers import leaving, processors, submitted
 from trainers.leaving import leave
 from trainers.main import Driver, Ready, driver_of
@@ -52,6 +54,52 @@ def test_a_job_fails_only_where_it_is_to_be_started_again(
     monkeypatch.setattr(submitted, "_END_OF_POD", 0.0)
     assert submitted.main() == ends_with
     assert (run.result() is not None) is recorded
+
+
+def test_an_image_with_other_code_is_the_end_of_the_run_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(code.DIGEST, "0123456789abcdef")
+    assert submitted.main() == 0, "another try would change nothing"
+    result = run.result()
+    assert result is not None
+    assert (result.state, result.exit_code) == ("FAILED", 2)
+    assert "cluster.image: it has another raylift than the machine that launched this run" in result.message
+
+
+def test_an_image_with_another_ray_is_the_end_of_the_run_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submitted, "RAY_VERSION", "2.59.0")
+    monkeypatch.setenv(code.DIGEST, code.digest())
+    assert submitted.main() == 0
+    result = run.result()
+    assert result is not None
+    assert result.message.endswith("and this raylift is made for 2.59.0")
+
+
+def test_a_job_file_of_another_version_is_the_end_of_the_run_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(tmp_path, job="task: image-classification\ndata: {train: builtin:digits, colour: red}\n")
+    monkeypatch.setenv("RAYLIFT_RUN_URI", run.uri)
+    assert submitted.main() == 0
+    result = run.result()
+    assert result is not None
+    assert "was made for another version of raylift" in result.message
+
+
+def test_code_is_the_same_wherever_it_is_installed(tmp_path: Path) -> None:
+    for package in ("cluster", "trainers"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def there() -> str:
+        command = [sys.executable, "-c", "from cluster import code; print(code.digest())"]
+        env = {**environment(), "PYTHONPATH": str(tmp_path)}
+        return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert there() == code.digest()
+    file = tmp_path / "trainers" / "loop.py"
+    file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    assert there() == code.digest()
+    file.write_text(file.read_text() + "# another line\n")
+    assert there() != code.digest()
 
 
 def test_a_pod_of_a_run_that_is_over_or_not_begun_or_to_be_stopped_waits_for_nothing(run: Run) -> None:
