@@ -1,0 +1,109 @@
+"""From the command line to a trained model through Kubernetes' API: pods are processes here, with a real Ray."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.runs import Run
+from tests.harness import ROOT, fresh_id, open_run, raylift, wait_for
+from tests.real.seaweedfs import SeaweedFS
+from tests.stand_ins.kubernetes.kuberay import Operator, operator
+from tests.stand_ins.kubernetes.server import ApiServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+
+IMAGE = "registry.example/raylift:cpu"
+BLOCK = f"""
+provider: kubernetes
+image: '{IMAGE}'
+workers: 2
+storage_secret: raylift-storage
+ttl_seconds_after_finished: 0
+"""
+SWEEP = """
+task: image-classification
+data: {train: builtin:digits, eval: {split: 0.2}}
+train: {epochs: 2, batch_size: 256}
+tune: {trials: 3, search: random, scheduler: none, space: {train.optimizer.lr: {loguniform: [1e-4, 1e-2]}}}
+"""
+DIGITS = ROOT / "examples" / "digits.yaml"
+PATIENT = 400.0  # seconds; a start of Ray, its nodes and the ranks takes half a minute on an idle machine
+OF_A_RUN = ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret")
+
+
+@pytest.fixture
+def kuberay(server: ApiServer, s3_env: SeaweedFS) -> Iterator[Operator]:
+    """Return the operator, with an image that is this checkout and its environment, and the Secret of the bucket."""
+    data = {name: base64.b64encode(value.encode()).decode() for name, value in s3_env.env.items()}
+    server.create("Secret", {"metadata": {"name": "raylift-storage"}, "data": data}, "raylift")
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    # Ray's start on a busy machine takes longer than it waits for by itself
+    image = {"PATH": path, "PYTHONPATH": str(ROOT), "RAY_raylet_start_wait_time_s": "300"}
+    with operator(server, {IMAGE: image}) as running:
+        yield running
+
+
+@pytest.fixture
+def run(s3_env: SeaweedFS) -> Run:
+    """Return a run that is still to be made."""
+    return open_run(s3_env.fresh_uri(), fresh_id("digits"))
+
+
+@pytest.fixture
+def on(tmp_path: Path, run: Run) -> list[str]:
+    """Return what sends a job to the cluster, as that run."""
+    (tmp_path / "k8s.yaml").write_text(BLOCK)
+    return ["--on", str(tmp_path / "k8s.yaml"), "--storage", run.storage.uri, "--id", run.id]
+
+
+def pods_of(server: ApiServer, role: str) -> list[dict[str, Any]]:
+    pods = server.all("Pod")
+    return [each for each in pods if each["metadata"]["labels"].get("ray.io/node-type") == role]
+
+
+def left_in(server: ApiServer) -> list[str]:
+    names = [each["metadata"]["name"] for kind in OF_A_RUN for each in server.all(kind)]
+    return [name for name in names if name != "raylift-storage"]
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_the_digits_example_trains_on_kubernetes_and_leaves_nothing_there(
+    server: ApiServer, run: Run, on: list[str]
+) -> None:
+    done = raylift("run", DIGITS, *on, timeout=PATIENT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(raylift("status", run.uri, "--json").stdout)["metrics"]["eval_accuracy"] > 0.96
+    assert [row["world_size"] for row in run.rows("events") if row["event"] == "training"] == [2]
+    assert "removed from the cluster" in done.stdout
+    assert left_in(server) == []
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_sweep_goes_on_to_its_end_while_the_laptop_sleeps(
+    server: ApiServer, run: Run, on: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    launched = raylift("run", tmp_path / "sweep.yaml", *on, "--detach")
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    wait_for(lambda: not is_running(server), "the end of the RayJob", timeout=PATIENT)
+    (job,) = server.all("RayJob")
+    told = json.loads(raylift("status", run.uri, "--json").stdout)
+    assert job["status"]["jobDeploymentStatus"] == "Complete", (job["status"], told)
+    assert told["state"] == "SUCCEEDED", told
+    assert [trial["state"] for trial in told["sweep"]["trials"]] == ["SUCCEEDED"] * 3
+    assert raylift("export", run.uri, tmp_path / "model").returncode == 0
+    wait_for(lambda: not pods_of(server, "head") + pods_of(server, "worker"), "the end of the pods", timeout=60)
+    assert raylift("rm", run.uri, "--yes").returncode == 0
+    assert left_in(server) == []
+
+
+def is_running(server: ApiServer) -> bool:
+    (job,) = server.all("RayJob")
+    return job.get("status", {}).get("jobDeploymentStatus") not in ("Complete", "Failed")
