@@ -23,31 +23,31 @@ JOB = """\
 task: image-classification
 model: {name: cnn, dropout: 0.3}
 data: {train: builtin:digits, eval: {split: 0.2}, image_size: 28, augment: {rotate: 15, noise: 0.05, mixup: 0.2}}
-train: {epochs: 8, batch_size: 64, seed: 11}
+train: {epochs: 24, batch_size: 64, seed: 11}
 checkpoint: {every: 7 steps, keep: 2}
 cluster: {provider: local, workers: 2}
 """
 
 
-def is_created(run: Run) -> bool:
+def is_created(run: Run, _: int) -> bool:
     return Path(run.uri, "job.yaml").exists()
 
 
-def is_starting_ray(run: Run) -> bool:
-    return bool(run.attempts())
+def is_starting_ray(run: Run, attempt: int) -> bool:
+    return attempt in run.attempts()
 
 
-def is_starting_ranks(run: Run) -> bool:
-    return any(row["event"] == "cluster" for row in run.rows_of(1, "events"))
+def is_starting_ranks(run: Run, attempt: int) -> bool:
+    return any(row["event"] == "cluster" for row in run.rows_of(attempt, "events"))
 
 
-def is_training(run: Run) -> bool:
-    return any(row["step"] > 20 for row in run.rows_of(1, "metrics"))
+def is_training(run: Run, attempt: int) -> bool:
+    return len(run.rows_of(attempt, "metrics")) > 20
 
 
-def is_saving(run: Run) -> bool:
+def is_saving(run: Run, attempt: int) -> bool:
     """Whether a checkpoint's files are there and its manifest is not."""
-    names = {entry.path for entry in run.storage.list(run.path("attempts/000001/checkpoints/"))}
+    names = {entry.path for entry in run.storage.list(run.path(f"attempts/{attempt:06d}/checkpoints/"))}
     return any(f"{name.rpartition('/')[0]}/manifest.json" not in names for name in names)
 
 
@@ -62,20 +62,17 @@ def undisturbed(folder: Path) -> Run:
 
 
 @contextlib.contextmanager
-def start(folder: Path, run: Run, moment: Callable[[Run], bool]) -> Iterator[subprocess.Popen[str]]:
-    with start_raylift("run", folder / "job.yaml", "--id", run.id, "--storage", run.storage.uri) as process:
-        wait_for(lambda: moment(run), moment.__name__)
+def start(folder: Path, run: Run, moment: Callable[[Run, int], bool]) -> Iterator[subprocess.Popen[str]]:
+    """Start a run, or resume one that there is, and wait until its attempt is where it should be."""
+    attempt = max(run.attempts(), default=0) + 1
+    first = ("run", folder / "job.yaml", "--id", run.id, "--storage", run.storage.uri)
+    with start_raylift(*(first if attempt == 1 else ("resume", run.uri))) as process:
+        wait_for(lambda: moment(run, attempt), f"{moment.__name__} of attempt {attempt}")
         yield process
 
 
 def press(process: subprocess.Popen[str]) -> None:
     os.killpg(process.pid, signal.SIGINT)
-
-
-def resume_to_the_end(run: Run) -> None:
-    resumed = raylift("resume", run.uri)
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
-    wait_for_nothing_left(run.id)
 
 
 def test_ctrl_c_before_there_is_a_run_leaves_nothing(folder: Path) -> None:
@@ -98,16 +95,24 @@ def test_ctrl_c_while_a_run_is_submitted_undoes_or_stops_it(folder: Path) -> Non
     with start(folder, run, is_created) as process:
         press(process)
         output, _ = process.communicate(timeout=120)
-        assert (process.returncode, is_created(run)) in [(130, False), (4, True)], output
+        assert (process.returncode, is_created(run, 1)) in [(130, False), (4, True)], output
         assert "Traceback" not in output
         wait_for_nothing_left(run.id)
 
 
-@pytest.mark.parametrize("moment", [is_starting_ray, is_starting_ranks, is_training, is_saving])
-def test_the_first_ctrl_c_saves_and_stops_and_a_resume_ends_with_the_same_losses(
-    folder: Path, undisturbed: Run, moment: Callable[[Run], bool]
-) -> None:
-    run = open_run(folder / "runs", fresh_id(moment.__name__.replace("_", "-")))
+def test_a_run_that_is_stopped_over_and_over_ends_with_the_same_losses(folder: Path, undisturbed: Run) -> None:
+    run = open_run(folder / "runs", fresh_id("over-and-over"))
+    for moment in (is_starting_ray, is_starting_ranks, is_training, is_saving):
+        stop_by_the_first_ctrl_c(folder, run, moment)
+    for moment in (is_starting_ray, is_training):
+        end_by_the_second_ctrl_c(folder, run, moment)
+    resumed = raylift("resume", run.uri)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    wait_for_nothing_left(run.id)
+    assert losses(run) == losses(undisturbed)
+
+
+def stop_by_the_first_ctrl_c(folder: Path, run: Run, moment: Callable[[Run, int], bool]) -> None:
     with start(folder, run, moment) as process:
         press(process)
         output, _ = process.communicate(timeout=120)
@@ -115,13 +120,9 @@ def test_the_first_ctrl_c_saves_and_stops_and_a_resume_ends_with_the_same_losses
         assert output.count("stopping: saving a checkpoint first (Ctrl-C again ends it at once)") == 1
         seen = [row["step"] for row in run.rows("metrics") if row["kind"] == "step"]
         assert [checkpoint.step for checkpoint in run.checkpoints()][-1:] == seen[-1:], "the last step is saved"
-        resume_to_the_end(run)
-        assert losses(run) == losses(undisturbed)
 
 
-@pytest.mark.parametrize("moment", [is_starting_ray, is_training])
-def test_the_second_ctrl_c_ends_the_run_at_once(folder: Path, undisturbed: Run, moment: Callable[[Run], bool]) -> None:
-    run = open_run(folder / "runs", fresh_id("twice"))
+def end_by_the_second_ctrl_c(folder: Path, run: Run, moment: Callable[[Run, int], bool]) -> None:
     with start(folder, run, moment) as process:
         pressed = time.monotonic()
         press(process)
@@ -134,5 +135,3 @@ def test_the_second_ctrl_c_ends_the_run_at_once(folder: Path, undisturbed: Run, 
         assert "Traceback" not in output
         assert_nothing_left(run.id)
         assert "STOPPED: stopped from the keyboard" in raylift("status", run.uri).stdout
-        resume_to_the_end(run)
-        assert losses(run) == losses(undisturbed)
