@@ -74,6 +74,7 @@ class KubernetesProvider:
         """Yield what the submitter prints of the driver; over a lost connection, and the next submitter, goes on."""
         done: set[str] = set()
         while True:
+            goes_on = follow and self._goes_on(run_id)  # asked first: whoever submits before the end is in the list
             pods = [each for each in self._submitters(run_id) if each["metadata"]["uid"] not in done]
             for pod in pods:
                 skip = offset
@@ -85,7 +86,7 @@ class KubernetesProvider:
                 if not follow or _is_over(self._again(pod)):
                     done.add(pod["metadata"]["uid"])
                     offset = 0
-            if not follow or not self._goes_on(run_id):
+            if not goes_on:
                 return
             time.sleep(_POLL)
 

@@ -154,7 +154,7 @@ def test_a_save_that_takes_very_long_no_longer_holds_up_the_next_but_is_finished
 
     def very_slow(name: str, *arguments: Any) -> None:
         if saved_step(name, *arguments) == 2:
-            assert trained.wait(60), "training waits for the save"
+            assert trained.wait(240), "training waits for the save"
 
     monkeypatch.setattr("trainers.loop.Trainer.finish", _after(trained))
     train(with_storage(run, very_slow))
