@@ -83,6 +83,7 @@ class Checkpointer:
         self._memories: list[HostMemory] = []  # two at most
         self._base = attempt.start_from()
         self._unproven: Snapshot | None = None
+        self._copying: HostMemory | None = None
         self._committed: list[Checkpoint] = []
         self._changed = threading.Condition()  # guards all that follows
         self._waiting: Snapshot | None = None  # to be written next
@@ -136,6 +137,13 @@ class Checkpointer:
             memory=memory,
             blocked=time.monotonic() - started,
         )
+        self._copying = memory
+
+    def hold(self) -> None:
+        """Keep the state as it is until it is copied; called before each change of it. Only a GPU waits, if any."""
+        if self._copying is not None:
+            self._copying.hold()
+            self._copying = None
 
     def confirm(self) -> None:
         """Begin to write the copy: the next step's loss, or the run's end, shows that its weights are good.

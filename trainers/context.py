@@ -76,7 +76,7 @@ class LocalContext:
 
         device = self.device()
         if device.type == "cuda":
-            torch.cuda.set_device(device)
+            compute_alike(device)
         elif self.local_world_size > 1 or processors.is_shared():
             # ranks that share a machine's cores: more threads than cores slow each other down
             torch.set_num_threads(max(1, processors.cpu_count() // self.local_world_size))
@@ -111,12 +111,26 @@ class RayContext(LocalContext):
         self.temporary = temporary
 
     def device(self) -> torch.device:
-        import ray
-        import torch
+        return device_from_ray()
 
-        accelerators: Any = ray.get_gpu_ids()
-        if accelerators and torch.cuda.is_available():
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            own = str(accelerators[0])
-            return torch.device("cuda", visible.index(own) if own in visible else 0)
-        return torch.device("cpu")
+
+def device_from_ray() -> torch.device:
+    """Return the accelerator that Ray gave this process, all or a share of it; else the CPU, whatever it could see."""
+    import ray
+    import torch
+
+    accelerators: Any = ray.get_gpu_ids()
+    if accelerators and torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        own = str(accelerators[0])
+        return torch.device("cuda", visible.index(own) if own in visible else 0)
+    return torch.device("cpu")
+
+
+def compute_alike(device: torch.device) -> None:
+    """Make a GPU this thread's own, and have it choose kernels that give the same bits in every run."""
+    import torch
+
+    torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = False  # what is fastest this time need not be so after a resume
+    torch.backends.cudnn.deterministic = True

@@ -11,25 +11,36 @@ from torch import Tensor
 class HostMemory:
     """Memory that copies of the state go into, the same one for every save: to get new pages takes as long again.
 
-    What comes from an accelerator goes into pinned memory, and behind the loop's back: `wait` for it.
+    What comes from a GPU goes into pinned memory and by a stream of its own, so beside what the loop computes next:
+    `hold` before that changes the state, and `wait` before the copy is read.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._stream: torch.cuda.Stream | None = None
         self._copied: torch.cuda.Event | None = None
 
     def copy(self, part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return copies, contiguous in memory as their file wants them."""
-        copies = {name: self._copy(f"{part}/{name}", tensor.detach()) for name, tensor in tensors.items()}
-        if any(tensor.is_cuda for tensor in tensors.values()):
-            self._copied = torch.cuda.Event()
-            self._copied.record()  # a later one holds for those before: all go through one stream
+        device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+        if device is None:
+            return {name: self._copy(f"{part}/{name}", tensor.detach()) for name, tensor in tensors.items()}
+        stream = self._stream = self._stream or torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))  # what the loop has computed is in the copy
+        with torch.cuda.stream(stream):
+            copies = {name: self._copy(f"{part}/{name}", tensor.detach()) for name, tensor in tensors.items()}
+        self._copied = stream.record_event()  # a later one holds for those before: all go through one stream
         return copies
 
     @property
     def size(self) -> int:
         """In bytes, once something was copied."""
         return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def hold(self) -> None:
+        """Have the GPU compute nothing that is asked of it from now on before all is copied. Does not block."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
     def wait(self) -> None:
         """Block until what was copied is there."""

@@ -87,6 +87,7 @@ class Trainer:
         sharded = is_sharded(job, context)
         if sharded:
             shard(self.model, context.world_size, self.device, self.precision)
+        self.has_buffers = any(True for _ in self.model.buffers())  # which a forward pass may change
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.schedule = Schedule(self.config.schedule, self.last_step)
         shared = share_memory(context, self.device)
@@ -137,6 +138,8 @@ class Trainer:
     def train_step(self, loaded: Loaded) -> None:
         """Forward, backward and one optimizer step on this rank's micro-batches of a global batch."""
         step = self.progress.step
+        if self.has_buffers:
+            self.checkpointer.hold()
         self.schedule.apply(self.optimizer, step)
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self.device)
@@ -162,6 +165,7 @@ class Trainer:
         norm = clip_and_scale(
             self.model.parameters(), self.config.batch_size / self.reduction.count, self.config.clip_norm
         )
+        self.checkpointer.hold()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.progress.step += 1
@@ -177,6 +181,7 @@ class Trainer:
             or step in (self.last_step, self.saved_step + 1)
             or self.is_due(self.every)
             or self.is_due(self.config.eval_every)
+            or self.reduction.has_wishes()
         )
 
     def settle(self) -> tuple[StopReason | None, bool]:

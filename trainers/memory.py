@@ -56,3 +56,14 @@ def peak_memory() -> int:
     """Return the most memory that this process has held, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def held_on_gpu() -> str:
+    """Say how much of this process's GPU its tensors have held, for a message."""
+    import torch
+
+    held = f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
+    if not torch.cuda.is_initialized():
+        return held
+    there = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return f"{held} of the {there.total_memory / 1e9:.1f} GB of an {there.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from trainers.context import StopReason, WorkerContext
 from trainers.shared_memory import SharedSums
 
 _SUMS = 4 + len(StopReason)  # of a step: see Reduction.start
+_BEHIND = 2  # steps that a GPU may be behind the loop
 
 
 def share_memory(context: WorkerContext, device: torch.device) -> SharedSums | None:
@@ -76,6 +78,7 @@ class Reduction:
         self._sums = torch.zeros(_SUMS, dtype=torch.float64, device=device)
         self._work: torch.distributed.Work | None = None
         self._kept: list[tuple[int, Tensor, Tensor, float]] = []
+        self._told: deque[tuple[Tensor, torch.cuda.Event]] = deque()  # wishes on their way from a GPU
 
     @property
     def count(self) -> Tensor:
@@ -99,10 +102,28 @@ class Reduction:
 
     def keep(self, *, step: int, norm: Tensor, lr: float) -> None:
         self._kept.append((step, self._sums, norm, lr))
+        if self._device.type == "cuda":
+            wishes = torch.empty(_SUMS, dtype=self._sums.dtype, pin_memory=True).copy_(self._sums, non_blocking=True)[
+                3:
+            ]
+            self._told.append((wishes, torch.cuda.current_stream(self._device).record_event()))
+
+    def has_wishes(self) -> bool:
+        """Whether a rank of the step before last wished something; waits until a GPU is no more than that behind.
+
+        It is so on all ranks or on none. A loop that ran further ahead would hear of wishes late, and seem to hang
+        where it waits for its GPU at last.
+        """
+        if len(self._told) <= _BEHIND:
+            return False
+        wishes, is_there = self._told.popleft()
+        is_there.synchronize()
+        return bool(wishes.any())
 
     def read(self) -> list[StepSums]:
         """Return the steps since the last call; waits for the device."""
         kept, self._kept = self._kept, []
+        self._told.clear()
         found = []
         for step, sums, norm, lr in kept:
             loss_sum, count, seen, wants_save, *wishes = sums.tolist()

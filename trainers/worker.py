@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 -m trainers.worker RUN_URI
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 import time
 import traceback
@@ -35,6 +36,11 @@ _GOES_ON = (
     StopReason.RESIZE,
     StopReason.PAUSED,
 )  # with another attempt: such an end has no result
+_NO_GPU_MEMORY = (
+    "CUDA error: out of memory",
+    "Cuda failure 2 ",
+    "_STATUS_ALLOC_FAILED",
+)  # of CUDA, NCCL, its libraries
 
 
 @dataclass(frozen=True)
@@ -185,11 +191,18 @@ def explain(error: Exception, rank: int, step: int | None) -> RayliftError:
     """
     import torch
 
-    from trainers.memory import peak_memory
+    from trainers.memory import held_on_gpu, peak_memory
 
     if isinstance(error, RayliftError):
         return error
     text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _NO_GPU_MEMORY):
+        asked = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+        return InfrastructureError(
+            f"rank {rank} ran out of GPU memory, at step {(step or 0) + 1}: it held {held_on_gpu()} at most"
+            f"{f', and needed {asked[1]} more' if asked else ''}. Try a smaller train.micro_batch_size, or "
+            "train.precision: bf16"
+        )
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         held = f"{peak_memory() / 1e9:.1f} GB"
         return InfrastructureError(
@@ -198,10 +211,6 @@ def explain(error: Exception, rank: int, step: int | None) -> RayliftError:
         )
     if isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in text):
         return InfrastructureError("another rank is gone")
-    if isinstance(error, torch.OutOfMemoryError):
-        return TrainingError(
-            f"out of GPU memory: {text.splitlines()[0]} Try a smaller train.micro_batch_size or precision: bf16"
-        )
     where = "" if step is None else f" (rank {rank}, step {step + 1})"
     return TrainingError(f"{type(error).__name__}: {text}{where}")
 

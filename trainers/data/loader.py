@@ -94,6 +94,8 @@ class _Ahead:
 
     def _run(self, loader: Loader, start: int, end: int) -> None:
         try:
+            if loader._device.type == "cuda":
+                torch.cuda.set_device(loader._device)  # a thread's own is the first one
             for step in range(start, end):
                 loaded = loader._load(step)
                 self._put(Loaded([_pinned(batch) for batch in loaded.batches], loaded.seen))

@@ -20,7 +20,7 @@ from cluster.errors import PreemptedError, RunExistsError, StorageError, Trainin
 from cluster.runs import Attempt, Origin, Result, Run, is_outage
 from cluster.trials import Copied
 from trainers import processors
-from trainers.context import LocalContext, StopReason
+from trainers.context import LocalContext, StopReason, compute_alike, device_from_ray
 from trainers.control import Control
 from trainers.output import shipped_output
 from trainers.pulse import Pulse
@@ -28,6 +28,8 @@ from trainers.record import Recorder
 from trainers.worker import run_rank
 
 if TYPE_CHECKING:
+    import torch
+
     from trainers.config import TrainJob
     from trainers.loop import Progress
     from trainers.tasks.base import Prepared
@@ -58,9 +60,14 @@ class TrialContext(LocalContext):
         self.world_size = self.local_world_size = 1
         self._threads = threads
 
+    def device(self) -> torch.device:
+        return device_from_ray()
+
     def join(self) -> None:
         import torch
 
+        if (device := self.device()).type == "cuda":
+            compute_alike(device)
         torch.set_num_threads(self._threads or processors.cpu_count())
 
 
