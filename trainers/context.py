@@ -128,9 +128,10 @@ def device_from_ray() -> torch.device:
 
 
 def compute_alike(device: torch.device) -> None:
-    """Make a GPU this thread's own, and have it choose kernels that give the same bits in every run."""
+    """Make a GPU this thread's own, and have it compute the same bits in every run, with all those of fp32."""
     import torch
 
     torch.cuda.set_device(device)
     torch.backends.cudnn.benchmark = False  # what is fastest this time need not be so after a resume
     torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False  # its own choice for convolutions, which keeps 10 bits of 23

@@ -14,12 +14,12 @@ class Training:
 
     precision = "fp32"
 
-    def __init__(self, size: int, seed: int) -> None:
-        """Make a state of about `size` bytes."""
+    def __init__(self, size: int, seed: int, device: str = "cpu") -> None:
+        """Make a state of about `size` bytes on a device."""
         from trainers.loop import Progress
 
         torch.manual_seed(seed)
-        self.model = _transformer(size // _BYTES_A_PARAMETER)
+        self.model = _transformer(size // _BYTES_A_PARAMETER).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         for parameter in self.model.parameters():
             parameter.grad = torch.randn_like(parameter)
