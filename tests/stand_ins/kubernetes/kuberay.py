@@ -1,7 +1,7 @@
 """An operator for RayJobs, after KubeRay's: it makes of one what KubeRay makes, and moves its status as KubeRay does.
 
 It knows nothing of raylift: what runs is what the API holds. Written after KubeRay's controllers
-(https://github.com/ray-project/kuberay, ray-operator/controllers/ray), for the submission mode K8sJobMode. Pods run
+(https://github.com/ray-project/kuberay, ray-operator/controllers/ray), for K8sJobMode and HTTPMode. Pods run
 on this machine and share its network (kubelet.py), so ports that a RayJob fixes are left out, and the head's are
 chosen here. It has no autoscaler: of a range, `replicas` are started. Pods of Ray start one after the other, and
 without Ray's monitors: what starts at once on one small machine hinders each other.
@@ -30,6 +30,7 @@ from tests.stand_ins.kubernetes.store import now
 
 _JOB_FINALIZER = "ray.io/rayjob-finalizer"
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+_SELECTED = "ray.io/cluster"  # the key of a clusterSelector
 _POLL = 0.1  # seconds
 _PATIENCE = 5.0  # seconds for the dashboard to answer
 
@@ -76,10 +77,17 @@ class Operator:
             "Retrying": self._clear,
             "Complete": self._expire,
             "Failed": self._expire,
+            "ValidationFailed": self._leave,
         }[status.get("jobDeploymentStatus", "")]
         step(job, status)
 
+    def _leave(self, job: Object, status: Object) -> None:
+        """Do nothing more about it."""
+
     def _begin(self, job: Object, status: Object) -> None:
+        if said := mistake_in(job["spec"]):
+            self._set(job, jobDeploymentStatus="ValidationFailed", reason="ValidationFailed", message=said)
+            return
         if job["spec"].get("suspend"):
             self._set(job, jobDeploymentStatus="Suspended")
             return
@@ -87,8 +95,8 @@ class Operator:
         self._change(job, lambda value: value["metadata"].update(finalizers=[_JOB_FINALIZER]))
         self._set(
             job,
-            jobId=f"{name}-{_suffix()}",
-            rayClusterName=f"{name}-{_suffix()}",
+            jobId=job["spec"].get("jobId") or f"{name}-{_suffix()}",
+            rayClusterName=job["spec"].get("clusterSelector", {}).get(_SELECTED) or f"{name}-{_suffix()}",
             jobStatus="",
             startTime=now(),
             failed=status.get("failed", 0),
@@ -99,7 +107,7 @@ class Operator:
         if self._is_past_deadline(job, status):
             return
         cluster = self._cluster(job, status)
-        if not self._keep_pods(job, cluster):
+        if cluster is None or not self._keep_pods(job, cluster):
             return
         _, dashboard = self.ports[status["rayClusterName"]]
         self._set(job, dashboardURL=f"127.0.0.1:{dashboard}")
@@ -109,8 +117,10 @@ class Operator:
     def _watch(self, job: Object, status: Object) -> None:
         if self._is_past_deadline(job, status):
             return
-        self._keep_pods(job, self._cluster(job, status))
-        submitter = self._keep_submitter(job)
+        if (cluster := self._cluster(job, status)) is None:
+            return  # one that was selected has gone: KubeRay looks for it for ever
+        self._keep_pods(job, cluster)
+        submitter = self._keep_submitter(job, cluster)
         if submitter == "Failed":
             failed = status.get("jobStatus") == "FAILED"
             reason = "AppFailed" if failed else "SubmissionFailed"
@@ -118,6 +128,8 @@ class Operator:
             return
         info = self._job_info(status)
         if info is None:
+            if _is_over_http(job):
+                self._post(job, status)  # it is not known there, or Ray is not there, and takes nothing
             return
         if info["status"] in _TERMINAL and submitter == "Complete":
             if info["status"] == "FAILED":
@@ -156,7 +168,8 @@ class Operator:
         spec = job["spec"]
         over = time.time() - _seconds(status["endTime"]) > spec.get("ttlSecondsAfterFinished", 0)
         cluster = self.server.get("RayCluster", job["metadata"]["namespace"], status["rayClusterName"])
-        if spec.get("shutdownAfterJobFinishes") and over and cluster is not None:
+        own = "clusterSelector" not in spec
+        if own and spec.get("shutdownAfterJobFinishes") and over and cluster is not None:
             self.server.delete("RayCluster", job["metadata"]["namespace"], status["rayClusterName"])
 
     def _is_past_deadline(self, job: Object, status: Object) -> bool:
@@ -174,11 +187,13 @@ class Operator:
 
     # RayClusters
 
-    def _cluster(self, job: Object, status: Object) -> Object:
-        """Return the job's RayCluster, with its token and services; make it where there is none."""
+    def _cluster(self, job: Object, status: Object) -> Object | None:
+        """Return the job's RayCluster, with its token and services; make it, unless one is selected."""
         namespace, name = job["metadata"]["namespace"], status["rayClusterName"]
         if (found := self.server.get("RayCluster", namespace, name)) is not None:
             return found
+        if "clusterSelector" in job["spec"]:
+            return None
         origin = {"ray.io/originated-from-cr-name": job["metadata"]["name"], "ray.io/originated-from-crd": "RayJob"}
         labels = {**job["metadata"].get("labels", {}), **origin}
         cluster = self._make("RayCluster", name, labels, job, spec=job["spec"]["rayClusterSpec"])
@@ -194,6 +209,8 @@ class Operator:
         """Make the pods that are missing, or have ended, anew; return whether all are ready."""
         if cluster["metadata"].get("deletionTimestamp"):
             return False
+        if "clusterSelector" in job["spec"]:
+            return bool(pods := self._pods(job)) and all(map(self._shows_ready, pods))
         name, spec = cluster["metadata"]["name"], cluster["spec"]
         there = {pod["metadata"]["name"]: pod for pod in self._pods(job)}
         wanted = {f"{name}-head": ("head", "headgroup", spec["headGroupSpec"])}
@@ -222,6 +239,8 @@ class Operator:
         told |= {"temp-dir": "$TMPDIR/ray", "include-log-monitor": "false"}
         if role == "head":
             served = {"port": str(port), "dashboard-host": "127.0.0.1", "dashboard-port": str(dashboard)}
+            # jobs on the head find there the port that Ray has in a pod of its own
+            container.setdefault("env", []).append({"name": "RAY_DASHBOARD_ADDRESS", "value": f"127.0.0.1:{dashboard}"})
             told |= {**served, "ray-client-server-port": str(_free_port()), "no-monitor": "true"}
         else:
             told["address"] = f"127.0.0.1:{port}"
@@ -262,12 +281,22 @@ class Operator:
 
     def _submit(self, job: Object) -> None:
         name = job["metadata"]["name"]
+        if _is_over_http(job):
+            return
         if self.server.get("Job", job["metadata"]["namespace"], name) is None:
             origin = {"ray.io/originated-from-cr-name": name, "ray.io/originated-from-crd": "RayJob"}
             self._make("Job", name, origin, job, spec={})
 
-    def _keep_submitter(self, job: Object) -> str:
+    def _post(self, job: Object, status: Object) -> None:
+        """Submit the job as KubeRay's own request does."""
+        asked = {"entrypoint": job["spec"]["entrypoint"], "submission_id": status["jobId"]}
+        body = json.dumps(asked).encode()
+        _get(f"http://{status['dashboardURL']}/api/jobs/", self._token_of(status), method="POST", body=body)
+
+    def _keep_submitter(self, job: Object, cluster: Object) -> str:
         """Start the pod that submits, and again as often as it may fail; return what became of it."""
+        if _is_over_http(job):
+            return "Complete"
         namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
         owner = self.server.get("Job", namespace, name)
         if owner is None or owner["metadata"].get("deletionTimestamp"):
@@ -283,10 +312,10 @@ class Operator:
         if all(phase == "Failed" for phase in phases):
             if len(pods) > job["spec"].get("submitterConfig", {}).get("backoffLimit", 2):
                 return "Failed"
-            self._make_submitter(job, owner, len(pods))
+            self._make_submitter(job, owner, len(pods), cluster)
         return "Active"
 
-    def _make_submitter(self, job: Object, owner: Object, number: int) -> None:
+    def _make_submitter(self, job: Object, owner: Object, number: int, cluster: Object) -> None:
         status, template = job["status"], json.loads(json.dumps(job["spec"]["submitterPodTemplate"]))
         container = template["spec"]["containers"][0]
         address, submission = f"http://{status['dashboardURL']}", status["jobId"]
@@ -301,7 +330,7 @@ class Operator:
         ]
         env = [{"name": "RAY_DASHBOARD_ADDRESS", "value": status["dashboardURL"]}]
         env += [{"name": "RAY_JOB_SUBMISSION_ID", "value": submission}]
-        env += _token(job["spec"]["rayClusterSpec"], status["rayClusterName"])
+        env += _token(cluster["spec"], status["rayClusterName"])
         container.setdefault("env", []).extend(env)
         labels = {"batch.kubernetes.io/job-name": job["metadata"]["name"], **template["metadata"]["labels"]}
         name = f"{job['metadata']['name']}-{number}{_suffix()[:4]}"
@@ -355,6 +384,31 @@ def operator(server: ApiServer, images: Mapping[str, Mapping[str, str]]) -> Iter
     assert running.errors == []
 
 
+def mistake_in(spec: Object) -> str:
+    """Return what KubeRay refuses of a RayJob, after its ValidateRayJobSpec (controllers/ray/utils/validation.go)."""
+    selected = spec.get("clusterSelector")
+    if spec.get("suspend") and not spec.get("shutdownAfterJobFinishes"):
+        return "a RayJob with shutdownAfterJobFinishes set to false is not allowed to be suspended"
+    if spec.get("ttlSecondsAfterFinished") and not spec.get("shutdownAfterJobFinishes"):
+        return "a RayJob with shutdownAfterJobFinishes set to false cannot have TTLSecondsAfterFinished"
+    if spec.get("suspend") and selected:
+        return "the ClusterSelector mode doesn't support the suspend operation"
+    if "rayClusterSpec" not in spec and not selected:
+        return "one of RayClusterSpec or ClusterSelector must be set"
+    if selected and not selected.get(_SELECTED):
+        return "cluster name in ClusterSelector should not be empty"
+    if selected and spec.get("backoffLimit", 0) > 0:
+        return "BackoffLimit is incompatible with ClusterSelector mode"
+    if selected and spec.get("submissionMode") == "SidecarMode":
+        return "ClusterSelector is not supported in SidecarMode"
+    return ""
+
+
+def _is_over_http(job: Object) -> bool:
+    """Whether the operator submits the job itself, and no pod does."""
+    return bool(job["spec"].get("submissionMode") == "HTTPMode")
+
+
 def _token(spec: Object, cluster: str) -> list[Object]:
     if spec.get("authOptions", {}).get("mode") != "token":
         return []
@@ -362,12 +416,11 @@ def _token(spec: Object, cluster: str) -> list[Object]:
     return [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": source}]
 
 
-def _get(url: str, token: str, method: str = "GET") -> bytes | None:
+def _get(url: str, token: str, method: str = "GET", body: bytes | None = None) -> bytes | None:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers |= {"Content-Type": "application/json"} if body is not None else {}
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers, method=method), timeout=_PATIENCE
-        ) as it:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers, method=method), timeout=_PATIENCE) as it:
             answer: bytes = it.read()
             return answer
     except OSError:

@@ -29,6 +29,10 @@ class _Dashboard(BaseHTTPRequestHandler):
             self._answer(200, "success")
         elif self.headers.get("Authorization") != f"Bearer {_TOKEN}":
             self._answer(401, "no token")
+        elif self.path == "/api/jobs/":
+            self._answer(
+                200, json.dumps([{"submission_id": name, **self._info(job)} for name, job in self.jobs.items()])
+            )
         elif (job := self.jobs.get(self.path.split("/")[3])) is None:
             self._answer(404, "no such job")
         elif self.path.endswith("/stop"):
@@ -38,9 +42,12 @@ class _Dashboard(BaseHTTPRequestHandler):
             with open(f"job-{self.path.split('/')[3]}.log") as log:
                 self._answer(200, log.read())
         else:
-            code = job.poll()
-            status = "RUNNING" if code is None else "FAILED" if code else "SUCCEEDED"
-            self._answer(200, json.dumps({"status": status, "message": f"exit code {code}"}))
+            self._answer(200, json.dumps(self._info(job)))
+
+    def _info(self, job: subprocess.Popen[bytes]) -> dict[str, Any]:
+        code = job.poll()
+        status = "RUNNING" if code is None else "FAILED" if code else "SUCCEEDED"
+        return {"status": status, "message": f"exit code {code}"}
 
     def do_POST(self) -> None:
         if self.path != "/api/jobs/":
