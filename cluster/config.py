@@ -112,6 +112,11 @@ class KubernetesCluster(BaseModel):
 
     provider: Literal["kubernetes"]
     context: str | None = Field(default=None, description="of the kubeconfig; default: its current one")
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$",
+        description="a cluster that raylift up has made, to which the run goes; also --cluster NAME",
+    )
     namespace: str = Field(
         default="raylift", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="where the run's objects are"
     )

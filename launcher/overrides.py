@@ -64,6 +64,16 @@ def put_cluster(document: Document, on: str) -> None:
     document.put(("cluster",), _cluster(on), below_text=lambda _path, _text: {})
 
 
+def put_named_cluster(document: Document, name: str | None) -> None:
+    """Apply `--cluster NAME`: of a cluster block for Kubernetes, the key `name`."""
+    if name is not None:
+        if document.get(("cluster", "provider")) == "kubernetes":
+            put_text(document, ("cluster", "name"), name, "--cluster")
+        else:
+            problem = "clusters with a name are on Kubernetes: say which by --on FILE, with provider: kubernetes"
+            document.mistakes.append(Mistake(Place(f"--cluster {name}", key="cluster.name"), (), problem))
+
+
 def block_for(root: type) -> Callable[[Keys, str], dict[str, Any]]:
     """`optimizer: sgd` becomes {name: sgd} where something is set below it."""
 

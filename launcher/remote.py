@@ -15,6 +15,7 @@ from cluster.runs import Run
 
 _RETRY = 5.0  # seconds
 _LOOK = 5.0  # seconds between looks at pods that have not started
+_LOOK_AGAIN = 30.0  # and at those that have
 
 
 class Remote(Provider, Protocol):
@@ -71,7 +72,7 @@ class Watcher:
     def news(self) -> str:
         """Return in a line what has changed since the last call; an empty text where nothing has."""
         status = self._status
-        if status is not None and status.state not in (State.RUNNING, State.SUCCEEDED):
+        if status is not None and status.state is not State.SUCCEEDED:
             status = self._look(status)
         line = self._trouble or (f"{status.state}: {status.reason}" if status is not None and status.reason else "")
         if not line or line == self._told:
@@ -81,7 +82,7 @@ class Watcher:
 
     def _look(self, status: RunStatus) -> RunStatus:
         """Look at the pods too: what keeps them from starting does not change the run's own object."""
-        if time.monotonic() - self._looked > _LOOK:
+        if time.monotonic() - self._looked > (_LOOK_AGAIN if status.state is State.RUNNING else _LOOK):
             self._looked = time.monotonic()
             try:
                 self._status = status = self._provider.describe(self._run.id)

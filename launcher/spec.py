@@ -149,18 +149,20 @@ def load(
     storage: str | None = None,
     env: Sequence[str] = (),
     secrets: Sequence[str] = (),
+    cluster: str | None = None,
 ) -> LoadedJob:
     """Read a job file and what the command line changes in it.
 
     `overrides` are `key=value` of --set, `env` is `NAME=value` of --env, `secrets` are names of --secret, `on` is a
-    file with a cluster block or the name of one in the user's config file. Later ones win: file, on, overrides, then
-    name, storage, env and secrets.
+    file with a cluster block or the name of one in the user's config file, and `cluster` one that is up. Later ones
+    win: file, on, overrides, then name, storage, env, secrets and cluster.
     Raises JobFileError with every mistake, or UsageError where there is no such file.
     """
     path = Path(path)
     document = _read(path)
     if isinstance(document.value, dict):
         _change(document, overrides, on, name, storage, env, secrets)
+        cli.put_named_cluster(document, cluster)
         document.value.setdefault("name", clean_name(path.stem))
         settle_sources(document, path.absolute().parent)
         _settle_storage(document)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster import code
+from cluster.config import KubernetesCluster
 from cluster.errors import UsageError
 from cluster.provider import LaunchRequest, Plan, Provider, State
 from cluster.redaction import SHORTEST
@@ -41,16 +43,7 @@ def prepare(job: LoadedJob, run_id: str | None = None) -> Submission:
     """Work out what a launch would create; nothing is created."""
     run_id = check_run_id(run_id or new_run_id(job.spec.name))
     storage = str(job.spec.storage)
-    request = LaunchRequest(
-        run_id=run_id,
-        run_uri=f"{storage.rstrip('/')}/{run_id}",
-        cluster=job.spec.cluster,
-        max_failures=job.spec.train.max_failures,
-        deadline=_deadline(job.spec),
-        code=code.digest(),
-        env=job.spec.env,
-        secrets=secrets_of(job.spec),
-    )
+    request = _request(job.spec, run_id, f"{storage.rstrip('/')}/{run_id}", secrets_of(job.spec))
     provider = open_provider(job.spec.cluster)
     return Submission(job.spec, _freeze(job), request, provider.render(request), provider)
 
@@ -77,15 +70,47 @@ def check_run_id(run_id: str) -> str:
 
 def secrets_of(spec: JobSpec) -> dict[str, str]:
     """Return what a job names as secrets, from this environment. Raises UsageError."""
-    absent = [name for name in spec.secrets if not os.environ.get(name)]
-    short = [name for name in spec.secrets if name not in absent and len(os.environ[name]) < SHORTEST]
+    if cluster_of(spec) is not None:
+        return dict.fromkeys(spec.secrets, "")  # its pods have them already
+    return from_this_shell(spec.secrets)
+
+
+def from_this_shell(names: Sequence[str]) -> dict[str, str]:
+    """Return variables that are to be kept secret. Raises UsageError where one is not set, or cannot be."""
+    absent = [name for name in names if not os.environ.get(name)]
+    short = [name for name in names if name not in absent and len(os.environ[name]) < SHORTEST]
     if absent:
         raise UsageError(f"secrets: {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not set in this shell")
     if short:
         raise UsageError(
             f"secrets: {', '.join(short)}: what has fewer than {SHORTEST} characters cannot be kept out of the logs"
         )
-    return {name: os.environ[name] for name in spec.secrets}
+    return {name: os.environ[name] for name in names}
+
+
+def cluster_of(spec: JobSpec) -> str | None:
+    """Return the name of the cluster that a job goes to, where that is there before it."""
+    return spec.cluster.name if isinstance(spec.cluster, KubernetesCluster) else None
+
+
+def _request(spec: JobSpec, run_id: str, run_uri: str, secrets: dict[str, str]) -> LaunchRequest:
+    """Return the launch of a run; a cluster with a name is asked whether it fits. Raises UsageError."""
+    request = LaunchRequest(
+        run_id=run_id,
+        run_uri=run_uri,
+        cluster=spec.cluster,
+        max_failures=spec.train.max_failures,
+        deadline=_deadline(spec),
+        code=code.digest(),
+        env=spec.env,
+        secrets=secrets,
+    )
+    if cluster_of(spec) is None:
+        return request
+    from cluster.kubernetes.clusters import NamedClusters
+
+    assert isinstance(spec.cluster, KubernetesCluster)
+    return NamedClusters(spec.cluster).place(request)
 
 
 def _deadline(spec: JobSpec) -> int | None:
@@ -112,24 +137,13 @@ def relaunch(run: Run) -> Provider:
     from launcher.status import tear_down
 
     provider = open_provider((spec := load_frozen(run.job())).cluster)
-    secrets = secrets_of(spec)
+    request = _request(spec, run.id, run.uri, secrets_of(spec))
     if not _is_to_begin(run):  # else: a launch that nobody saw to its end is completed
         _refuse_while_held(run)
         check_storage(run.storage)
         tear_down(run)  # what a killed supervisor left behind, or a RayJob that is over
     run.withdraw_stop()
-    provider.launch(
-        LaunchRequest(
-            run_id=run.id,
-            run_uri=run.uri,
-            cluster=spec.cluster,
-            max_failures=spec.train.max_failures,
-            deadline=_deadline(spec),
-            code=code.digest(),
-            env=spec.env,
-            secrets=secrets,
-        )
-    )
+    provider.launch(request)
     return provider
 
 

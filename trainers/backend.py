@@ -34,6 +34,7 @@ from ray.util.placement_group import PlacementGroup
 
 from cluster.config import Workers
 from cluster.errors import InfrastructureError
+from cluster.ticket import VARIABLES
 from trainers import elastic, notice
 from trainers.elastic import Room
 
@@ -76,8 +77,11 @@ def start_ray(*, cpus: int, temp_folder: str | None) -> None:
 
 
 def join_ray(address: str) -> None:
-    """Attach to a Ray that runs already."""
-    ray.init(address=address, log_to_driver=False, configure_logging=False)
+    """Attach to a Ray that runs already; the ranks get what variables this process was handed for them."""
+    names = filter(None, os.environ.get(VARIABLES, "").split(","))
+    handed = {name: os.environ[name] for name in names}
+    runtime_env = {"env_vars": handed} if handed else None
+    ray.init(address=address, log_to_driver=False, configure_logging=False, runtime_env=runtime_env)
 
 
 def look_for_room(*, gpus: bool) -> list[Room]:

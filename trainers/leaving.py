@@ -14,6 +14,7 @@ import contextlib
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 
@@ -21,6 +22,7 @@ from cluster.errors import RayliftError
 from cluster.runs import Claim, Run
 from trainers.jobs import load_job
 
+_RUN_URI = "RAYLIFT_RUN_URI"
 _POLL = 1.0  # seconds
 _DEADLINE = 3600 * 1000  # ms that Ray is told a drained node has left; the grace period is shorter
 _DRIVER = "trainers.submitted"
@@ -81,6 +83,29 @@ def _drain_this_node() -> None:
             gcs.drain_node(node_id.hex(), reason, "its pod is taken away", time.time_ns() // 10**6 + _DEADLINE)
 
 
-if __name__ == "__main__":
+def runs_here() -> set[str]:
+    """Return the URIs of the runs that have a process in this pod, which more than one may share."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            if _RUN_URI in environment and environment.get("HOME") == os.environ.get("HOME"):
+                found.add(environment[_RUN_URI])
+    return found
+
+
+def _leave(uri: str, role: str) -> None:
     with contextlib.suppress(RayliftError, RuntimeError):  # storage or Ray is gone: there is nobody left to tell
-        leave(Run.at(os.environ["RAYLIFT_RUN_URI"]), sys.argv[1])
+        leave(Run.at(uri), role)
+
+
+def main(role: str) -> None:
+    if (uri := os.environ.get(_RUN_URI)) is not None:
+        _leave(uri, role)
+    elif uris := runs_here():  # this pod is of a cluster with a name
+        with ThreadPoolExecutor(len(uris)) as pool:
+            list(pool.map(_leave, uris, [role] * len(uris)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

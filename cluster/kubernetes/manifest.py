@@ -18,9 +18,12 @@ from cluster.errors import UsageError
 from cluster.kubernetes import pods
 from cluster.kubernetes.pods import Manifest
 from cluster.provider import LaunchRequest
+from cluster.ticket import Ticket
 
 RAY_VERSION = "2.60.0"  # of the lock files, and so of the image
 URI_ANNOTATION = "raylift.dev/run-uri"
+ON_CLUSTER = "raylift.dev/on-cluster"  # of a run: the cluster with a name that it is on
+RAY_CLUSTER = "ray.io/cluster"  # KubeRay's label for what belongs to a RayCluster
 NAME_LENGTH = 47  # KubeRay adds six characters for the RayCluster, and up to ten for its services: 63 in all
 # What KubeRay's ray start is told; the network policies under k8s/ open these ports, and no others.
 _PORTS = {
@@ -38,6 +41,8 @@ def render(request: LaunchRequest) -> list[Manifest]:
     cluster = request.cluster
     assert isinstance(cluster, KubernetesCluster)
     name = object_name(request.run_id)
+    if request.ray_cluster:
+        return [_guest(request, cluster, name)]
     secrets = [name] if request.env or request.secrets else []
     job: Manifest = {
         "apiVersion": "ray.io/v1",
@@ -45,8 +50,8 @@ def render(request: LaunchRequest) -> list[Manifest]:
         "metadata": {
             "name": name,
             "namespace": cluster.namespace,
-            "labels": {**pods.labels(request.run_id), **_queue(cluster)},
-            "annotations": {URI_ANNOTATION: request.run_uri, **_slices(cluster)},
+            "labels": {**pods.labels(request.run_id), **queue_label(cluster)},
+            "annotations": {URI_ANNOTATION: request.run_uri, **slices(cluster)},
         },
         "spec": {
             # the run is named in the environment: this line goes through two shells
@@ -59,13 +64,66 @@ def render(request: LaunchRequest) -> list[Manifest]:
             "preRunningDeadlineSeconds": cluster.pre_running_deadline_seconds,
             **_deadline(request, cluster),
             "submitterPodTemplate": pods.submitter_pod(request.run_id, cluster),
-            "rayClusterSpec": _ray_cluster(request, cluster, secrets),
+            "rayClusterSpec": ray_cluster(name, cluster, _environment(request, cluster), secrets),
         },
     }
     documents = [merge(job, cluster.overrides)]
     if secrets:
-        documents.append(_secret(request, cluster, name))
+        documents.append(secret_of(name, cluster, {**request.env, **request.secrets}))
     return documents
+
+
+def ray_cluster(run_id: str, cluster: KubernetesCluster, env: list[Manifest], secrets: list[str]) -> Manifest:
+    """Return the spec of a RayCluster whose pods have these variables, and those of these Secrets."""
+    least, most = node_counts(cluster)
+    _, count = pods.accelerators(cluster)
+    secrets = [*secrets, *filter(None, [cluster.storage_secret])]
+    head = pods.head_pod(run_id, cluster, env, secrets)
+    worker = pods.worker_pod(run_id, cluster, env, secrets)
+    spec: Manifest = {
+        "rayVersion": RAY_VERSION,
+        "authOptions": {"mode": "token"},  # KubeRay makes the token, in a Secret that goes with the cluster
+        "headGroupSpec": {
+            "serviceType": "ClusterIP",
+            "rayStartParams": {"num-cpus": "0", **_PORTS},  # no rank is placed here
+            "template": merge(head, cluster.pod_template),
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": group_name(cluster),
+                "replicas": least,
+                "minReplicas": least,
+                "maxReplicas": most,
+                # a rank takes one processor of Ray's, or one accelerator: so a pod on processors has room for one
+                "rayStartParams": {**_PORTS} if count else {"num-cpus": "1", **_PORTS},
+                "template": merge(worker, cluster.pod_template),
+            }
+        ],
+    }
+    if least != most:
+        # KubeRay gives the autoscaler, in the head's pod, a service account of its own: see k8s/base
+        for key in ("serviceAccountName", "automountServiceAccountToken"):
+            spec["headGroupSpec"]["template"]["spec"].pop(key, None)
+        spec |= {"enableInTreeAutoscaling": True, "autoscalerOptions": _autoscaler(cluster)}
+    if cluster.network_policy:
+        spec["networkPolicy"] = {"mode": "DenyAll"}
+    return spec
+
+
+def secret_of(name: str, cluster: KubernetesCluster, variables: Mapping[str, str]) -> Manifest:
+    """Return a Secret with variables for pods."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": cluster.namespace, "labels": pods.labels(name)},
+        "type": "Opaque",
+        "data": {key: base64.b64encode(value.encode()).decode() for key, value in variables.items()},
+    }
+
+
+def group_name(cluster: KubernetesCluster) -> str:
+    """Return what the pods with the ranks are called: by what they train on."""
+    return pods.accelerators(cluster)[0].lower() or "cpu"
 
 
 def object_name(run_id: str) -> str:
@@ -107,49 +165,51 @@ def merge(base: Any, over: Any) -> Any:
     return over
 
 
+def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Manifest:
+    """Return the job of a run on a cluster with a name, which KubeRay then neither makes nor deletes.
+
+    Nor does it start a driver there again: it takes no backoffLimit for such a job, and would delete the cluster first
+    (KubeRay's ValidateRayJobSpec, and its RayJob controller's state Retrying). Its deadline would leave the driver
+    running. Both are left to trainers.attended, which is told by its command line, as the pods are older than the run.
+    """
+    ticket = Ticket(
+        variables={
+            pods.RUN_URI: request.run_uri,
+            "RAYLIFT_CLUSTER": driver_cluster(cluster).model_dump_json(exclude_none=True),
+            **({code.DIGEST: request.code} if request.code else {}),
+            **({redaction.NAMES: ",".join(request.secrets)} if request.secrets else {}),
+            **request.env,
+        },
+        max_failures=request.max_failures,
+        deadline=request.deadline + cluster.termination_grace_period_seconds if request.deadline is not None else None,
+    )
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {
+            "name": name,
+            "namespace": cluster.namespace,
+            "labels": {**pods.labels(request.run_id), ON_CLUSTER: cluster.name},
+            "annotations": {URI_ANNOTATION: request.run_uri},
+        },
+        "spec": {
+            "entrypoint": f"python -P -m trainers.attended {ticket.word()}",
+            "clusterSelector": {RAY_CLUSTER: request.ray_cluster},
+            "submissionMode": "K8sJobMode",
+            "submitterConfig": {"backoffLimit": _SUBMISSIONS},
+            "backoffLimit": 0,
+            "preRunningDeadlineSeconds": cluster.pre_running_deadline_seconds,
+            "submitterPodTemplate": pods.submitter_pod(request.run_id, cluster),
+        },
+    }
+
+
 def _deadline(request: LaunchRequest, cluster: KubernetesCluster) -> dict[str, int]:
     """Return when KubeRay ends what has not ended by itself: its clock starts before there are pods."""
     if request.deadline is None:
         return {}
     margin = cluster.pre_running_deadline_seconds + cluster.termination_grace_period_seconds
     return {"activeDeadlineSeconds": request.deadline + margin}
-
-
-def _ray_cluster(request: LaunchRequest, cluster: KubernetesCluster, secrets: list[str]) -> Manifest:
-    least, most = node_counts(cluster)
-    kind, count = pods.accelerators(cluster)
-    secrets = [*secrets, *filter(None, [cluster.storage_secret])]
-    env = _environment(request, cluster)
-    head = pods.head_pod(request.run_id, cluster, env, secrets)
-    worker = pods.worker_pod(request.run_id, cluster, env, secrets)
-    spec: Manifest = {
-        "rayVersion": RAY_VERSION,
-        "authOptions": {"mode": "token"},  # KubeRay makes the token, in a Secret that goes with the cluster
-        "headGroupSpec": {
-            "serviceType": "ClusterIP",
-            "rayStartParams": {"num-cpus": "0", **_PORTS},  # no rank is placed here
-            "template": merge(head, cluster.pod_template),
-        },
-        "workerGroupSpecs": [
-            {
-                "groupName": kind.lower() or "cpu",
-                "replicas": least,
-                "minReplicas": least,
-                "maxReplicas": most,
-                # a rank takes one processor of Ray's, or one accelerator: so a pod on processors has room for one
-                "rayStartParams": {**_PORTS} if count else {"num-cpus": "1", **_PORTS},
-                "template": merge(worker, cluster.pod_template),
-            }
-        ],
-    }
-    if least != most:
-        # KubeRay gives the autoscaler, in the head's pod, a service account of its own: see k8s/base
-        for key in ("serviceAccountName", "automountServiceAccountToken"):
-            spec["headGroupSpec"]["template"]["spec"].pop(key, None)
-        spec |= {"enableInTreeAutoscaling": True, "autoscalerOptions": _autoscaler(cluster)}
-    if cluster.network_policy:
-        spec["networkPolicy"] = {"mode": "DenyAll"}
-    return spec
 
 
 def _environment(request: LaunchRequest, cluster: KubernetesCluster) -> list[Manifest]:
@@ -160,8 +220,14 @@ def _environment(request: LaunchRequest, cluster: KubernetesCluster) -> list[Man
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
         *([{"name": code.DIGEST, "value": request.code}] if request.code else []),
         *([{"name": redaction.NAMES, "value": ",".join(request.secrets)}] if request.secrets else []),
+        *of_its_pod(),
+    ]
+
+
+def of_its_pod() -> list[Manifest]:
+    """Return variables that tell each pod its address, and its processors, which are not all its machine's."""
+    return [
         {"name": "RAYLIFT_NODE_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-        # the machine's processors are not all the pod's
         {
             "name": "RAYLIFT_CPUS",
             "valueFrom": {"resourceFieldRef": {"containerName": pods.CONTAINER, "resource": "limits.cpu"}},
@@ -180,23 +246,12 @@ def _autoscaler(cluster: KubernetesCluster) -> Manifest:
     }
 
 
-def _secret(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": name, "namespace": cluster.namespace, "labels": pods.labels(request.run_id)},
-        "type": "Opaque",
-        "data": {
-            key: base64.b64encode(value.encode()).decode() for key, value in {**request.env, **request.secrets}.items()
-        },
-    }
-
-
-def _queue(cluster: KubernetesCluster) -> dict[str, str]:
+def queue_label(cluster: KubernetesCluster) -> dict[str, str]:
+    """Return the label that has Kueue decide when a job starts."""
     return {"kueue.x-k8s.io/queue-name": cluster.queue} if cluster.queue is not None else {}
 
 
-def _slices(cluster: KubernetesCluster) -> dict[str, str]:
+def slices(cluster: KubernetesCluster) -> dict[str, str]:
     """Tell Kueue that a run's size changes: without, it takes none with an autoscaler."""
     least, most = node_counts(cluster)
     return {"kueue.x-k8s.io/elastic-job": "true"} if cluster.queue is not None and least != most else {}

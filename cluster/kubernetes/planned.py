@@ -19,6 +19,8 @@ def plan(request: LaunchRequest) -> Plan:
     cluster = request.cluster
     assert isinstance(cluster, KubernetesCluster)
     documents = render(request)
+    if request.ray_cluster:
+        return _on_a_cluster(request, cluster, documents)
     least, most = node_counts(cluster)
     _, count = pods.accelerators(cluster)
     asked = pods.amounts(cluster.resources, count, cluster.accelerator_resource)
@@ -38,6 +40,15 @@ def plan(request: LaunchRequest) -> Plan:
         ),
         Resource(kind="image", name=cluster.image, run_id=request.run_id),
         Resource(kind="ends", name=_ends(request, cluster), run_id=request.run_id),
+    ]
+    return Plan(provider="kubernetes", resources=found, manifest=to_yaml(documents))
+
+
+def _on_a_cluster(request: LaunchRequest, cluster: KubernetesCluster, documents: list[pods.Manifest]) -> Plan:
+    """Return what comes to a cluster that is there already."""
+    found = [
+        Resource(kind="RayJob", name=request.run_id, run_id=request.run_id, detail=f"in {cluster.namespace}"),
+        Resource(kind="cluster", name=str(cluster.name), run_id=request.run_id, detail="is there, and stays"),
     ]
     return Plan(provider="kubernetes", resources=found, manifest=to_yaml(documents))
 

@@ -16,14 +16,14 @@ from cluster.config import KubernetesCluster
 from cluster.errors import InfrastructureError, RunExistsError, RunNotFoundError
 from cluster.kubernetes import api, reasons, rights
 from cluster.kubernetes.api import Api, ApiError, Kind, Object
-from cluster.kubernetes.manifest import URI_ANNOTATION, object_name, render
+from cluster.kubernetes.manifest import ON_CLUSTER, RAY_CLUSTER, URI_ANNOTATION, object_name, render
 from cluster.kubernetes.planned import plan
 from cluster.kubernetes.pods import MANAGED_BY, RUN_LABEL
-from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus
+from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus, State
 
 _WORKLOADS = Kind("kueue.x-k8s.io", "v1beta2", "workloads")
 _SUBMITTER = "ray-job-submitter"
-_OF_JOB, _OF_CLUSTER = "ray.io/originated-from-cr-name", "ray.io/cluster"  # KubeRay's own labels
+_OF_JOB = "ray.io/originated-from-cr-name"  # KubeRay's own label
 _POLL = 1.0  # seconds
 _BEYOND_GRACE = 60.0  # seconds that a teardown waits, beside the grace period of the pods
 
@@ -52,7 +52,7 @@ class KubernetesProvider:
                 undo.callback(self._withdraw, request)
                 made = self._apply_job(job, request)
             for secret in others:
-                self._apply(api.SECRETS, _owned(secret, made), request)
+                self._apply(api.SECRETS, owned(secret, made), request)
             undo.pop_all()
 
     def describe(self, run_id: str) -> RunStatus:
@@ -109,6 +109,13 @@ class KubernetesProvider:
         removed = [*found, *([Resource(kind="Secret", name=name, run_id=run_id)] if had_secret else [])]
         return Receipt(removed=removed, leftovers=left)
 
+    def clear(self, run_id: str) -> None:
+        """Delete a job that is over, and wait until all of it is gone. Raises InfrastructureError where that stays."""
+        self.stop(run_id)
+        if left := self._wait_until_gone(run_id):
+            names = ", ".join(f"{each.kind} {each.name}" for each in left)
+            raise InfrastructureError(f"what an earlier launch left is still being deleted: {names}")
+
     def audit(self) -> Sequence[Resource]:
         """List all of raylift's objects: in all namespaces where this person may look, else in this one."""
         ours = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
@@ -152,9 +159,7 @@ class KubernetesProvider:
             )
         if not job["metadata"].get("deletionTimestamp"):
             return job
-        if left := self._wait_until_gone(request.run_id):
-            names = ", ".join(f"{each.kind} {each.name}" for each in left)
-            raise InfrastructureError(f"what an earlier launch left is still being deleted: {names}")
+        self.clear(request.run_id)
         return None
 
     def _withdraw(self, request: LaunchRequest) -> None:
@@ -167,11 +172,22 @@ class KubernetesProvider:
     def _status(self, job: Object) -> RunStatus:
         run_id = job["metadata"]["labels"].get(RUN_LABEL, job["metadata"]["name"])
         pods = self.server.select(api.PODS, self.namespace, f"{RUN_LABEL}={run_id}")
-        names = filter(None, [job["metadata"]["name"], job.get("status", {}).get("rayClusterName")])
+        found = [_resource(api.RAY_JOBS, job), *(_resource(api.PODS, each) for each in pods)]
+        cluster = job["spec"].get("clusterSelector", {}).get(RAY_CLUSTER)
+        if cluster is not None:  # that others use too
+            pods = [*pods, *self.server.select(api.PODS, self.namespace, f"{RAY_CLUSTER}={cluster}")]
+        names = filter(None, [job["metadata"]["name"], cluster or job.get("status", {}).get("rayClusterName")])
         events = [each for name in names for each in self._events(name)]
         state, reason = reasons.where_it_stands(job, pods, events, self._workload(job))
-        found = [_resource(api.RAY_JOBS, job), *(_resource(api.PODS, each) for each in pods)]
+        if cluster is not None and not state.is_final and not self._is_there(cluster):
+            # KubeRay would look for it for ever
+            name = job["metadata"]["labels"].get(ON_CLUSTER, cluster)
+            state, reason = State.FAILED, f"the cluster {name} is gone. Start it again: raylift up {name}, then resume"
         return RunStatus(state=state, reason=reason, resources=found)
+
+    def _is_there(self, cluster: str) -> bool:
+        found = self.server.find(api.RAY_CLUSTERS, self.namespace, cluster)
+        return found is not None and not found["metadata"].get("deletionTimestamp")
 
     def _events(self, name: str) -> list[Object]:
         return self.server.select(api.EVENTS, self.namespace, fields=f"involvedObject.name={name}")
@@ -216,7 +232,7 @@ class KubernetesProvider:
             (api.SERVICES, of_job),
         )
         found = [_resource(kind, each) for kind, labels in selected for each in self._list(kind, labels)]
-        services = [each for each in self._list(api.SERVICES, _OF_CLUSTER) if _is_of(each, name)]
+        services = [each for each in self._list(api.SERVICES, RAY_CLUSTER) if _is_of(each, name)]
         return found + [_resource(api.SERVICES, each) for each in services]
 
     def _wait_until_gone(self, run_id: str) -> list[Resource]:
@@ -247,7 +263,7 @@ def _manager(run_uri: str) -> str:
     return f"raylift-{hashlib.sha256(run_uri.encode()).hexdigest()[:12]}"
 
 
-def _owned(document: Object, owner: Object) -> Object:
+def owned(document: Object, owner: Object) -> Object:
     """Return a document that Kubernetes deletes with its owner, also where nobody tears the run down."""
     reference = {key: owner[key] for key in ("apiVersion", "kind")}
     reference |= {key: owner["metadata"][key] for key in ("name", "uid")}
@@ -256,7 +272,7 @@ def _owned(document: Object, owner: Object) -> Object:
 
 def _is_of(service: Object, name: str) -> bool:
     """Whether a service is that of a cluster which KubeRay made for a RayJob: that has five more characters."""
-    cluster, dash, rest = str(service["metadata"]["labels"][_OF_CLUSTER]).rpartition("-")
+    cluster, dash, rest = str(service["metadata"]["labels"][RAY_CLUSTER]).rpartition("-")
     return cluster == name and bool(dash) and len(rest) == 5
 
 

@@ -9,6 +9,8 @@ import typer
 
 from launcher.cli import (
     check,
+    clusters,
+    down,
     evaluate,
     export,
     init,
@@ -26,6 +28,7 @@ from launcher.cli import (
     stop,
     tensorboard,
     trials,
+    up,
     verify,
 )
 
@@ -76,4 +79,7 @@ app.command("tensorboard")(tensorboard.tensorboard_command)
 app.command("verify")(verify.verify_command)
 app.command("rm")(rm.rm_command)
 app.command("rehearse")(rehearse.rehearse_command)
+app.command("up")(up.up_command)
+app.command("clusters")(clusters.clusters_command)
+app.command("down")(down.down_command)
 app.command("schema")(schema.schema_command)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from cluster.config import KubernetesCluster
     from cluster.runs import Run
 
 JobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job file; raylift init writes one.")]
@@ -27,6 +28,9 @@ SetOption = Annotated[
 ]
 OnOption = Annotated[
     str | None, typer.Option("--on", metavar="FILE|NAME", help="Run elsewhere: replaces the cluster: block.")
+]
+ClusterOption = Annotated[
+    str | None, typer.Option("--cluster", metavar="NAME", help="Run on a cluster that raylift up has made.")
 ]
 NameOption = Annotated[str | None, typer.Option("--name", help="The name that the run's id starts with.")]
 EnvOption = Annotated[
@@ -48,6 +52,22 @@ def open_run(name: str, storage: str | None) -> Run:
     run = Run.at(resolve_run(name, storage))
     run.job()
     return run
+
+
+def kubernetes_block(on: str | None) -> KubernetesCluster:
+    """Return the cluster block that --on names, for what there is on Kubernetes alone. Raises UsageError."""
+    from cluster.config import KubernetesCluster
+    from cluster.errors import UsageError
+    from launcher.spec import load_cluster
+
+    if on is None:
+        raise UsageError(
+            "--on is missing: name a file with provider: kubernetes, or a cluster block of the config file"
+        )
+    cluster = load_cluster(on)
+    if not isinstance(cluster, KubernetesCluster):
+        raise UsageError(f"--on {on}: clusters with a name are on Kubernetes, and its provider is {cluster.provider}")
+    return cluster
 
 
 def print_json(value: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from launcher.cli.common import (
+    ClusterOption,
     EnvOption,
     JobFile,
     JsonOption,
@@ -22,6 +23,7 @@ def plan_command(
     job_file: JobFile,
     set_: SetOption = None,
     on: OnOption = None,
+    cluster: ClusterOption = None,
     name: NameOption = None,
     storage: StorageOption = None,
     env: EnvOption = None,
@@ -38,7 +40,16 @@ def plan_command(
     from launcher.spec import load
     from launcher.submit import prepare
 
-    job = load(job_file, overrides=set_ or [], on=on, name=name, storage=storage, env=env or [], secrets=secret or [])
+    job = load(
+        job_file,
+        overrides=set_ or [],
+        on=on,
+        name=name,
+        storage=storage,
+        env=env or [],
+        secrets=secret or [],
+        cluster=cluster,
+    )
     submission = prepare(job)
     if yaml:
         if not submission.plan.manifest:

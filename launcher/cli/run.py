@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from launcher.cli.common import (
+    ClusterOption,
     EnvOption,
     JobFile,
     JsonOption,
@@ -23,6 +24,7 @@ def run_command(
     job_file: JobFile,
     set_: SetOption = None,
     on: OnOption = None,
+    cluster: ClusterOption = None,
     name: NameOption = None,
     run_id: Annotated[str | None, typer.Option("--id", help="The run's id; made from its name unless given.")] = None,
     storage: StorageOption = None,
@@ -41,7 +43,16 @@ def run_command(
     from launcher.submit import prepare, submit
     from launcher.text import typed
 
-    job = load(job_file, overrides=set_ or [], on=on, name=name, storage=storage, env=env or [], secrets=secret or [])
+    job = load(
+        job_file,
+        overrides=set_ or [],
+        on=on,
+        name=name,
+        storage=storage,
+        env=env or [],
+        secrets=secret or [],
+        cluster=cluster,
+    )
     submission = prepare(job, run_id)
     if dry_run:
         print_json(as_dict(submission)) if json else print_plan(submission)

@@ -5,6 +5,7 @@ python -m tests.cluster.kubernetes.golden    # writes them anew; look over what 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from cluster.config import KubernetesCluster
 from cluster.kubernetes.documents import to_yaml
 from cluster.kubernetes.manifest import render
+from cluster.kubernetes.named import ClusterRequest, render_cluster
 from cluster.provider import LaunchRequest
 
 FOLDER = Path(__file__).with_name("golden")
@@ -44,12 +46,13 @@ CASES: Mapping[str, dict[str, Any]] = {
     },
     "spot-alone": {"nodes": 4, "accelerators": "A100:1", "spot": True, "service_account": "trainer"},
 }
+_PLAIN = {"provider": "kubernetes", "image": "registry.example/raylift:0.1.0"}
 ENV = {"LOG_LEVEL": "info", "GREETING": 'say "hello"\n'}
 
 
-def request(name: str, **more: Any) -> LaunchRequest:
+def request(name: str, /, **more: Any) -> LaunchRequest:
     """Return the launch of one of the cases, or of a plain run with keys of your own in its cluster block."""
-    block = {"provider": "kubernetes", "image": "registry.example/raylift:0.1.0", **CASES.get(name, {}), **more}
+    block = {**_PLAIN, **CASES.get(name, {}), **more}
     return LaunchRequest(
         run_id=RUN_ID,
         run_uri=f"s3://bucket/runs/{RUN_ID}",
@@ -60,6 +63,28 @@ def request(name: str, **more: Any) -> LaunchRequest:
     )
 
 
+def named_cluster() -> ClusterRequest:
+    """Return a cluster with a name, and a secret in it."""
+    cluster = KubernetesCluster.model_validate({**_PLAIN, "workers": {"min": 1, "max": 4}})
+    return ClusterRequest(name="dev", cluster=cluster, idle=1800, deadline=8 * 3600, secrets={"HF_TOKEN": "hf_0123"})
+
+
+def on_named_cluster() -> LaunchRequest:
+    """Return a run on it."""
+    cluster = KubernetesCluster.model_validate({**_PLAIN, "workers": 2, "name": "dev"})
+    return dataclasses.replace(request("plain"), cluster=cluster, ray_cluster="dev-x7k2p", env={"LOG_LEVEL": "info"})
+
+
+def documents() -> dict[str, list[Any]]:
+    """Return all that is kept."""
+    of_runs = {name: render(request(name)) for name in CASES}
+    return {
+        **of_runs,
+        "named-cluster": render_cluster(named_cluster()),
+        "on-a-named-cluster": render(on_named_cluster()),
+    }
+
+
 if __name__ == "__main__":
-    for name in CASES:
-        (FOLDER / f"{name}.yaml").write_text(to_yaml(render(request(name))))
+    for name, each in documents().items():
+        (FOLDER / f"{name}.yaml").write_text(to_yaml(each))

@@ -23,7 +23,7 @@ from cluster.kubernetes.documents import to_yaml
 from cluster.kubernetes.manifest import NAME_LENGTH, RAY_VERSION, driver_cluster, merge, object_name, render
 from cluster.kubernetes.planned import plan
 from cluster.runs import RUN_ID, new_run_id
-from tests.cluster.kubernetes.golden import CASES, ENV, FOLDER, request
+from tests.cluster.kubernetes.golden import CASES, ENV, FOLDER, documents, request
 from tests.cluster.kubernetes.golden import RUN_ID as RUN
 from tests.harness import ROOT
 from tests.stand_ins.kubernetes.schemas import kuberay_crds, mistakes, schema_of, unknown_fields
@@ -73,7 +73,7 @@ def test_a_manifest_is_as_it_was_looked_over(case: str) -> None:
 
 
 def test_no_golden_manifest_is_left_from_a_case_that_is_gone() -> None:
-    assert {file.stem for file in FOLDER.glob("*.yaml")} == set(CASES)
+    assert {file.stem for file in FOLDER.glob("*.yaml")} == set(documents())
 
 
 @every_case

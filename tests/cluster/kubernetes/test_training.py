@@ -86,24 +86,29 @@ def test_the_digits_example_trains_on_kubernetes_and_leaves_nothing_there(
 
 
 @pytest.mark.usefixtures("kuberay")
-def test_a_sweep_goes_on_to_its_end_while_the_laptop_sleeps(
+def test_a_sweep_goes_on_to_its_end_on_a_cluster_with_a_name_while_the_laptop_sleeps(
     server: ApiServer, run: Run, on: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP)
-    launched = raylift("run", tmp_path / "sweep.yaml", *on, "--detach")
+    made = raylift("up", "dev", "--on", on[1], "--idle", "0.7")
+    assert made.returncode == 0, made.stdout + made.stderr
+    launched = raylift("run", tmp_path / "sweep.yaml", *on, "--cluster", "dev", "--detach")
     assert launched.returncode == 0, launched.stdout + launched.stderr
-    wait_for(lambda: not is_running(server), "the end of the RayJob", timeout=PATIENT)
-    (job,) = server.all("RayJob")
+    wait_for(lambda: state_of(server, run.id) in ("Complete", "Failed"), "the end of the RayJob", timeout=PATIENT)
+    job = server.get("RayJob", "raylift", run.id)
+    assert job is not None
     told = json.loads(raylift("status", run.uri, "--json").stdout)
     assert job["status"]["jobDeploymentStatus"] == "Complete", (job["status"], told)
     assert told["state"] == "SUCCEEDED", told
     assert [trial["state"] for trial in told["sweep"]["trials"]] == ["SUCCEEDED"] * 3
     assert raylift("export", run.uri, tmp_path / "model").returncode == 0
-    wait_for(lambda: not pods_of(server, "head") + pods_of(server, "worker"), "the end of the pods", timeout=60)
     assert raylift("rm", run.uri, "--yes").returncode == 0
+    wait_for(lambda: state_of(server, "dev") == "Complete", "the end of the idle cluster", timeout=120)
+    wait_for(lambda: not pods_of(server, "head") + pods_of(server, "worker"), "the end of its pods", timeout=60)
+    assert raylift("down", "dev", "--on", on[1]).returncode == 0
     assert left_in(server) == []
 
 
-def is_running(server: ApiServer) -> bool:
-    (job,) = server.all("RayJob")
-    return job.get("status", {}).get("jobDeploymentStatus") not in ("Complete", "Failed")
+def state_of(server: ApiServer, name: str) -> str:
+    job = server.get("RayJob", "raylift", name)
+    return str((job or {}).get("status", {}).get("jobDeploymentStatus", ""))

@@ -1,0 +1,33 @@
+"""raylift down: take a cluster with a name away."""
+
+from __future__ import annotations
+
+import typer
+
+from launcher.cli.common import JsonOption, OnOption, YesOption
+from launcher.cli.up import ClusterName
+
+
+def down_command(name: ClusterName, on: OnOption = None, yes: YesOption = False, json: JsonOption = False) -> None:
+    """End a cluster that raylift up has made, and prove that nothing of it is left."""
+    from cluster.errors import RunNotFoundError
+    from cluster.kubernetes.clusters import NamedClusters
+    from cluster.provider import Receipt
+    from launcher.cli.common import confirm, kubernetes_block, print_json
+
+    clusters = NamedClusters(kubernetes_block(on))
+    if runs := clusters.runs_on(name):
+        there = "a run is" if len(runs) == 1 else f"{len(runs)} runs are"
+        confirm(f"{there} on {name}: {', '.join(runs)}. They end, and raylift resume goes on. End them?", yes=yes)
+    try:
+        receipt, nothing = clusters.down(name), ""
+    except RunNotFoundError as error:
+        receipt, nothing = Receipt(), f"nothing to end: {error}"
+    left = [f"{each.kind} {each.name} {each.detail}" for each in receipt.leftovers]
+    if json:
+        print_json({"cluster": name, "removed": len(receipt.removed), "runs": runs, "leftovers": left})
+    else:
+        told = nothing or f"removed {name}: {len(receipt.removed)} objects; left over: {len(left)}"
+        typer.echo("\n".join([told, *(f"left over: {each}" for each in left)]))
+    if left:
+        raise typer.Exit(6)
