@@ -120,8 +120,11 @@ class KubernetesCluster(BaseModel):
     namespace: str = Field(
         default="raylift", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", description="where the run's objects are"
     )
-    image: str = Field(
-        min_length=1, description="of all pods, with this version of raylift in it: k8s/Dockerfile builds one"
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of all pods, with this version of raylift in it: k8s/Dockerfile builds one; "
+        "default: Ray's own, to which pods fetch raylift from storage, and its packages from an index",
     )
     pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     pull_secret: str | None = Field(

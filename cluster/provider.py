@@ -37,6 +37,7 @@ class LaunchRequest:
     max_failures: int
     deadline: int | None = None  # seconds that the run may take, by its budget, to which it keeps by itself
     ray_cluster: str = ""  # that is there already, for this run too; as Kubernetes knows it
+    bundle: str = ""  # URI of raylift's own code, where machines have none
     code: str = ""  # of raylift, which its machines must have; see cluster.code
     env: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # variables of the run that nothing may show

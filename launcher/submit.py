@@ -7,17 +7,18 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cluster import code
-from cluster.config import KubernetesCluster
+from cluster.config import ClusterConfig, KubernetesCluster
 from cluster.errors import UsageError
 from cluster.provider import LaunchRequest, Plan, Provider, State
 from cluster.redaction import SHORTEST
 from cluster.registry import open_provider
 from cluster.runs import RUN_ID, Run, new_run_id
 from cluster.storage.open import check_storage, open_storage
+from launcher.bundle import Bundle, bundle
 from launcher.remote import remote_of
 from launcher.text import typed
 
@@ -37,6 +38,7 @@ class Submission:
     request: LaunchRequest
     plan: Plan
     provider: Provider
+    bundle: Bundle | None = None  # of our own code, which goes to storage before the launch
 
 
 def prepare(job: LoadedJob, run_id: str | None = None) -> Submission:
@@ -44,8 +46,11 @@ def prepare(job: LoadedJob, run_id: str | None = None) -> Submission:
     run_id = check_run_id(run_id or new_run_id(job.spec.name))
     storage = str(job.spec.storage)
     request = _request(job.spec, run_id, f"{storage.rstrip('/')}/{run_id}", secrets_of(job.spec))
+    made = bundle_for(job.spec.cluster, run_id)
+    if made is not None:
+        request = replace(request, bundle=f"{storage.rstrip('/')}/{made.path}")
     provider = open_provider(job.spec.cluster)
-    return Submission(job.spec, _freeze(job), request, provider.render(request), provider)
+    return Submission(job.spec, _freeze(job), request, provider.render(request), provider, made)
 
 
 def submit(submission: Submission) -> Run:
@@ -56,6 +61,8 @@ def submit(submission: Submission) -> Run:
     run.create(submission.document)
     with ExitStack() as undo:
         undo.callback(run.delete)
+        if submission.bundle is not None:
+            storage.write(submission.bundle.path, submission.bundle.data)
         submission.provider.launch(submission.request)
         undo.pop_all()
     return run
@@ -86,6 +93,15 @@ def from_this_shell(names: Sequence[str]) -> dict[str, str]:
             f"secrets: {', '.join(short)}: what has fewer than {SHORTEST} characters cannot be kept out of the logs"
         )
     return {name: os.environ[name] for name in names}
+
+
+def bundle_for(cluster: ClusterConfig, run_id: str | None) -> Bundle | None:
+    """Return what the pods of a run, or of a cluster with a name, fetch: raylift, unless their image has it."""
+    if not isinstance(cluster, KubernetesCluster) or cluster.image is not None:
+        return None
+    if cluster.name is not None and run_id is not None:
+        return None  # its pods are there already
+    return bundle(run_id, on_gpus=cluster.accelerators is not None)
 
 
 def cluster_of(spec: JobSpec) -> str | None:
@@ -138,10 +154,14 @@ def relaunch(run: Run) -> Provider:
 
     provider = open_provider((spec := load_frozen(run.job())).cluster)
     request = _request(spec, run.id, run.uri, secrets_of(spec))
+    made = bundle_for(spec.cluster, run.id)
     if not _is_to_begin(run):  # else: a launch that nobody saw to its end is completed
         _refuse_while_held(run)
         check_storage(run.storage)
         tear_down(run)  # what a killed supervisor left behind, or a RayJob that is over
+    if made is not None:
+        run.storage.write(made.path, made.data)
+        request = replace(request, bundle=f"{run.storage.uri.rstrip('/')}/{made.path}")
     run.withdraw_stop()
     provider.launch(request)
     return provider

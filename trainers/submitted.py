@@ -11,12 +11,15 @@ end too.
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import time
+from importlib.metadata import PackageNotFoundError, version
 
 from cluster import code
+from cluster.config import LocalCluster
 from cluster.errors import RayliftError, UsageError
-from cluster.kubernetes.manifest import RAY_VERSION
+from cluster.kubernetes.versions import PYTHON, RAY_VERSION, TORCH
 from cluster.local import FINAL, PREEMPTED
 from cluster.runs import Result, Run
 from trainers.main import driver_of
@@ -40,7 +43,7 @@ def main() -> int:
 
 
 def _check_image() -> None:
-    """Raise UsageError where this image has another raylift, or another Ray, than the run was launched for."""
+    """Raise UsageError where this image does not have what the run was launched for: raylift, Ray, Python and torch."""
     import ray
 
     if os.environ.get(code.DIGEST, code.digest()) != code.digest():
@@ -50,6 +53,25 @@ def _check_image() -> None:
         )
     if ray.__version__ != RAY_VERSION:
         raise UsageError(f"cluster.image: it has Ray {ray.__version__}, and this raylift is made for {RAY_VERSION}")
+    _require("Python", platform.python_version(), PYTHON)
+    try:
+        torch = version("torch")
+    except PackageNotFoundError as error:
+        raise UsageError("cluster.image: it has no torch") from error
+    _require("torch", torch, TORCH)
+    cluster = LocalCluster.model_validate_json(os.environ.get("RAYLIFT_CLUSTER", "{}"))
+    if cluster.accelerators is not None and torch.endswith("+cpu"):
+        raise UsageError(f"cluster.image: its torch {torch} is for processors alone, and the job asks for accelerators")
+
+
+def _require(name: str, found: str, bounds: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    least, below = bounds
+    major, minor = (int(part) for part in found.split(".")[:2])
+    if not least <= (major, minor) < below:
+        raise UsageError(
+            f"cluster.image: it has {name} {found}, and this raylift needs {least[0]}.{least[1]} or newer, "
+            f"and older than {below[0]}.{below[1]}"
+        )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.scalarstring import DoubleQuotedScalarString, SingleQuotedScalarString
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString, SingleQuotedScalarString
 
 # What kubectl, which reads YAML 1.1, takes for text without quotes; all else of text gets some.
 _PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)\Z)[A-Za-z/][A-Za-z0-9_./:@-]*(?<!:)", re.IGNORECASE)
@@ -32,4 +32,6 @@ def _quoted(value: Any) -> Any:
         return [_quoted(each) for each in value]
     if not isinstance(value, str) or _PLAIN.fullmatch(value):
         return value
+    if value.endswith("\n") and not value.startswith((" ", "\n")) and value.replace("\n", "").isprintable():
+        return LiteralScalarString(value)
     return SingleQuotedScalarString(value) if '"' in value and value.isprintable() else DoubleQuotedScalarString(value)

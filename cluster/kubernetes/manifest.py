@@ -16,11 +16,12 @@ from cluster import code, redaction
 from cluster.config import KubernetesCluster, LocalCluster, Nodes, Workers
 from cluster.errors import UsageError
 from cluster.kubernetes import pods
+from cluster.kubernetes.bundled import with_bundle
 from cluster.kubernetes.pods import Manifest
+from cluster.kubernetes.versions import RAY_VERSION
 from cluster.provider import LaunchRequest
 from cluster.ticket import Ticket
 
-RAY_VERSION = "2.60.0"  # of the lock files, and so of the image
 URI_ANNOTATION = "raylift.dev/run-uri"
 ON_CLUSTER = "raylift.dev/on-cluster"  # of a run: the cluster with a name that it is on
 RAY_CLUSTER = "ray.io/cluster"  # KubeRay's label for what belongs to a RayCluster
@@ -64,7 +65,7 @@ def render(request: LaunchRequest) -> list[Manifest]:
             "preRunningDeadlineSeconds": cluster.pre_running_deadline_seconds,
             **_deadline(request, cluster),
             "submitterPodTemplate": pods.submitter_pod(request.run_id, cluster),
-            "rayClusterSpec": ray_cluster(name, cluster, _environment(request, cluster), secrets),
+            "rayClusterSpec": ray_cluster(name, cluster, _environment(request, cluster), secrets, request.bundle),
         },
     }
     documents = [merge(job, cluster.overrides)]
@@ -73,13 +74,17 @@ def render(request: LaunchRequest) -> list[Manifest]:
     return documents
 
 
-def ray_cluster(run_id: str, cluster: KubernetesCluster, env: list[Manifest], secrets: list[str]) -> Manifest:
-    """Return the spec of a RayCluster whose pods have these variables, and those of these Secrets."""
+def ray_cluster(
+    run_id: str, cluster: KubernetesCluster, env: list[Manifest], secrets: list[str], bundle: str
+) -> Manifest:
+    """Return the spec of a RayCluster whose pods have these variables, those of these Secrets, and maybe a bundle."""
     least, most = node_counts(cluster)
     _, count = pods.accelerators(cluster)
     secrets = [*secrets, *filter(None, [cluster.storage_secret])]
     head = pods.head_pod(run_id, cluster, env, secrets)
     worker = pods.worker_pod(run_id, cluster, env, secrets)
+    if bundle:
+        head, worker = (with_bundle(each, bundle, on_gpus=count > 0) for each in (head, worker))
     spec: Manifest = {
         "rayVersion": RAY_VERSION,
         "authOptions": {"mode": "token"},  # KubeRay makes the token, in a Secret that goes with the cluster

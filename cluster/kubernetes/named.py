@@ -45,6 +45,7 @@ class ClusterRequest:
     cluster: KubernetesCluster
     idle: int  # seconds without a run, after which it ends
     deadline: int | None = None  # seconds that it may take at most, whatever runs there
+    bundle: str = ""  # URI of raylift's own code, where the image has none
     code: str = ""  # of raylift, which its pods must have; see cluster.code
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -81,7 +82,7 @@ def render_cluster(request: ClusterRequest) -> list[Manifest]:
             "ttlSecondsAfterFinished": 0,
             "preRunningDeadlineSeconds": cluster.pre_running_deadline_seconds,
             **({"activeDeadlineSeconds": request.deadline} if request.deadline is not None else {}),
-            "rayClusterSpec": ray_cluster(name, cluster, env, secrets),
+            "rayClusterSpec": ray_cluster(name, cluster, env, secrets, request.bundle),
         },
     }
     job = merge(job, cluster.overrides)

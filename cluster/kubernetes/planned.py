@@ -38,7 +38,8 @@ def plan(request: LaunchRequest) -> Plan:
             run_id=request.run_id,
             detail=f"{_words(asked)}{_accelerator(cluster)}{_spot(cluster)}",
         ),
-        Resource(kind="image", name=cluster.image, run_id=request.run_id),
+        Resource(kind="image", name=pods.image(cluster), run_id=request.run_id),
+        *([Resource(kind="raylift", name=request.bundle, detail="fetched by each pod")] if request.bundle else []),
         Resource(kind="ends", name=_ends(request, cluster), run_id=request.run_id),
     ]
     return Plan(provider="kubernetes", resources=found, manifest=to_yaml(documents))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cluster.config import KubernetesCluster, Resources, Spot
+from cluster.kubernetes.versions import IMAGE
 
 Manifest = dict[str, Any]
 
@@ -108,7 +109,7 @@ def submitter_pod(run_id: str, cluster: KubernetesCluster) -> Manifest:
     few: Manifest = {"cpu": "500m", "memory": "1Gi", "ephemeral-storage": "1Gi"}
     container = {
         "name": "ray-job-submitter",
-        "image": cluster.image,
+        "image": image(cluster),
         "imagePullPolicy": cluster.pull_policy,
         "env": [{"name": "HOME", "value": _SCRATCH}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}],
         "resources": {"requests": few, "limits": dict(few)},
@@ -129,6 +130,11 @@ def submitter_pod(run_id: str, cluster: KubernetesCluster) -> Manifest:
 def labels(run_id: str) -> dict[str, str]:
     """Return what marks everything of a run: it is found by it again."""
     return {**MANAGED_BY, RUN_LABEL: run_id}
+
+
+def image(cluster: KubernetesCluster) -> str:
+    """Return the image of all pods."""
+    return cluster.image or (IMAGE if cluster.accelerators is None else f"{IMAGE}-gpu")
 
 
 def amounts(resources: Resources, count: int = 0, resource: str = "") -> Manifest:
@@ -208,7 +214,7 @@ def _ray_container(
 ) -> Manifest:
     container: Manifest = {
         "name": CONTAINER,
-        "image": cluster.image,
+        "image": image(cluster),
         "imagePullPolicy": cluster.pull_policy,
         "workingDir": _SCRATCH,
         "env": [{"name": "HOME", "value": _SCRATCH}, *env],

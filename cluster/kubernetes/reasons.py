@@ -10,6 +10,7 @@ from cluster.provider import State
 
 Object = Mapping[str, Any]
 
+FETCHING = "raylift"  # the container that fetches raylift into a pod whose image has none
 QUEUE = "kueue.x-k8s.io/queue-name"
 _STATES = {
     "": State.PENDING,
@@ -108,6 +109,10 @@ def _pod(pod: Object) -> str:
             return _unschedulable(pod, condition.get("message", ""))
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return f"the pod {name} had to leave its node: {condition.get('message') or condition.get('reason', '')}"
+    for container in status.get("initContainerStatuses", []):
+        if container["name"] == FETCHING and container.get("state", {}).get("terminated", {}).get("exitCode", 0):
+            read = f"kubectl logs {name} -c {FETCHING}"
+            return f"the pod {name} could not fetch raylift: {read} says why, as long as it is there"
     for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
         if said := _container(pod, container):
             return said

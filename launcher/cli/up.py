@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.common import JsonOption, OnOption, SecretOption, YesOption
+from launcher.cli.common import JsonOption, OnOption, SecretOption, StorageOption, YesOption
 
 ClusterName = Annotated[str, typer.Argument(metavar="NAME", help="Of the cluster; raylift clusters lists them.")]
 
@@ -14,6 +14,7 @@ ClusterName = Annotated[str, typer.Argument(metavar="NAME", help="Of the cluster
 def up_command(
     name: ClusterName,
     on: OnOption = None,
+    storage: StorageOption = None,
     idle: Annotated[float, typer.Option("--idle", metavar="MINUTES", min=0.1, help="Without a run, it ends.")] = 30.0,
     max_hours: Annotated[
         float | None, typer.Option("--max-hours", metavar="HOURS", min=0.1, help="It ends then, whatever runs there.")
@@ -23,11 +24,16 @@ def up_command(
     json: JsonOption = False,
 ) -> None:
     """Make a cluster on Kubernetes that runs share, and that ends by itself when none has been there for a while."""
+    from dataclasses import replace
+
     from cluster import code
+    from cluster.errors import UsageError
     from cluster.kubernetes.clusters import NamedClusters
     from cluster.kubernetes.named import ClusterRequest
+    from cluster.storage.open import open_storage
     from launcher.cli.common import confirm, kubernetes_block, print_json
-    from launcher.submit import from_this_shell
+    from launcher.settings import default_storage
+    from launcher.submit import bundle_for, from_this_shell
     from launcher.text import typed
 
     cluster = kubernetes_block(on)
@@ -41,6 +47,15 @@ def up_command(
     )
     if cluster.usd_per_hour:
         confirm(f"Start it for ${cluster.usd_per_hour:.2f} an hour?", yes=yes)
+    if (made_of := bundle_for(cluster, None)) is not None:
+        place = default_storage(storage)
+        if "://" not in place:
+            raise UsageError(
+                f"--storage {place}: pods fetch raylift from there, and see nothing of this machine: give "
+                "s3://bucket/prefix or gs://bucket/prefix, or name an image that has it"
+            )
+        open_storage(place).write(made_of.path, made_of.data)
+        request = replace(request, bundle=f"{place.rstrip('/')}/{made_of.path}")
     made = NamedClusters(cluster).up(request)
     if json:
         print_json({"cluster": name, "made": made})

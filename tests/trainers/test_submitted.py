@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import secrets
 import shutil
 import subprocess
@@ -13,6 +15,7 @@ import torch
 
 from cluster import code
 from cluster.config import Workers
+from cluster.errors import UsageError
 from cluster.runs import Result, Run
 from tests.finished import DIGITS, new_run
 from tests.harness import ROOT, environment, wait_for
@@ -72,6 +75,26 @@ def test_an_image_with_another_ray_is_the_end_of_the_run_too(run: Run, monkeypat
     result = run.result()
     assert result is not None
     assert result.message.endswith("and this raylift is made for 2.59.0")
+
+
+@pytest.mark.parametrize(
+    ("python", "torch", "cluster", "message"),
+    [
+        ("3.10.14", "2.13.0", "{}", "it has Python 3.10.14, and this raylift needs 3.11 or newer, and older than 3.14"),
+        ("3.12.1", "2.9.1+cu128", "{}", "it has torch 2.9.1+cu128, and this raylift needs 2.10 or newer"),
+        ("3.12.1", "2.13.0+cpu", '{"accelerators": "GPU:1"}', "its torch 2.13.0+cpu is for processors alone"),
+        ("3.12.1", "2.13.0+cu130", '{"accelerators": "GPU:1"}', ""),
+        ("3.12.1", "2.13.0+cpu", '{"workers": 2}', ""),
+    ],
+)
+def test_python_and_torch_of_an_image_are_checked_before_training_starts(
+    monkeypatch: pytest.MonkeyPatch, python: str, torch: str, cluster: str, message: str
+) -> None:
+    monkeypatch.setattr("platform.python_version", lambda: python)
+    monkeypatch.setattr(submitted, "version", lambda _: torch)
+    monkeypatch.setenv("RAYLIFT_CLUSTER", cluster)
+    with pytest.raises(UsageError, match=re.escape(message)) if message else contextlib.nullcontext():
+        submitted._check_image()
 
 
 def test_a_job_file_of_another_version_is_the_end_of_the_run_too(

@@ -63,6 +63,13 @@ def request(name: str, /, **more: Any) -> LaunchRequest:
     )
 
 
+def without_image() -> LaunchRequest:
+    """Return a run whose pods have Ray's own image, and fetch raylift."""
+    run = request("plain", image=None, storage_secret="raylift-storage", workers=2)
+    digest = "4ae7c3b6f5d1c0a2e8b9d7f6a5c4b3e2d1f0a9b8c7d6e5f4a3b2c1d0e9f8a7b6"
+    return dataclasses.replace(run, bundle=f"{run.run_uri}/code/{digest}.zip")
+
+
 def named_cluster() -> ClusterRequest:
     """Return a cluster with a name, and a secret in it."""
     cluster = KubernetesCluster.model_validate({**_PLAIN, "workers": {"min": 1, "max": 4}})
@@ -77,7 +84,7 @@ def on_named_cluster() -> LaunchRequest:
 
 def documents() -> dict[str, list[Any]]:
     """Return all that is kept."""
-    of_runs = {name: render(request(name)) for name in CASES}
+    of_runs = {**{name: render(request(name)) for name in CASES}, "no-image": render(without_image())}
     return {
         **of_runs,
         "named-cluster": render_cluster(named_cluster()),

@@ -20,10 +20,11 @@ from cluster.config import _KINDS, KubernetesCluster, LocalCluster, Workers
 from cluster.errors import UsageError
 from cluster.kubernetes import pods
 from cluster.kubernetes.documents import to_yaml
-from cluster.kubernetes.manifest import NAME_LENGTH, RAY_VERSION, driver_cluster, merge, object_name, render
+from cluster.kubernetes.manifest import NAME_LENGTH, driver_cluster, merge, object_name, render
 from cluster.kubernetes.planned import plan
+from cluster.kubernetes.versions import CLIENTS, RAY_VERSION, TORCH
 from cluster.runs import RUN_ID, new_run_id
-from tests.cluster.kubernetes.golden import CASES, ENV, FOLDER, documents, request
+from tests.cluster.kubernetes.golden import CASES, ENV, FOLDER, documents, request, without_image
 from tests.cluster.kubernetes.golden import RUN_ID as RUN
 from tests.harness import ROOT
 from tests.stand_ins.kubernetes.schemas import kuberay_crds, mistakes, schema_of, unknown_fields
@@ -198,6 +199,56 @@ def test_ray_asks_for_a_token_and_listens_where_the_network_policies_let_it(case
 def test_the_version_of_ray_is_that_of_the_image() -> None:
     for lock in ("cpu.lock", "cuda.lock"):
         assert f"\nray=={RAY_VERSION}\n" in (ROOT / "requirements" / lock).read_text()
+        for client in CLIENTS.values():
+            assert f"\n{client}\n" in (ROOT / "requirements" / lock).read_text()
+    least, below = TORCH
+    assert f'"torch>={least[0]}.{least[1]},<{below[0]}"' in (ROOT / "pyproject.toml").read_text()
+
+
+# An image without raylift
+
+
+def test_pods_without_an_image_of_their_own_fetch_raylift_before_ray_starts() -> None:
+    (job,) = render(without_image())
+    spec = job["spec"]["rayClusterSpec"]
+    for template in (spec["headGroupSpec"]["template"], spec["workerGroupSpecs"][0]["template"]):
+        kubernetes_validate.validate(
+            {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": template["spec"]},
+            kubernetes_validate.latest_version(),
+            strict=True,
+        )
+        (first,), (ray,) = template["spec"]["initContainers"], template["spec"]["containers"]
+        assert first["image"] == ray["image"] == "rayproject/ray:2.60.0-py312"
+        assert first["args"] == [without_image().bundle, "/tmp/raylift", CLIENTS["s3"], "--torch-backend=cpu"]
+        assert first["envFrom"] == [{"secretRef": {"name": "raylift-storage"}}]
+        assert first["securityContext"] == ray["securityContext"]
+        assert "$(" not in first["command"][2], "Kubernetes would expand it"
+        (path,) = [each["value"] for each in ray["env"] if each["name"] == "PYTHONPATH"]
+        assert all(part.startswith("/tmp/raylift/4ae7c3b6") for part in path.split(":"))
+
+
+def test_with_gpus_it_is_rays_image_for_gpus_and_the_first_container_takes_none() -> None:
+    run = without_image()
+    assert isinstance(run.cluster, KubernetesCluster)
+    gpus = run.cluster.model_copy(update={"workers": None, "accelerators": "L4:1"})
+    (job,) = render(dataclasses.replace(run, cluster=gpus))
+    worker = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
+    (first,) = worker["initContainers"]
+    assert first["image"] == "rayproject/ray:2.60.0-py312-gpu"
+    assert first["args"][3:] == []
+    assert "nvidia.com/gpu" not in first["resources"]["limits"]
+    assert "nvidia.com/gpu" in worker["containers"][0]["resources"]["limits"]
+
+
+def test_what_pods_fetch_may_be_kept_on_their_node() -> None:
+    folder = {"path": "/var/cache/raylift", "type": "DirectoryOrCreate"}
+    kept = {"name": "raylift", "emptyDir": None, "hostPath": folder}
+    run = without_image()
+    assert isinstance(run.cluster, KubernetesCluster)
+    cluster = run.cluster.model_copy(update={"pod_template": {"spec": {"volumes": [kept]}}})
+    (job,) = render(dataclasses.replace(run, cluster=cluster))
+    volumes = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
+    assert {"name": "raylift", "hostPath": folder} in volumes
 
 
 # What a cluster block changes

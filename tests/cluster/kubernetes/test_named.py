@@ -21,6 +21,7 @@ from cluster.provider import LaunchRequest, State
 from cluster.ticket import Ticket
 from launcher.cli.app import app
 from tests.cluster.kubernetes.golden import FOLDER, RUN_ID, named_cluster, on_named_cluster, request
+from tests.cluster.kubernetes.golden import documents as kept
 from tests.cluster.kubernetes.kuberay import take_up
 from tests.harness import ROOT
 from tests.stand_ins.kubernetes.kuberay import mistake_in
@@ -67,9 +68,9 @@ def runs(server: ApiServer, clusters: NamedClusters, run: LaunchRequest) -> Obje
 # Manifests
 
 
-@pytest.mark.parametrize("name", ["named-cluster", "on-a-named-cluster"])
+@pytest.mark.parametrize("name", ["named-cluster", "on-a-named-cluster", "no-image"])
 def test_a_manifest_is_as_it_was_looked_over(name: str) -> None:
-    documents = render_cluster(named_cluster()) if name == "named-cluster" else render(on_named_cluster())
+    documents = kept()[name]
     assert to_yaml(documents) == (FOLDER / f"{name}.yaml").read_text()
     (definition,) = (each for each in kuberay_crds() if each["spec"]["names"]["kind"] == "RayJob")
     schema = schema_of(definition, "v1")
@@ -326,6 +327,10 @@ def test_a_cluster_with_runs_on_it_is_not_ended_without_a_word(
         (["up", NAME], "--on is missing: name a file with provider: kubernetes"),
         (["clusters", "--on", "LOCAL"], "clusters with a name are on Kubernetes, and its provider is local"),
         (["up", NAME, "--on", "K8S", "--secret", "NOT_SET_HERE"], "NOT_SET_HERE is not set in this shell"),
+        (
+            ["up", NAME, "--on", "BARE", "--storage", "runs"],
+            "pods fetch raylift from there, and see nothing of this mac",
+        ),
         (["run", "JOB", "--cluster", NAME], "--cluster dev: clusters with a name are on Kubernetes: say which by --on"),
         (["run", "JOB", "--cluster", NAME, "--on", "K8S", "--storage", "s3://b/r"], "there is no cluster dev in the"),
     ],
@@ -334,7 +339,13 @@ def test_a_mistake_says_what_to_type(
     server: ApiServer, on: list[str], tmp_path: Path, words: list[str], said: str
 ) -> None:
     (tmp_path / "local.yaml").write_text("{provider: local}\n")
-    places = {"K8S": on[1], "LOCAL": str(tmp_path / "local.yaml"), "JOB": str(ROOT / "examples" / "digits.yaml")}
+    (tmp_path / "bare.yaml").write_text("{provider: kubernetes}\n")
+    places = {
+        "K8S": on[1],
+        "BARE": str(tmp_path / "bare.yaml"),
+        "LOCAL": str(tmp_path / "local.yaml"),
+        "JOB": str(ROOT / "examples" / "digits.yaml"),
+    }
     code, told = call(*(places.get(word, word) for word in words))
     assert code == 2
     assert said in told

@@ -71,6 +71,16 @@ def test_a_pod_that_no_node_takes_says_what_it_asks_for_and_what_each_node_lacks
     )
 
 
+def test_a_pod_that_could_not_fetch_raylift_says_where_to_read_why() -> None:
+    ended = {"name": "raylift", "state": {"terminated": {"exitCode": 1}}}
+    said = trouble([pod(phase="Failed", initContainerStatuses=[ended])])
+    assert said == (
+        "the pod digits-head could not fetch raylift: kubectl logs digits-head -c raylift says why, as long as it is there"
+    )
+    done = {"name": "raylift", "state": {"terminated": {"exitCode": 0}}}
+    assert trouble([pod(phase="Running", initContainerStatuses=[done])]) == ""
+
+
 def test_a_run_that_goes_on_says_which_of_its_pods_does_not() -> None:
     message = "0/5 nodes are available: 5 Insufficient cpu."
     state, reason = where_it_stands(job("Running"), [pod(phase="Running"), unschedulable(message)], [], None)

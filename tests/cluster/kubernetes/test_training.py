@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from cluster.kubernetes.versions import IMAGE as RAYS_OWN
 from cluster.runs import Run
 from tests.harness import ROOT, fresh_id, open_run, raylift, wait_for
 from tests.real.seaweedfs import SeaweedFS
+from tests.stand_ins.kubernetes.bare import bare_image
 from tests.stand_ins.kubernetes.kuberay import Operator, operator
 from tests.stand_ins.kubernetes.server import ApiServer
 
@@ -39,14 +41,18 @@ OF_A_RUN = ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret")
 
 
 @pytest.fixture
-def kuberay(server: ApiServer, s3_env: SeaweedFS) -> Iterator[Operator]:
-    """Return the operator, with an image that is this checkout and its environment, and the Secret of the bucket."""
+def kuberay(server: ApiServer, s3_env: SeaweedFS, tmp_path: Path) -> Iterator[Operator]:
+    """Return the operator and the Secret of the bucket.
+
+    There are an image that is this checkout and its environment, and Ray's own, which has no raylift.
+    """
     data = {name: base64.b64encode(value.encode()).decode() for name, value in s3_env.env.items()}
     server.create("Secret", {"metadata": {"name": "raylift-storage"}, "data": data}, "raylift")
     path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
     # Ray's start on a busy machine takes longer than it waits for by itself
-    image = {"PATH": path, "PYTHONPATH": str(ROOT), "RAY_raylet_start_wait_time_s": "300"}
-    with operator(server, {IMAGE: image}) as running:
+    patient = {"RAY_raylet_start_wait_time_s": "300"}
+    own = {"PATH": path, "PYTHONPATH": str(ROOT), **patient}
+    with operator(server, {IMAGE: own, RAYS_OWN: {**bare_image(tmp_path / "image"), **patient}}) as running:
         yield running
 
 
@@ -60,6 +66,7 @@ def run(s3_env: SeaweedFS) -> Run:
 def on(tmp_path: Path, run: Run) -> list[str]:
     """Return what sends a job to the cluster, as that run."""
     (tmp_path / "k8s.yaml").write_text(BLOCK)
+    (tmp_path / "bare.yaml").write_text(BLOCK.replace(f"image: '{IMAGE}'\n", ""))
     return ["--on", str(tmp_path / "k8s.yaml"), "--storage", run.storage.uri, "--id", run.id]
 
 
@@ -74,13 +81,15 @@ def left_in(server: ApiServer) -> list[str]:
 
 
 @pytest.mark.usefixtures("kuberay")
-def test_the_digits_example_trains_on_kubernetes_and_leaves_nothing_there(
-    server: ApiServer, run: Run, on: list[str]
+def test_the_digits_example_trains_in_an_image_without_raylift_and_leaves_nothing_there(
+    server: ApiServer, run: Run, on: list[str], tmp_path: Path
 ) -> None:
+    on[1] = str(tmp_path / "bare.yaml")
     done = raylift("run", DIGITS, *on, timeout=PATIENT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(raylift("status", run.uri, "--json").stdout)["metrics"]["eval_accuracy"] > 0.96
     assert [row["world_size"] for row in run.rows("events") if row["event"] == "training"] == [2]
+    assert len((tmp_path / "image" / "uv.log").read_text().splitlines()) == 3, "each pod has installed what it needs"
     assert "removed from the cluster" in done.stdout
     assert left_in(server) == []
 

@@ -101,6 +101,10 @@ class Kubelet:
         folder = Path(tempfile.mkdtemp(prefix="k-", dir="/tmp"))  # short: sockets allow 107 bytes
         env = {**self.images[container["image"]], **{key: _mounted(value, folder) for key, value in env.items()}}
         env |= {"TMPDIR": str(folder), "POD_IP": address}
+        for each in pod["spec"].get("initContainers", []):
+            if not self._has_ended_well(pod, each, address, folder):
+                shutil.rmtree(folder)
+                return
         process = subprocess.Popen(
             [_mounted(each, folder) for each in (*container["command"], *container.get("args", []))],
             cwd=_mounted(container.get("workingDir", "/tmp"), folder),
@@ -116,6 +120,23 @@ class Kubelet:
         running.readers.append(reader)
         started = [_status(container, {"running": {}})]
         self._say(pod, phase="Running", podIP=address, conditions=[], containerStatuses=started)
+
+    def _has_ended_well(self, pod: Object, container: Object, address: str, folder: Path) -> bool:
+        """Run one of the containers that come before the others to its end; where it fails, so does the pod."""
+        env = {key: _mounted(value, folder) for key, value in self._environment(pod, container, address).items()}
+        done = subprocess.run(
+            [_mounted(each, folder) for each in (*container["command"], *container.get("args", []))],
+            cwd=folder,
+            env={**self.images[container["image"]], **env, "TMPDIR": str(folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        self.server.log(pod, done.stdout)
+        if done.returncode:
+            ended = _status(container, {"terminated": {"exitCode": done.returncode}})
+            self._say(pod, phase="Failed", conditions=[], initContainerStatuses=[ended])
+        return done.returncode == 0
 
     def _watch(self, pod: Object, running: _Running) -> None:
         code = running.process.poll()
@@ -189,11 +210,14 @@ def _status(container: Object, state: Object) -> Object:
 
 
 def _mounted(text: str, folder: Path) -> str:
-    """Change a path that a pod mounts to where that is on this machine."""
+    """Change a path that a pod mounts, or several with colons between them, to where that is on this machine."""
+    parts = text.split(":")
     for path in _OWN:
-        if text == path or text.startswith(f"{path}/"):
-            return str(folder) + text.removeprefix(path)
-    return text
+        own = [part == path or part.startswith(f"{path}/") for part in parts]
+        parts = [
+            str(folder) + part.removeprefix(path) if is_own else part for part, is_own in zip(parts, own, strict=True)
+        ]
+    return ":".join(parts)
 
 
 def _rounded_up(container: Object, resource: str) -> str:

@@ -1,0 +1,48 @@
+"""Pods whose image has no raylift: a first container fetches it out of storage. Pure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cluster.kubernetes.pods import Manifest
+from cluster.kubernetes.reasons import FETCHING
+from cluster.kubernetes.versions import CLIENTS
+
+_FOLDER = "/tmp/raylift"  # in a volume of its own, which a folder of the node may take the place of
+_VOLUME = "raylift"
+
+
+def with_bundle(template: Manifest, uri: str, *, on_gpus: bool) -> Manifest:
+    """Return the template of a pod of Ray that runs the raylift of an archive in storage, with what its lock pins.
+
+    The first container has the environment of Ray's, for storage, and no more than it asks for.
+    """
+    pod: Manifest = json.loads(json.dumps(template))
+    spec, ray = pod["spec"], pod["spec"]["containers"][0]
+    digest = uri.rpartition("/")[2].removesuffix(".zip")
+    mount = {"name": _VOLUME, "mountPath": _FOLDER}
+    ray["volumeMounts"].append(mount)
+    spec["volumes"].append(
+        {"name": _VOLUME, "emptyDir": {"sizeLimit": ray["resources"]["limits"]["ephemeral-storage"]}}
+    )
+    client = CLIENTS[uri.partition("://")[0]]
+    fetch = {
+        "name": FETCHING,
+        **{key: ray[key] for key in ("image", "imagePullPolicy", "workingDir", "securityContext")},
+        "command": ["python", "-c", Path(__file__).with_name("fetch.py").read_text()],
+        "args": [uri.replace("$", "$$"), _FOLDER, client, *([] if on_gpus else ["--torch-backend=cpu"])],
+        "env": [each for each in ray["env"] if "resourceFieldRef" not in each.get("valueFrom", {})]
+        + [{"name": "UV_CACHE_DIR", "value": f"{_FOLDER}/cache"}],
+        **({"envFrom": ray["envFrom"]} if "envFrom" in ray else {}),
+        # accelerators are for training
+        "resources": {
+            key: {name: amount for name, amount in each.items() if "/" not in name}
+            for key, each in ray["resources"].items()
+        },
+        "volumeMounts": [each for each in ray["volumeMounts"] if each["name"] != "shared-memory"],
+    }
+    there = f"{_FOLDER}/{digest}"
+    ray["env"].append({"name": "PYTHONPATH", "value": f"{there}/code:{there}/packages"})
+    spec["initContainers"] = [fetch]
+    return pod

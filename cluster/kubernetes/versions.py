@@ -1,0 +1,7 @@
+"""The versions that a run on Kubernetes is made for; they are those of the lock files."""
+
+RAY_VERSION = "2.60.0"
+TORCH = ((2, 10), (3, 0))  # from, and up to but without
+PYTHON = ((3, 11), (3, 14))
+IMAGE = f"rayproject/ray:{RAY_VERSION}-py312"  # where a job names none: https://hub.docker.com/r/rayproject/ray
+CLIENTS = {"s3": "boto3==1.44.5", "gs": "google-cloud-storage==3.17.1"}  # with which a pod fetches raylift

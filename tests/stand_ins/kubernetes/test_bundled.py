@@ -1,0 +1,71 @@
+"""Pods whose image has no raylift: they run the one that the launcher has put into storage. Ray is a small stand-in."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import code
+from cluster.kubernetes.versions import IMAGE
+from tests.cluster.kubernetes.conftest import LAUNCHER
+from tests.harness import ROOT, fresh_id, open_run, raylift, wait_for
+from tests.k8s.manifests import K8S, render
+from tests.real.seaweedfs import SeaweedFS
+from tests.stand_ins.kubernetes.access import User
+from tests.stand_ins.kubernetes.bare import bare_image
+from tests.stand_ins.kubernetes.kuberay import operator
+from tests.stand_ins.kubernetes.server import ApiServer, api_server
+
+pytestmark = pytest.mark.slow
+
+BLOCK = """
+provider: kubernetes
+workers: 1
+storage_secret: raylift-storage
+termination_grace_period_seconds: 30
+pod_template: {spec: {containers: [{name: ray, lifecycle: null}]}}
+overrides: {spec: {entrypoint: 'python -P -m cluster.code'}}
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path, s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
+    """Return a cluster whose one image is Ray's own, as far as that has no raylift."""
+    (tmp_path / "api").mkdir()
+    image = bare_image(tmp_path / "image")
+    little = ROOT / "tests" / "stand_ins" / "kubernetes" / "little_ray.py"
+    (tmp_path / "image" / "bin" / "ray").write_text(f'#!/bin/sh\nexec {sys.executable} -P {little} "$@"\n')
+    with api_server(tmp_path / "api") as server:
+        for document in render(K8S / "base"):
+            server.create(document["kind"], document, document["metadata"].get("namespace", ""))
+        data = {name: base64.b64encode(value.encode()).decode() for name, value in s3_env.env.items()}
+        server.create("Secret", {"metadata": {"name": "raylift-storage"}, "data": data}, "raylift")
+        server.tokens[LAUNCHER] = User.service_account("raylift", "raylift-launcher")
+        monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig("launcher", LAUNCHER)))
+        with operator(server, {IMAGE: image}):
+            yield server
+
+
+def test_a_pod_without_raylift_runs_the_one_of_the_bundle(server: ApiServer, s3_env: SeaweedFS, tmp_path: Path) -> None:
+    (tmp_path / "k8s.yaml").write_text(BLOCK)
+    run = open_run(s3_env.fresh_uri(), fresh_id("digits"))
+    options = ["--on", str(tmp_path / "k8s.yaml"), "--storage", run.storage.uri, "--id", run.id]
+    launched = raylift("run", ROOT / "examples" / "digits.yaml", *options, "--detach")
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    (bundle,) = [each.path for each in run.storage.list(f"{run.id}/code/")]
+
+    def has_ended() -> bool:
+        job = server.get("RayJob", "raylift", run.id)
+        assert job is not None
+        return job.get("status", {}).get("jobDeploymentStatus") in ("Complete", "Failed")
+
+    wait_for(has_ended, "the end of the job", timeout=120)
+    (printed,) = [bytes(log) for log in server.logs.values() if code.digest().encode() in log]
+    digest = Path(bundle).stem
+    assert f"/raylift/{digest}/code/cluster/code.py" in printed.decode(), printed
+    assert raylift("rm", run.uri, "--yes").returncode == 0
+    assert list(run.storage.list(f"{run.id}/")) == []
