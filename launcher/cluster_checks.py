@@ -11,6 +11,7 @@ from cluster.kubernetes import api, rights
 from cluster.kubernetes.api import Api, ApiError, Kind
 from cluster.kubernetes.fits import fitting, total
 from cluster.kubernetes.manifest import node_counts, render
+from cluster.kubernetes.probe import probe
 from cluster.provider import LaunchRequest
 from launcher.checks import Finding, check_storage_at
 
@@ -31,7 +32,7 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
     spec = job["spec"]["rayClusterSpec"]
     head, worker = spec["headGroupSpec"]["template"], spec["workerGroupSpecs"][0]["template"]
     pods = [job["spec"]["submitterPodTemplate"], head, *[worker] * node_counts(cluster)[0]]
-    return [
+    found = [
         Finding("api", True, f"Kubernetes {version} at {server.host}"),
         _asked("kuberay", lambda: _kuberay(server)),
         _asked("rights", lambda: _rights(server, cluster.namespace)),
@@ -40,13 +41,21 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
         _asked("nodes", lambda: _nodes(server, head, worker)),
         check_storage_at(storage),
     ]
+    if "://" not in storage or not all(each.ok for each in found if each.name in ("kuberay", "rights", "manifest")):
+        return found  # no pod sees a folder of this machine; or none can be made
+    return [*found, _asked("storage there", lambda: _from_a_pod(server, cluster, storage))]
 
 
 def _asked(name: str, ask: Callable[[], tuple[bool, str]]) -> Finding:
     try:
         return Finding(name, *ask())
-    except ApiError as error:
+    except InfrastructureError as error:
         return Finding(name, False, str(error))
+
+
+def _from_a_pod(server: Api, cluster: KubernetesCluster, storage: str) -> tuple[bool, str]:
+    probe(server, cluster, storage)
+    return True, f"a pod has written to {storage}, and is gone again"
 
 
 def _kuberay(server: Api) -> tuple[bool, str]:

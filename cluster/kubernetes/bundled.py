@@ -13,6 +13,11 @@ _FOLDER = "/tmp/raylift"  # in a volume of its own, which a folder of the node m
 _VOLUME = "raylift"
 
 
+def command(what: str) -> list[str]:
+    """Return what a container runs that fetches, or probes storage."""
+    return ["python", "-c", Path(__file__).with_name("fetch.py").read_text(), what]
+
+
 def with_bundle(template: Manifest, uri: str, *, on_gpus: bool) -> Manifest:
     """Return the template of a pod of Ray that runs the raylift of an archive in storage, with what its lock pins.
 
@@ -30,7 +35,7 @@ def with_bundle(template: Manifest, uri: str, *, on_gpus: bool) -> Manifest:
     fetch = {
         "name": FETCHING,
         **{key: ray[key] for key in ("image", "imagePullPolicy", "workingDir", "securityContext")},
-        "command": ["python", "-c", Path(__file__).with_name("fetch.py").read_text()],
+        "command": command("fetch"),
         "args": [uri.replace("$", "$$"), _FOLDER, client, *([] if on_gpus else ["--torch-backend=cpu"])],
         "env": [each for each in ray["env"] if "resourceFieldRef" not in each.get("valueFrom", {})]
         + [{"name": "UV_CACHE_DIR", "value": f"{_FOLDER}/cache"}],

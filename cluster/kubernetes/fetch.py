@@ -1,11 +1,13 @@
-"""Fetches raylift and what it needs into a pod whose image has neither: the text of this file is its first container.
+"""What the first container of a pod does with storage, before there is any raylift: TEXT is the text of this file.
 
-    python -c TEXT URI FOLDER CLIENT [OPTION]...
+    python -c TEXT fetch URI FOLDER CLIENT [OPTION]...
+    python -c TEXT probe URI FOLDER CLIENT
 
-Takes the archive at URI out of storage with the package CLIENT, such as boto3==1.44.5, checks that it is the one of
-that name, unpacks it to FOLDER/<digest>/code, and has uv install its requirements.lock to FOLDER/<digest>/packages,
-with the OPTIONs. What is there already, in a folder that pods of a node share, is left as it is. As nothing of ours is
-there yet, it uses the standard library alone.
+`fetch` takes the archive at URI out of storage with the package CLIENT, such as boto3==1.44.5, checks that it is the
+one of that name, unpacks it to FOLDER/<digest>/code, and has uv install its requirements.lock to
+FOLDER/<digest>/packages, with the OPTIONs. What is there already, in a folder that pods of a node share, is left alone.
+`probe` writes an object to URI, where none may be yet, reads it and deletes it.
+As nothing of ours is there yet, this uses the standard library alone.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 _UV = "uv==0.13.9"
 
 
-def main(uri: str, folder: str, client: str, options: list[str]) -> None:
+def fetch(uri: str, folder: str, client: str, options: list[str]) -> None:
     digest = uri.rpartition("/")[2].removesuffix(".zip")
     target = os.path.join(folder, digest)
     if os.path.isdir(target):
@@ -34,7 +36,7 @@ def main(uri: str, folder: str, client: str, options: list[str]) -> None:
     partial = tempfile.mkdtemp(prefix="partial-", dir=folder)
     try:
         uv = find_uv(folder)
-        data = download(uri, uv, folder, client)
+        data = download(uri, folder, client)
         if hashlib.sha256(data).hexdigest() != digest:
             sys.exit(f"{uri} is not what its name says: it was damaged, or written by somebody else")
         zipfile.ZipFile(io.BytesIO(data)).extractall(os.path.join(partial, "code"))
@@ -61,29 +63,57 @@ def install(uv: list[str], target: str, what: list[str]) -> None:
     subprocess.run(command, check=True)
 
 
-def download(uri: str, uv: list[str], folder: str, client: str) -> bytes:
+def download(uri: str, folder: str, client: str) -> bytes:
     """Return an object of S3 or Google Cloud Storage, with the credentials that their clients find."""
-    scheme, _, rest = uri.partition("://")
-    bucket, _, key = rest.partition("/")
-    name = {"s3": "boto3", "gs": "google.cloud.storage"}[scheme]
-    module = load(name, uv, folder, client)
-    if scheme == "s3":
+    module, bucket, key = opened(uri, folder, client)
+    if uri.startswith("s3://"):
         body: bytes = module.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
         return body
     blob: bytes = module.Client().bucket(bucket).blob(key).download_as_bytes()
     return blob
 
 
-def load(name: str, uv: list[str], folder: str, client: str) -> Any:
+def probe(uri: str, folder: str, client: str) -> None:
+    """Write an object where none may be, read it and delete it: all that a run needs. Ends with the error, if any."""
+    data = b"raylift check"
+    try:
+        module, bucket, key = opened(uri, folder, client)
+        if uri.startswith("s3://"):
+            s3 = module.client("s3")
+            s3.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            found = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+            s3.delete_object(Bucket=bucket, Key=key)
+        else:
+            blob = module.Client().bucket(bucket).blob(key)
+            blob.upload_from_string(data, if_generation_match=0)
+            found = blob.download_as_bytes()
+            blob.delete()
+    except Exception as error:  # of either client, whatever it raises
+        sys.exit(f"{type(error).__name__}: {error}")
+    if found != data:
+        sys.exit("what was read is not what was written")
+
+
+def opened(uri: str, folder: str, client: str) -> tuple[Any, str, str]:
+    """Return the client of a storage, and the bucket and the key of an object."""
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    return load({"s3": "boto3", "gs": "google.cloud.storage"}[scheme], folder, client), bucket, key
+
+
+def load(name: str, folder: str, client: str) -> Any:
     """Import the client of a storage; where the image has none, install it first."""
     with contextlib.suppress(ImportError):
         return importlib.import_module(name)
     place = os.path.join(folder, "client")
-    install(uv, place, [client])
+    install(find_uv(folder), place, [client])
     sys.path.insert(0, place)
     importlib.invalidate_caches()
     return importlib.import_module(name)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])
+    if sys.argv[1] == "probe":
+        probe(*sys.argv[2:])
+    else:
+        fetch(sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:])

@@ -101,6 +101,7 @@ def test_a_pod_fetches_a_bundle_once_and_has_its_packages_installed(
         sys.executable,
         "-c",
         Path(fetch.__file__).read_text(),
+        "fetch",
         uri,
         str(folder),
         "boto3==1",
@@ -123,7 +124,7 @@ def test_a_pod_fetches_a_bundle_once_and_has_its_packages_installed(
 def test_a_bundle_that_is_not_what_its_name_says_is_not_run(s3_env: SeaweedFS, tmp_path: Path) -> None:
     uri = in_bucket(s3_env, b"other", f"{'0' * 64}.zip")
     with pytest.raises(SystemExit, match="it was damaged, or written by somebody else"):
-        fetch.main(uri, str(tmp_path / "raylift"), "boto3==1", [])
+        fetch.fetch(uri, str(tmp_path / "raylift"), "boto3==1", [])
     assert list((tmp_path / "raylift").iterdir()) == []
 
 
@@ -131,6 +132,6 @@ def test_a_client_that_the_image_lacks_is_installed_first(
     uv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    found = fetch.load("installed", fetch.find_uv("x"), str(tmp_path), "installed==1.0")
+    found = fetch.load("installed", str(tmp_path), "installed==1.0")
     assert found.installed is True
     assert uv.read_text().strip().endswith("installed==1.0")

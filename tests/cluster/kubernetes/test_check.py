@@ -11,11 +11,15 @@ import pytest
 from kubernetes.utils.quantity import parse_quantity
 
 from cluster.config import KubernetesCluster
+from cluster.errors import InfrastructureError
+from cluster.kubernetes import probe as probing
+from cluster.kubernetes.api import Api
 from cluster.kubernetes.fits import fitting
 from cluster.kubernetes.manifest import render
 from launcher.cluster_checks import check_cluster
 from tests.cluster.kubernetes.golden import request
 from tests.harness import raylift
+from tests.stand_ins.kubernetes.schemas import kuberay_crds, mistakes, schema_of, unknown_fields
 from tests.stand_ins.kubernetes.server import ApiServer
 
 Check = Callable[..., dict[str, tuple[bool, str]]]
@@ -152,3 +156,32 @@ def test_a_node_that_is_cordoned_or_tainted_takes_nothing() -> None:
     preferred = node(taints=[{"key": "dedicated", "value": "db", "effect": "PreferNoSchedule"}])
     fits = [bool(fitting([each], worker("plain"), parse_quantity)) for each in (cordoned, tainted, preferred)]
     assert fits == [False, False, True]
+
+
+def test_a_check_whose_pod_does_not_start_says_why_and_leaves_nothing(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "_POLL", 0.02)
+    monkeypatch.setattr(probing, "_PATIENCE", 0.5)
+    cluster = request("spot-with-fallback").cluster
+    assert isinstance(cluster, KubernetesCluster)
+    server_of = Api(None)
+    with pytest.raises(InfrastructureError, match="not known after 0 s: KubeRay made no pod"):
+        probing.probe(server_of, cluster, "s3://bucket/runs")
+    assert server.all("RayCluster") == []
+
+
+def test_the_cluster_of_a_check_is_one_that_kuberay_and_the_namespace_take() -> None:
+    cluster = request("spot-with-fallback").cluster
+    assert isinstance(cluster, KubernetesCluster)
+    document = probing.render_probe(cluster, "gs://bucket/runs", "raylift-check-0123ab")
+    (definition,) = (each for each in kuberay_crds() if each["spec"]["names"]["kind"] == "RayCluster")
+    schema = schema_of(definition, "v1")
+    assert unknown_fields(schema, document) == []
+    assert mistakes(schema, document) == []
+    spec = document["spec"]["headGroupSpec"]["template"]["spec"]
+    (first,), (ray,) = spec["initContainers"], spec["containers"]
+    assert first["securityContext"] == ray["securityContext"]
+    assert first["envFrom"] == [{"secretRef": {"name": "raylift-storage"}}]
+    assert first["args"][0] == "gs://bucket/runs/.raylift/raylift-check-0123ab"
+    assert "nvidia.com/gpu" not in first["resources"]["requests"]

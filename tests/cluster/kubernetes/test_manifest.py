@@ -223,6 +223,7 @@ def test_pods_without_an_image_of_their_own_fetch_raylift_before_ray_starts() ->
         assert first["envFrom"] == [{"secretRef": {"name": "raylift-storage"}}]
         assert first["securityContext"] == ray["securityContext"]
         assert "$(" not in first["command"][2], "Kubernetes would expand it"
+        assert first["command"][3] == "fetch"
         (path,) = [each["value"] for each in ray["env"] if each["name"] == "PYTHONPATH"]
         assert all(part.startswith("/tmp/raylift/4ae7c3b6") for part in path.split(":"))
 

@@ -75,7 +75,8 @@ def test_a_pod_that_could_not_fetch_raylift_says_where_to_read_why() -> None:
     ended = {"name": "raylift", "state": {"terminated": {"exitCode": 1}}}
     said = trouble([pod(phase="Failed", initContainerStatuses=[ended])])
     assert said == (
-        "the pod digits-head could not fetch raylift: kubectl logs digits-head -c raylift says why, as long as it is there"
+        "the pod digits-head could not fetch raylift: "
+        "kubectl logs digits-head -c raylift says why, as long as it is there"
     )
     done = {"name": "raylift", "state": {"terminated": {"exitCode": 0}}}
     assert trouble([pod(phase="Running", initContainerStatuses=[done])]) == ""

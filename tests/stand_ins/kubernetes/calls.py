@@ -152,7 +152,7 @@ class Call:
                 yield json.dumps({"type": "BOOKMARK", "object": mark}).encode() + b"\n"
 
     def _log(self, pod: Object) -> Iterator[bytes]:
-        names = [each["name"] for each in pod["spec"]["containers"]]
+        names = [each["name"] for each in (*pod["spec"]["containers"], *pod["spec"].get("initContainers", []))]
         if self.query.get("container", names[0]) not in names:
             raise RefusedError(400, f"container {self.query['container']} is not valid for pod {self.name}")
         return self._printed(pod["metadata"]["uid"], follow=self.query.get("follow") == "true")

@@ -133,9 +133,8 @@ class Kubelet:
             check=False,
         )
         self.server.log(pod, done.stdout)
-        if done.returncode:
-            ended = _status(container, {"terminated": {"exitCode": done.returncode}})
-            self._say(pod, phase="Failed", conditions=[], initContainerStatuses=[ended])
+        ended = _status(container, {"terminated": {"exitCode": done.returncode}})
+        self._say(pod, phase="Failed" if done.returncode else "Pending", initContainerStatuses=[ended])
         return done.returncode == 0
 
     def _watch(self, pod: Object, running: _Running) -> None:

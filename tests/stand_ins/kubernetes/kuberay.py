@@ -58,6 +58,8 @@ class Operator:
                 self.kubelet.sync()
                 for job in self.server.all("RayJob"):
                     self._reconcile(job)
+                for cluster in self.server.all("RayCluster"):
+                    self._keep_head(cluster)
             except Exception as error:
                 self.errors.append(repr(error))
 
@@ -226,6 +228,16 @@ class Operator:
                 self.server.delete("Pod", job["metadata"]["namespace"], pod_name)
             ready = ready and pod is not None and self._shows_ready(pod)
         return ready
+
+    def _keep_head(self, cluster: Object) -> None:
+        """Make the head's pod of a cluster that belongs to no job; there are none with workers here."""
+        metadata = cluster["metadata"]
+        if metadata.get("ownerReferences") or metadata.get("deletionTimestamp") or metadata["name"] in self.ports:
+            return
+        self.ports[metadata["name"]] = (_free_port(), _free_port())
+        token = base64.b64encode(secrets.token_hex(32).encode()).decode()
+        self._make("Secret", metadata["name"], {_SELECTED: metadata["name"]}, cluster, data={"auth_token": token})
+        self._make_pod(cluster, f"{metadata['name']}-head", "head", "headgroup", cluster["spec"]["headGroupSpec"])
 
     def _make_pod(self, cluster: Object, name: str, role: str, group_name: str, group: Object) -> None:
         template, owner = json.loads(json.dumps(group["template"])), cluster["metadata"]["name"]

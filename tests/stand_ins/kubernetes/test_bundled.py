@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,3 +70,24 @@ def test_a_pod_without_raylift_runs_the_one_of_the_bundle(server: ApiServer, s3_
     assert f"/raylift/{digest}/code/cluster/code.py" in printed.decode(), printed
     assert raylift("rm", run.uri, "--yes").returncode == 0
     assert list(run.storage.list(f"{run.id}/")) == []
+
+
+def test_a_check_has_a_pod_write_to_storage_and_leaves_nothing(
+    server: ApiServer, s3_env: SeaweedFS, tmp_path: Path
+) -> None:
+    (tmp_path / "k8s.yaml").write_text(BLOCK)
+    storage = s3_env.fresh_uri()
+
+    def there() -> tuple[bool, str]:
+        done = raylift("check", "--on", tmp_path / "k8s.yaml", "--storage", storage, "--json")
+        found = {each["name"]: each for each in json.loads(done.stdout)}
+        return found["storage there"]["ok"], found["storage there"]["detail"]
+
+    assert there() == (True, f"a pod has written to {storage}, and is gone again")
+    assert list(open_run(storage, "x").storage.list("")) == []
+    wrong = {"AWS_SECRET_ACCESS_KEY": base64.b64encode(b"wrong").decode()}
+    server.change("Secret", "raylift", "raylift-storage", lambda secret: secret["data"].update(wrong))
+    ok, said = there()
+    assert not ok
+    assert "SignatureDoesNotMatch" in said
+    assert server.all("RayCluster") == server.all("Pod") == []

@@ -1,0 +1,112 @@
+"""Whether pods can write to a storage: asked by one that does nothing else, as short as it lives.
+
+Whoever launches runs may make no pods, but RayClusters. So the pod is the head of one: its first container writes to
+storage, and the cluster is deleted as soon as that has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Iterator
+
+from cluster.config import KubernetesCluster, Resources
+from cluster.errors import InfrastructureError
+from cluster.kubernetes import api, pods, reasons
+from cluster.kubernetes.api import Api, ApiError, Object
+from cluster.kubernetes.bundled import command
+from cluster.kubernetes.manifest import merge
+from cluster.kubernetes.pods import RUN_LABEL, Manifest
+from cluster.kubernetes.versions import CLIENTS, RAY_VERSION
+
+_PROBE = "raylift-probe"
+_PATIENCE = 300.0  # seconds: an image may have to be pulled
+_GONE = 60.0
+_POLL = 1.0
+_SMALL = Resources(cpu=0.5, memory="1Gi", disk="2Gi")
+
+
+def probe(server: Api, cluster: KubernetesCluster, storage: str) -> None:
+    """Have a pod write to a storage, read and delete. Raises InfrastructureError with what it said, or why it waits."""
+    document = render_probe(cluster, storage, f"raylift-check-{secrets.token_hex(3)}")
+    with _applied(server, document) as name:
+        _wait_for_its_end(server, cluster.namespace, name)
+
+
+def render_probe(cluster: KubernetesCluster, storage: str, name: str) -> Manifest:
+    """Return a RayCluster of a head alone, with the image, account, Secret and placement of a run's. Pure."""
+    small = cluster.model_copy(update={"head": _SMALL, "termination_grace_period_seconds": 30})
+    head = pods.head_pod(name, small, [], [cluster.storage_secret] if cluster.storage_secret else [])
+    template = merge(head, cluster.pod_template)
+    ray = template["spec"]["containers"][0]
+    ray.pop("lifecycle", None)
+    uri = f"{storage.rstrip('/')}/.raylift/{name}"
+    first = {key: value for key, value in ray.items() if key not in ("name", "command", "args")}
+    first |= {"name": _PROBE, "command": command("probe")}
+    first["args"] = [uri.replace("$", "$$"), "/tmp/raylift", CLIENTS[uri.partition("://")[0]]]
+    template["spec"]["initContainers"] = [first]
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": {"name": name, "namespace": cluster.namespace, "labels": pods.labels(name)},
+        "spec": {
+            "rayVersion": RAY_VERSION,
+            "authOptions": {"mode": "token"},
+            "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": template},
+        },
+    }
+
+
+@contextlib.contextmanager
+def _applied(server: Api, document: Manifest) -> Iterator[str]:
+    """Have a cluster for as long as the block lasts. Raises InfrastructureError where it does not go."""
+    namespace, name = document["metadata"]["namespace"], document["metadata"]["name"]
+    try:
+        server.apply(api.RAY_CLUSTERS, document, "raylift-check")
+        yield name
+    finally:
+        with contextlib.suppress(ApiError):
+            server.delete(api.RAY_CLUSTERS, namespace, name)
+    deadline = time.monotonic() + _GONE
+    while _pods(server, namespace, name) or server.find(api.RAY_CLUSTERS, namespace, name) is not None:
+        if time.monotonic() > deadline:
+            raise InfrastructureError(
+                f"the RayCluster {name} of this check is still there: kubectl delete raycluster {name}"
+            )
+        time.sleep(_POLL)
+
+
+def _wait_for_its_end(server: Api, namespace: str, name: str) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        found = _pods(server, namespace, name)
+        for pod in found:
+            if (exit_code := _exit_code(pod)) is not None:
+                if exit_code:
+                    raise InfrastructureError(_said(server, pod) or f"it ended with exit code {exit_code}")
+                return
+        if time.monotonic() > deadline:
+            why = reasons.trouble(found) or ("its pod has not started" if found else "KubeRay made no pod")
+            raise InfrastructureError(f"not known after {_PATIENCE:.0f} s: {why}")
+        time.sleep(_POLL)
+
+
+def _pods(server: Api, namespace: str, name: str) -> list[Object]:
+    return server.select(api.PODS, namespace, f"{RUN_LABEL}={name}")
+
+
+def _exit_code(pod: Object) -> int | None:
+    for status in pod.get("status", {}).get("initContainerStatuses", []):
+        if status["name"] == _PROBE and "terminated" in status.get("state", {}):
+            return int(status["state"]["terminated"]["exitCode"])
+    return None
+
+
+def _said(server: Api, pod: Object) -> str:
+    """Return the last line that the container printed."""
+    path = f"{api.PODS.path(pod['metadata']['namespace'], pod['metadata']['name'])}/log"
+    with contextlib.suppress(ApiError):
+        lines = b"".join(server.lines(path, container=_PROBE)).decode(errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "")
+    return ""
