@@ -15,7 +15,7 @@ from cluster.runs import Run
 
 _RETRY = 5.0  # seconds
 _LOOK = 5.0  # seconds between looks at pods that have not started
-_LOOK_AGAIN = 30.0  # and at those that have
+_LOOK_RUNNING = 30.0  # at those that have
 
 
 class Remote(Provider, Protocol):
@@ -81,8 +81,8 @@ class Watcher:
         return line
 
     def _look(self, status: RunStatus) -> RunStatus:
-        """Look at the pods too: what keeps them from starting does not change the run's own object."""
-        if time.monotonic() - self._looked > (_LOOK_AGAIN if status.state is State.RUNNING else _LOOK):
+        """Look at the pods too: what keeps them from starting, or ends one, does not change the run's own object."""
+        if time.monotonic() - self._looked > (_LOOK_RUNNING if status.state is State.RUNNING else _LOOK):
             self._looked = time.monotonic()
             try:
                 self._status = status = self._provider.describe(self._run.id)

@@ -68,9 +68,10 @@ class NamedClusters:
 
     def down(self, name: str) -> Receipt:
         """Delete a cluster and the jobs of the runs on it, wait until all is gone, and list what is not. Idempotent."""
-        if self._job(name) is None:
+        runs = self.runs_on(name)
+        if self._job(name) is None and not runs:
             raise RunNotFoundError(self._unknown(name))
-        receipts = [self.provider.teardown(each) for each in (*self.runs_on(name), name)]
+        receipts = [self.provider.teardown(each) for each in (*runs, name)]
         return Receipt(
             removed=[each for receipt in receipts for each in receipt.removed],
             leftovers=[each for receipt in receipts for each in receipt.leftovers],

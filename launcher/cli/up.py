@@ -47,15 +47,15 @@ def up_command(
     )
     if cluster.usd_per_hour:
         confirm(f"Start it for ${cluster.usd_per_hour:.2f} an hour?", yes=yes)
-    if (made_of := bundle_for(cluster, None)) is not None:
+    if (archive := bundle_for(cluster, None)) is not None:
         place = default_storage(storage)
         if "://" not in place:
             raise UsageError(
                 f"--storage {place}: pods fetch raylift from there, and see nothing of this machine: give "
                 "s3://bucket/prefix or gs://bucket/prefix, or name an image that has it"
             )
-        open_storage(place).write(made_of.path, made_of.data)
-        request = replace(request, bundle=f"{place.rstrip('/')}/{made_of.path}")
+        open_storage(place).write(archive.path, archive.data)
+        request = replace(request, bundle=f"{place.rstrip('/')}/{archive.path}")
     made = NamedClusters(cluster).up(request)
     if json:
         print_json({"cluster": name, "made": made})

@@ -80,12 +80,12 @@ def test_every_mistake_is_reported_at_once_with_its_place_and_what_to_write(job:
         ("payment: 3", "job.yaml:3:1: payment: unknown key. The keys of the file: task, "),
         ("cluster: {provider: lokal}", "the choices: local, kubernetes; did you mean local?"),
         (
-            "cluster: {provider: kubernetes}",
-            "job.yaml:3:1: cluster.image: this key is missing; give text (of all pods, ",
+            "storage: s3://b/runs\ncluster: {provider: kubernetes, name: Dev}",
+            "job.yaml:4:39: cluster.name: 'Dev' does not fit",
         ),
         (
             "cluster: {provider: kubernetes, image: x, adress: y}",
-            "job.yaml:3:43: cluster.adress: unknown key. The keys of cluster: provider, context, namespace, image, ",
+            "job.yaml:3:43: cluster.adress: unknown key. The keys of cluster: provider, context, name, namespace, ",
         ),
         (
             "cluster: {provider: kubernetes, image: x, resources: {memory: 4 GB}}",

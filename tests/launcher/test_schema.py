@@ -49,7 +49,7 @@ WRONG = [
     "cluster: {workers: {min: 1}}",
     "cluster: {workers: {min: 1, max: many}}",
     "cluster: {accelerators: 2 GPUs}",
-    "cluster: {provider: kubernetes}",
+    "cluster: {provider: kubernetes, image: 5}",
     "storage: s3://b/runs\ncluster: {provider: kubernetes, image: x, spot: maybe}",
     "env: {1X: a}",
     "env: {X: 1}",

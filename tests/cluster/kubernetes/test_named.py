@@ -268,6 +268,17 @@ def test_down_ends_the_runs_too_and_leaves_nothing(server: ApiServer, clusters: 
         clusters.down(NAME)
 
 
+def test_down_ends_the_jobs_that_wait_for_a_cluster_which_somebody_has_deleted(
+    server: ApiServer, clusters: NamedClusters
+) -> None:
+    clusters.up(asked())
+    take_up(server, NAME)
+    runs(server, clusters, launch())
+    server.delete("RayJob", "raylift", NAME)
+    assert clusters.down(NAME).leftovers == []
+    assert server.all("RayJob") == []
+
+
 def test_what_a_finalizer_holds_is_named(server: ApiServer, clusters: NamedClusters) -> None:
     clusters.up(asked())
     take_up(server, NAME, finalizer=True)

@@ -109,7 +109,7 @@ class Operator:
         if self._is_past_deadline(job, status):
             return
         cluster = self._cluster(job, status)
-        if cluster is None or not self._keep_pods(job, cluster):
+        if cluster is None or not self._is_up(job, cluster):
             return
         _, dashboard = self.ports[status["rayClusterName"]]
         self._set(job, dashboardURL=f"127.0.0.1:{dashboard}")
@@ -121,7 +121,7 @@ class Operator:
             return
         if (cluster := self._cluster(job, status)) is None:
             return  # one that was selected has gone: KubeRay looks for it for ever
-        self._keep_pods(job, cluster)
+        self._is_up(job, cluster)
         submitter = self._keep_submitter(job, cluster)
         if submitter == "Failed":
             failed = status.get("jobStatus") == "FAILED"
@@ -211,8 +211,6 @@ class Operator:
         """Make the pods that are missing, or have ended, anew; return whether all are ready."""
         if cluster["metadata"].get("deletionTimestamp"):
             return False
-        if "clusterSelector" in job["spec"]:
-            return bool(pods := self._pods(job)) and all(map(self._shows_ready, pods))
         name, spec = cluster["metadata"]["name"], cluster["spec"]
         there = {pod["metadata"]["name"]: pod for pod in self._pods(job)}
         wanted = {f"{name}-head": ("head", "headgroup", spec["headGroupSpec"])}
@@ -228,16 +226,6 @@ class Operator:
                 self.server.delete("Pod", job["metadata"]["namespace"], pod_name)
             ready = ready and pod is not None and self._shows_ready(pod)
         return ready
-
-    def _keep_head(self, cluster: Object) -> None:
-        """Make the head's pod of a cluster that belongs to no job; there are none with workers here."""
-        metadata = cluster["metadata"]
-        if metadata.get("ownerReferences") or metadata.get("deletionTimestamp") or metadata["name"] in self.ports:
-            return
-        self.ports[metadata["name"]] = (_free_port(), _free_port())
-        token = base64.b64encode(secrets.token_hex(32).encode()).decode()
-        self._make("Secret", metadata["name"], {_SELECTED: metadata["name"]}, cluster, data={"auth_token": token})
-        self._make_pod(cluster, f"{metadata['name']}-head", "head", "headgroup", cluster["spec"]["headGroupSpec"])
 
     def _make_pod(self, cluster: Object, name: str, role: str, group_name: str, group: Object) -> None:
         template, owner = json.loads(json.dumps(group["template"])), cluster["metadata"]["name"]
@@ -271,6 +259,22 @@ class Operator:
         labels = {"ray.io/cluster": owner, "ray.io/node-type": role, "ray.io/group": group_name}
         labels |= template.get("metadata", {}).get("labels", {})
         self._make("Pod", name, labels, cluster, spec=template["spec"], finalizers=[FINALIZER])
+
+    def _keep_head(self, cluster: Object) -> None:
+        """Make the head's pod of a cluster that belongs to no job; there are none with workers here."""
+        metadata = cluster["metadata"]
+        if metadata.get("ownerReferences") or metadata.get("deletionTimestamp") or metadata["name"] in self.ports:
+            return
+        self.ports[metadata["name"]] = (_free_port(), _free_port())
+        token = base64.b64encode(secrets.token_hex(32).encode()).decode()
+        self._make("Secret", metadata["name"], {_SELECTED: metadata["name"]}, cluster, data={"auth_token": token})
+        self._make_pod(cluster, f"{metadata['name']}-head", "head", "headgroup", cluster["spec"]["headGroupSpec"])
+
+    def _is_up(self, job: Object, cluster: Object) -> bool:
+        """Whether all pods of a job's cluster are ready; those that are its own are kept so."""
+        if "clusterSelector" not in job["spec"]:
+            return self._keep_pods(job, cluster)
+        return bool(pods := self._pods(job)) and all(map(self._shows_ready, pods))
 
     def _is_ready(self, pod: Object) -> bool:
         """Whether a pod of Ray serves; a submitter serves nothing."""
