@@ -32,6 +32,8 @@ _FAILURES = {
     "JobStatusCheckTimeoutExceeded": "KubeRay could not ask the head's Ray about the driver for too long",
 }
 _NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+# What KubeRay says of a pod that has ended, when it deletes that (raycluster_controller.go)
+_KILLED = re.compile(r"Deleted (head|worker) Pod (?:\S+/)?(\S+); .*Reason:OOMKilled\b")
 _NOT_MADE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 
 
@@ -47,11 +49,11 @@ def where_it_stands(
     if state is State.SUCCEEDED:
         return state, ""
     if state is State.FAILED:
-        return state, _failure(status, pods, events)
+        return state, _failure(job, pods, events)
     if state is State.RUNNING:
-        return state, trouble(pods)
+        return state, trouble(pods) or _killed(job, events)
     if state is State.RECOVERING:
-        return state, f"starting again: {_failure(status, pods, events)}"
+        return state, f"starting again: {_failure(job, pods, events)}"
     return state, _in_queue(job, workload) or trouble(pods) or _warning(events) or _waiting(deployment, pods)
 
 
@@ -60,9 +62,10 @@ def trouble(pods: Iterable[Object]) -> str:
     return next((said for pod in pods if (said := _pod(pod))), "")
 
 
-def _failure(status: Object, pods: Sequence[Object], events: Sequence[Object]) -> str:
+def _failure(job: Object, pods: Sequence[Object], events: Sequence[Object]) -> str:
+    status = job.get("status", {})
     said = _FAILURES.get(status.get("reason", ""), status.get("reason", "") or "it failed")
-    why = trouble(pods) or _warning(events) or status.get("message", "")
+    why = trouble(pods) or _killed(job, events) or _warning(events) or status.get("message", "")
     return f"{said}: {why}" if why else said
 
 
@@ -94,6 +97,17 @@ def _warning(events: Sequence[Object]) -> str:
     warnings = [each for each in events if each.get("type") == "Warning"]
     newest = max(warnings, key=_time, default=None)
     return str(newest["message"]) if newest is not None else ""
+
+
+def _killed(job: Object, events: Sequence[Object]) -> str:
+    """Return which pod was killed for memory last: KubeRay deletes it at once, and an event is all that stays of it."""
+    found = [(event, match) for event in events if (match := _KILLED.search(event.get("message", ""))) is not None]
+    if not found:
+        return ""
+    _, match = max(found, key=lambda each: _time(each[0]))
+    cluster = job["spec"]["rayClusterSpec"]
+    group = cluster["headGroupSpec"] if match[1] == "head" else cluster["workerGroupSpecs"][0]
+    return _out_of_memory(match[2], group["template"]["spec"]["containers"][0])
 
 
 def _time(event: Object) -> str:
@@ -130,7 +144,8 @@ def _container(pod: Object, status: Object) -> str:
     for when in ("state", "lastState"):
         ended = status.get(when, {}).get("terminated", {})
         if ended.get("reason") == "OOMKilled":
-            return f"the pod {name} was killed for lack of memory: its limit is {_limit(pod, status['name'])}"
+            there = (*pod["spec"].get("initContainers", []), *pod["spec"]["containers"])
+            return _out_of_memory(name, next(each for each in there if each["name"] == status["name"]))
     ended = status.get("state", {}).get("terminated", {})
     if ended.get("exitCode", 0) != 0 and pod.get("status", {}).get("phase") == "Failed":
         return f"the pod {name} ended with exit code {ended['exitCode']}{_because(ended)}"
@@ -141,11 +156,9 @@ def _because(ended: Object) -> str:
     return f": {ended['message'].strip()[-200:]}" if ended.get("message") else ""
 
 
-def _limit(pod: Object, container: str) -> str:
-    for each in pod["spec"]["containers"]:
-        if each["name"] == container:
-            return str(each.get("resources", {}).get("limits", {}).get("memory", "that of its node"))
-    return "that of its node"
+def _out_of_memory(pod: str, container: Object) -> str:
+    limit = container.get("resources", {}).get("limits", {}).get("memory", "that of its node")
+    return f"the pod {pod} was killed for lack of memory: its limit is {limit}"
 
 
 def _unschedulable(pod: Object, message: str) -> str:

@@ -105,6 +105,41 @@ def test_a_secret_that_is_missing_is_named() -> None:
     assert trouble([container(waiting=waiting)]).endswith('(CreateContainerConfigError): secret "storage" not found')
 
 
+@pytest.mark.parametrize(
+    ("role", "limit", "place"),
+    [
+        ("worker", "12Gi", "raylift/"),
+        ("head", "4Gi", "raylift/"),
+        ("worker", "12Gi", ""),
+    ],  # older KubeRays name no place
+)
+def test_a_pod_that_was_killed_for_memory_is_remembered_when_kuberay_has_deleted_it(
+    role: str, limit: str, place: str
+) -> None:
+    def group(memory: str) -> Object:
+        container = {"name": "ray", "resources": {"limits": {"memory": memory}}}
+        return {"template": {"spec": {"containers": [container]}}}
+
+    def deleted(name: str, reason: str, at: str) -> Object:
+        ended = f"&ContainerStateTerminated{{ExitCode:137,Signal:0,Reason:{reason},Message:,StartedAt:2026-11-26,}}"
+        message = f"Deleted {role} Pod {place}{name}; Pod status: Failed; Pod restart policy: Never; "
+        message += f"Ray container terminated status: {ended}"
+        return {"metadata": {}, "type": "Normal", "message": message, "lastTimestamp": at}
+
+    whole = job("Running")
+    whole["spec"]["rayClusterSpec"] = {"headGroupSpec": group("4Gi"), "workerGroupSpecs": [group("12Gi")]}
+    events = [
+        deleted("digits-x7k2p-3", "Error", "2026-11-26T00:03:00Z"),
+        deleted("digits-x7k2p-2", "OOMKilled", "2026-11-26T00:02:00Z"),
+        deleted("digits-x7k2p-1", "OOMKilled", "2026-11-26T00:01:00Z"),
+    ]
+    said = f"the pod digits-x7k2p-2 was killed for lack of memory: its limit is {limit}"
+    assert where_it_stands(whole, [], events, None) == (State.RUNNING, said)
+    whole["status"] = {"jobDeploymentStatus": "Failed", "reason": "SubmissionFailed"}
+    assert where_it_stands(whole, [], events, None)[1].endswith(said)
+    assert where_it_stands(whole, [], events[:1], None)[1] == "the driver was lost, or could not be submitted"
+
+
 @pytest.mark.parametrize("when", ["state", "lastState"])
 def test_a_pod_that_needed_more_memory_says_its_limit(when: str) -> None:
     status = {"name": "ray", when: {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
