@@ -2,10 +2,10 @@
 
     RAYLIFT_RUN_URI=s3://… python -P -m trainers.leaving head|worker
 
-A worker has Ray drain its node: the ranks on it tell the others, all save, and none is placed there again. With the
-head go the driver and Ray, so the driver is asked to end, and tells all ranks. Returns once the save is done; a run
-that is over, or that a person stops, is not waited for. Kubernetes ends the wait with the grace period of the pod.
-The trials of a sweep go on elsewhere from their newest checkpoints.
+A worker has Ray drain its node: the ranks on it tell the others, all save, and none is placed there again; the trials
+on it save and go on elsewhere. With the head go the driver and Ray, so the driver is asked to end, and tells all ranks.
+Returns once the save is done; a pod in which nothing trains, a run that is over, or one that a person stops, is not
+waited for. Kubernetes ends the wait with the grace period of the pod.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 
 from cluster.errors import RayliftError
+from cluster.local import scratch_folder
 from cluster.runs import Claim, Run
-from trainers.jobs import load_job
+from trainers.pulse import readings
 
 _RUN_URI = "RAYLIFT_RUN_URI"
 _POLL = 1.0  # seconds
 _DEADLINE = 3600 * 1000  # ms that Ray is told a drained node has left; the grace period is shorter
 _DRIVER = "trainers.submitted"
+_HERE = "RAYLIFT_NODE_IP"  # of this pod
 
 
 def leave(run: Run, role: str) -> None:
@@ -38,11 +40,12 @@ def leave(run: Run, role: str) -> None:
         if driver is None:
             return
         driver.terminate()
-        _wait(run, claims[-1].attempt, driver)
+        while _is_alive(driver) and not _has_left(run, claims[-1].attempt):
+            time.sleep(_POLL)
     else:
         _drain_this_node()
-        if load_job(run)[1].get("tune") is None:
-            _wait(run, claims[-1].attempt)
+        while _trains_here(run) and not _has_left(run, claims[-1].attempt):
+            time.sleep(_POLL)
 
 
 def _driver(claim: Claim) -> psutil.Process | None:
@@ -52,11 +55,6 @@ def _driver(claim: Claim) -> psutil.Process | None:
         if _DRIVER in process.cmdline():
             return process
     return None
-
-
-def _wait(run: Run, attempt: int, driver: psutil.Process | None = None) -> None:
-    while not _has_left(run, attempt) and (driver is None or _is_alive(driver)):
-        time.sleep(_POLL)
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -71,12 +69,24 @@ def _has_left(run: Run, attempt: int) -> bool:
     return any(row["event"] == "preempted" for row in run.rows_of(attempt, "events"))
 
 
+def _trains_here(run: Run) -> bool:
+    """Whether a rank or a trial of the run is at work in this pod."""
+    return any(_is_of_this_pod(reading.pid) for reading in readings(scratch_folder(run.id).parents[1], run.uri))
+
+
+def _is_of_this_pod(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        return _is_alive(process) and process.environ().get(_HERE) == os.environ[_HERE]
+    return False
+
+
 def _drain_this_node() -> None:
     """Ask Ray to place nothing on this node, and to tell so to those that are there. Raises RuntimeError."""
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 
-    gcs, here = GcsClient(address=os.environ["RAY_ADDRESS"]), os.environ["RAYLIFT_NODE_IP"]
+    gcs, here = GcsClient(address=os.environ["RAY_ADDRESS"]), os.environ[_HERE]
     reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     for node_id, node in gcs.get_all_node_info().items():
         if node.node_manager_address == here:

@@ -153,6 +153,12 @@ def read(path: Path) -> Reading | None:
     return Reading(rank, pid, beats, Phase(phase), entries, peak, step, evaluation, attempt, uri)
 
 
+def readings(temporary: Path, run_uri: str) -> list[Reading]:
+    """Return what the ranks of a run, and of its trials, show on this machine."""
+    found = map(read, temporary.glob(f"raylift-pulse-{os.getuid()}-*/rank-*"))
+    return [each for each in found if each is not None and f"{each.run_uri}/".startswith(f"{run_uri}/")]
+
+
 def pulse_folder(temporary: Path, run_uri: str, attempt: int) -> Path:
     """Return where the ranks of an attempt have their files on this machine, in its folder for temporary ones."""
     name = hashlib.sha256(run_uri.encode()).hexdigest()[:12]

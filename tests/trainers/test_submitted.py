@@ -8,6 +8,8 @@ import secrets
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from tests.harness import ROOT, environment, wait_for
 from trainers import leaving, processors, submitted
 from trainers.leaving import leave
 from trainers.main import Driver, Ready, driver_of
+from trainers.pulse import pulse_folder
 from trainers.sweep.driver import SweepDriver
 from trainers.sweep.room import Room
 from trainers.sweep.trial import ALL_OF_ITS_POD, TrialContext, threads_each
@@ -176,19 +179,69 @@ def test_no_other_process_is_taken_for_the_driver(run: Run) -> None:
     leave(run, "head")
 
 
-def test_a_worker_of_a_sweep_waits_for_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def drained(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return whether the node of this pod has been drained."""
     drained: list[bool] = []
+    monkeypatch.setattr(leaving, "_POLL", 0.02)
     monkeypatch.setattr(leaving, "_drain_this_node", lambda: drained.append(True))
-    monkeypatch.setattr(leaving, "load_job", lambda _: (None, {"tune": {}}))
+    monkeypatch.setenv("RAYLIFT_NODE_IP", "10.0.0.7")
+    return drained
+
+
+@contextlib.contextmanager
+def a_rank(run_uri: str, attempt: int, *, pod: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Have a rank, or a trial, of an attempt at work in a pod."""
+    program = f"""
+import pathlib, time
+from trainers.pulse import Pulse, pulse_folder
+folder = pulse_folder(pathlib.Path("/tmp"), {run_uri!r}, {attempt})
+folder.mkdir(exist_ok=True)
+Pulse(0, folder, run_uri={run_uri!r}, attempt={attempt})
+print("at work", flush=True)
+time.sleep(60)
+"""
+    environ = {**environment(), "RAYLIFT_NODE_IP": pod}
+    with subprocess.Popen([sys.executable, "-c", program], env=environ, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"at work\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+            shutil.rmtree(pulse_folder(Path("/tmp"), run_uri, attempt))
+
+
+@pytest.mark.parametrize("of", ["", "/trials/00003"])
+def test_a_pod_waits_until_what_trains_there_has_ended(run: Run, drained: list[bool], of: str) -> None:
     run.claim()
-    leave(run, "worker")
+    with a_rank(run.uri + of, 1, pod="10.0.0.7") as process:
+        thread = threading.Thread(target=leave, args=(run, "worker"))
+        thread.start()
+        thread.join(0.5)
+        assert drained == [True]
+        assert thread.is_alive()
+        process.kill()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_pod_in_which_nothing_trains_waits_for_nothing(run: Run, drained: list[bool]) -> None:
+    run.claim()
+    with a_rank(run.uri, 1, pod="10.0.0.8"), a_rank(f"{run.uri}-2", 1, pod="10.0.0.7"):
+        leave(run, "worker")
     assert drained == [True]
 
 
-def test_a_pod_waits_no_longer_than_until_another_attempt_has_begun(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaving, "_drain_this_node", lambda: run.claim())
+def test_a_pod_waits_no_longer_than_until_another_attempt_has_begun(
+    run: Run, drained: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaving, "_drain_this_node", lambda: drained.append(bool(run.claim())))
     run.claim()
-    leave(run, "worker")
+    with a_rank(run.uri, 1, pod="10.0.0.7"):
+        leave(run, "worker")
+    assert drained == [True]
 
 
 def test_the_processors_of_a_pod_are_not_those_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
