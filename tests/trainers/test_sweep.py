@@ -1,17 +1,18 @@
 """A sweep's searcher, record and scheduler, as Ray Tune calls them; no Ray runs here."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cluster.errors import StorageDeniedError, StorageError
+from cluster.errors import PreemptedError, StorageDeniedError, StorageError, TrainingError
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ranked, trial_run
 from tests.finished import new_run, training, write_rows
 from tests.sweeps import begun, ended, evaluated
-from trainers.sweep.bridge import Bridge
+from trainers.sweep.bridge import Bridge, Listener
 from trainers.sweep.record import Record
 from trainers.sweep.schedulers import build_scheduler, remember
 from trainers.sweep.search import build_searcher
@@ -115,6 +116,42 @@ def test_a_trial_whose_machine_is_taken_away_with_the_driver_waits_for_the_next_
     launch.result("a", 1, 0.5, state="PREEMPTED", complete=True)
     assert states(launch) == ["STOPPED"]
     assert launch.suggest("b") == "FINISHED"
+
+
+class Ended:
+    """A trial of Tune whose actor has raised something."""
+
+    def __init__(self, trial_id: str, cause: Exception) -> None:
+        self.trial_id, self.max_failures = trial_id, 3
+        self._error = SimpleNamespace(cause=cause)  # as Ray wraps it
+
+    def get_pickled_error(self) -> Any:
+        return self._error
+
+
+@pytest.mark.parametrize(("cause", "restarts"), [(PreemptedError("saved at step 7"), 4), (TrainingError("no"), 3)])
+def test_a_trial_that_saved_before_its_machine_went_has_as_many_restarts_left(
+    run: Run, cause: Exception, restarts: int
+) -> None:
+    trial: Any = Ended("a", cause)
+    Listener(Launch(run).bridge).on_trial_recover(trial=trial)
+    assert trial.max_failures == restarts
+
+
+@pytest.mark.parametrize(
+    ("cause", "state", "again"),
+    [(PreemptedError("saved at step 7"), "STOPPED", "00000"), (TrainingError("no"), "FAILED", "00001")],
+)
+def test_a_trial_without_restarts_left_goes_on_elsewhere_if_it_saved_before_its_machine_went(
+    run: Run, cause: Exception, state: str, again: str
+) -> None:
+    launch = Launch(run)
+    launch.suggest("a")
+    trial: Any = Ended("a", cause)
+    launch.bridge.on_trial_complete("a", error=True)
+    Listener(launch.bridge).on_trial_error(trial=trial)
+    assert states(launch) == [state]
+    assert launch.suggest("b")["trial"] == again
 
 
 def test_a_trial_whose_process_is_lost_too_often_has_failed(run: Run) -> None:

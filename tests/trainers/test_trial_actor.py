@@ -1,6 +1,7 @@
 """The actor in which trials train, without Ray around it."""
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import gettempdir
@@ -8,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import PreemptedError
 from cluster.runs import Run
 from cluster.trials import trial_run
 from tests.finished import new_run
 from tests.trainers import training
 from tests.trainers.training import STEPS_PER_EPOCH
+from trainers import notice
 from trainers.jobs import load_job
 from trainers.sweep.actor import Shared, TrialActor
 from trainers.sweep.ranks import Ranks
@@ -81,3 +84,20 @@ def test_what_an_actor_saves_names_a_checkpoint_from_which_another_goes_on(sweep
     told = sweep.actor.step()
     assert (told["training_iteration"], told["state"]) == (2, "SUCCEEDED")
     assert trial_run(sweep.run, "00001").has_taken(sweep.actor._training._copied.origin)
+
+
+def test_a_trial_whose_machine_is_taken_away_saves_and_is_to_be_started_elsewhere(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = threading.Event()
+    monkeypatch.setattr(notice, "_given", given)
+    sweep.begin()
+    assert sweep.actor.step()["training_iteration"] == 1
+    given.set()
+    with pytest.raises(PreemptedError, match=f"saved at step {STEPS_PER_EPOCH + 1}"):
+        sweep.actor.step()
+    trial = trial_run(sweep.run, "00000")
+    saved = trial.newest_intact()
+    assert saved is not None
+    assert saved.step == STEPS_PER_EPOCH + 1
+    assert trial.result() is None

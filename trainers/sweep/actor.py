@@ -19,8 +19,10 @@ from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint
 from ruamel.yaml import YAML
 
+from cluster.errors import PreemptedError
 from cluster.runs import Attempt, Origin, Run
 from cluster.trials import Copied, trial_run
+from trainers import notice
 from trainers.config import TrainJob
 from trainers.context import StopReason
 from trainers.pulse import Pulse, pulse_folder, show_stacks_when_asked
@@ -74,6 +76,8 @@ class TrialActor(ray_tune.Trainable):
         alone = shared.ranks.number == 1
         folder = pulse_folder(Path(shared.ranks.temporary), shared.uri, os.getpid())
         self._lifeline = Lifeline(folder) if alone else None  # ranks have watchdogs of their own
+        if alone and not shared.ranks.own_ray:
+            os.environ[notice.JOINED] = "1"
         self._data: dict[str, Prepared] = {}
         self._told: dict[str, Any] = {}  # the newest, of the trial that trains
         self._begin(config)
@@ -94,6 +98,9 @@ class TrialActor(ray_tune.Trainable):
 
     def _next(self) -> dict[str, Any]:
         news = self._training.next() if self._training is not None else self._refused
+        if news.state == "PREEMPTED" and notice.is_given():
+            # an end would have Tune keep this actor for another trial, though its machine goes
+            raise PreemptedError(news.message)
         if not news.state and self._shared.metric not in news.metrics:
             assert self._training is not None
             self._training.end(StopReason.PRUNED)

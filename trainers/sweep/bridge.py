@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune import Callback
 from ray.tune.search import Searcher as RaySearcher
 
-from cluster.errors import StorageError
+from cluster.errors import PreemptedError, StorageError
 from cluster.runs import is_outage
 from cluster.trials import ENDED, Evaluation, Trial, trial_id
 from trainers.sweep.record import Record
@@ -80,9 +80,7 @@ class Bridge(RaySearcher):
         if result is not None and result["state"] in ("", "SUCCEEDED"):
             self._evaluated(trial, result)
         if result is not None and result["state"] == "PREEMPTED":
-            self._end(trial_id, "STOPPED", result["message"])
-            if not self._is_stopping():
-                self._waiting.append(trial)  # it was the machine that had to go: the trial goes on elsewhere
+            self.on_left(trial_id, result["message"])
             return
         if result is not None and result["state"]:
             self._end(trial_id, result["state"], result["message"])
@@ -99,6 +97,14 @@ class Bridge(RaySearcher):
         """Take note that a trial which waited goes on."""
         if trial_id in self._running:
             self._record.is_now(self._running[trial_id], "RUNNING")
+
+    def on_left(self, trial_id: str, why: str) -> None:
+        """Have a trial go on elsewhere: it was its machine that had to go."""
+        if trial_id in self._running:
+            trial = self._running[trial_id]
+            self._end(trial_id, "STOPPED", why)
+            if not self._is_stopping():
+                self._waiting.append(trial)
 
     def on_lost(self, trial_id: str, why: str) -> None:
         """Take a trial for failed whose actor was lost more often than is allowed."""
@@ -190,7 +196,7 @@ def config_of(trial: Trial) -> dict[str, Any]:
 
 
 class Listener(Callback):
-    """Hears when Tune starts a trial, and why it gave one up."""
+    """Hears when Tune starts a trial, why it starts one again, and why it gave one up."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
@@ -198,7 +204,17 @@ class Listener(Callback):
     def on_trial_start(self, *_: Any, trial: RayTrial, **__: Any) -> None:  # type: ignore[override]  # named, always
         self._bridge.on_started(trial.trial_id)
 
+    def on_trial_recover(self, *_: Any, trial: RayTrial, **__: Any) -> None:  # type: ignore[override]  # named, always
+        if _has_left(trial.get_pickled_error()):
+            trial.max_failures += 1  # this was none
+
     def on_trial_error(self, *_: Any, trial: RayTrial, **__: Any) -> None:  # type: ignore[override]  # named, always
         error = trial.get_pickled_error()
         lines = str(error).strip().splitlines() if error is not None else []
-        self._bridge.on_lost(trial.trial_id, lines[-1][:300] if lines else "its process was lost")
+        tell = self._bridge.on_left if _has_left(error) else self._bridge.on_lost
+        tell(trial.trial_id, lines[-1][:300] if lines else "its process was lost")
+
+
+def _has_left(error: Exception | None) -> bool:
+    """Whether a trial saved because its machine is taken away, as its actor said in an exception."""
+    return isinstance(getattr(error, "cause", None), PreemptedError)
