@@ -209,6 +209,8 @@ class Call:
         stored = self._stored()
         if self.content == "application/merge-patch+json":
             return 200, self._replace_merged(_merge(stored.value, json.loads(self.body)))
+        if self.content == "application/json-patch+json":
+            return 200, self._replace_merged(_changed(stored.value, json.loads(self.body)))
         if self.content == "application/strategic-merge-patch+json" and self.kind.schema is None:
             patch = json.loads(self.body)
             if _has_lists(patch):
@@ -388,6 +390,22 @@ def _merge(value: Any, patch: Any) -> Any:
         else:
             base[key] = _merge(base.get(key), each)
     return base
+
+
+def _changed(value: Object, operations: list[Object]) -> Object:
+    """https://www.rfc-editor.org/rfc/rfc6902, as far as autoscalers use it: what is replaced has to be there."""
+    changed: Object = json.loads(json.dumps(value))
+    for operation in operations:
+        if operation["op"] != "replace":
+            raise RefusedError(501, f"this stand-in takes no JSON patch with {operation['op']}")
+        *path, last = operation["path"].removeprefix("/").split("/")
+        place: Any = changed
+        for key in path:
+            place = place[int(key)] if isinstance(place, list) else place[key]
+        if last not in place:
+            raise RefusedError(422, f"replace operation does not apply: doc is missing key: {operation['path']}")
+        place[last] = operation["value"]
+    return changed
 
 
 def _has_lists(value: Any) -> bool:

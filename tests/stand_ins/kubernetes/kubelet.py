@@ -1,5 +1,6 @@
 """Runs pods of the stand-in as processes of this machine, from what the API holds and nothing else.
 
+A pod lives as long as its first container; others are started with it, and end with it.
 All pods share this machine's network and files, but for the folders that they mount: each has its own, and what its
 environment says of them is changed accordingly. Each has an address of its own, which its processes find in POD_IP;
 heads have 127.0.0.1, as their services would. An image is a set of variables, PATH among them.
@@ -11,6 +12,7 @@ import base64
 import contextlib
 import itertools
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -24,10 +26,12 @@ from typing import Any
 
 import psutil
 
+from tests.stand_ins.kubernetes.access import User
 from tests.stand_ins.kubernetes.kinds import Object
 from tests.stand_ins.kubernetes.server import ApiServer
 
 FINALIZER = "stand-in/kubelet"  # a pod stays until its processes have ended
+_FOLDER = "k-"  # what the names of pods' folders begin with
 _OWN = ("/tmp",)  # what a pod mounts for itself
 
 
@@ -37,12 +41,14 @@ class _MissingError(Exception):
 
 @dataclass
 class _Running:
-    """The processes of a pod's first container."""
+    """The processes of a pod."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes]  # of its first container
+    others: list[subprocess.Popen[bytes]]
     folder: Path
     env: dict[str, str]
     template: Object
+    out_of_memory: bool = False
     ending: threading.Thread | None = None
     readers: list[threading.Thread] = field(default_factory=list)
 
@@ -77,9 +83,11 @@ class Kubelet:
         for running in self._running.values():
             _kill(running)
 
-    def kill(self, pod: Object) -> None:
-        """Have a pod's node lose its power."""
-        _kill(self._running[pod["metadata"]["uid"]])
+    def kill(self, pod: Object, *, out_of_memory: bool = False) -> None:
+        """Have a pod's node lose its power, or have it use more memory than its limit."""
+        running = self._running[pod["metadata"]["uid"]]
+        running.out_of_memory = out_of_memory
+        _kill(running)
 
     def _start(self, pod: Object) -> None:
         container = pod["spec"]["containers"][0]
@@ -93,28 +101,23 @@ class Kubelet:
             return
         is_head = pod["metadata"].get("labels", {}).get("ray.io/node-type") == "head"
         address = "127.0.0.1" if is_head else f"127.0.0.{next(self._addresses)}"
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir="/tmp"))  # short: sockets allow 107 bytes
         try:
-            env = self._environment(pod, container, address)
+            env, *others = [self._environment(pod, each, address, folder) for each in pod["spec"]["containers"]]
         except _MissingError as error:
+            folder.rmdir()
             self._wait(pod, "CreateContainerConfigError", str(error))
             return
-        folder = Path(tempfile.mkdtemp(prefix="k-", dir="/tmp"))  # short: sockets allow 107 bytes
-        env = {**self.images[container["image"]], **{key: _mounted(value, folder) for key, value in env.items()}}
-        env |= {"TMPDIR": str(folder), "POD_IP": address}
         for each in pod["spec"].get("initContainers", []):
             if not self._has_ended_well(pod, each, address, folder):
                 shutil.rmtree(folder)
                 return
-        process = subprocess.Popen(
-            [_mounted(each, folder) for each in (*container["command"], *container.get("args", []))],
-            cwd=_mounted(container.get("workingDir", "/tmp"), folder),
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        running = self._running[pod["metadata"]["uid"]] = _Running(process, folder, env, container)
+        process = _run(container, env, folder, subprocess.PIPE)
+        beside = []
+        for other, its_env in zip(pod["spec"]["containers"][1:], others, strict=True):
+            with (folder / f"{other['name']}.log").open("wb") as log:
+                beside.append(_run(other, its_env | self._service_account(pod, folder), folder, log.fileno()))
+        running = self._running[pod["metadata"]["uid"]] = _Running(process, beside, folder, env, container)
         reader = threading.Thread(target=self._read, args=(pod, process), daemon=True)
         reader.start()
         running.readers.append(reader)
@@ -123,11 +126,10 @@ class Kubelet:
 
     def _has_ended_well(self, pod: Object, container: Object, address: str, folder: Path) -> bool:
         """Run one of the containers that come before the others to its end; where it fails, so does the pod."""
-        env = {key: _mounted(value, folder) for key, value in self._environment(pod, container, address).items()}
         done = subprocess.run(
             [_mounted(each, folder) for each in (*container["command"], *container.get("args", []))],
             cwd=folder,
-            env={**self.images[container["image"]], **env, "TMPDIR": str(folder)},
+            env=self._environment(pod, container, address, folder),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             check=False,
@@ -146,7 +148,9 @@ class Kubelet:
         elif pod["status"]["phase"] == "Running":
             running.readers[0].join(5)
             _kill(running)
-            ended = {"terminated": {"exitCode": code if code >= 0 else 128 - code}}
+            ended: Object = {"terminated": {"exitCode": code if code >= 0 else 128 - code}}
+            if running.out_of_memory:
+                ended["terminated"] |= {"reason": "OOMKilled"}
             phase = "Failed" if code else "Succeeded"
             self._say(pod, phase=phase, conditions=[], containerStatuses=[_status(running.template, ended)])
 
@@ -159,8 +163,8 @@ class Kubelet:
             self._running.pop(pod["metadata"]["uid"], None)
             self._change(pod, lambda value: value["metadata"].update(finalizers=[]))
 
-    def _environment(self, pod: Object, container: Object, address: str) -> dict[str, str]:
-        """Return a container's variables. Raises _MissingError."""
+    def _environment(self, pod: Object, container: Object, address: str, folder: Path) -> dict[str, str]:
+        """Return a container's variables, those of its image among them. Raises _MissingError."""
         env: dict[str, str] = {}
         for source in container.get("envFrom", []):
             env |= self._secret(pod, source["secretRef"]["name"])
@@ -176,7 +180,20 @@ class Kubelet:
                 env[variable["name"]] = _rounded_up(container, origin["resourceFieldRef"]["resource"])
             else:
                 raise _MissingError(f"this stand-in does not know {origin}")
-        return env
+        env = {**self.images[container["image"]], **{key: _mounted(value, folder) for key, value in env.items()}}
+        return env | {"TMPDIR": str(folder), "POD_IP": address}
+
+    def _service_account(self, pod: Object, folder: Path) -> dict[str, str]:
+        """Give a pod the token of its service account; return where that is, and where the API server is."""
+        place, token = folder / "account", secrets.token_hex(16)
+        place.mkdir(exist_ok=True)
+        account = User.service_account(pod["metadata"]["namespace"], pod["spec"].get("serviceAccountName", "default"))
+        self.server.tokens[token] = account
+        (place / "token").write_text(token)
+        shutil.copy(self.server.authority, place / "ca.crt")
+        host, _, port = self.server.url.removeprefix("https://").partition(":")
+        served = {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT_HTTPS": port}
+        return {**served, "SERVICE_ACCOUNT": str(place)}
 
     def _secret(self, pod: Object, name: str) -> dict[str, str]:
         secret = self.server.get("Secret", pod["metadata"]["namespace"], name)
@@ -202,6 +219,28 @@ class Kubelet:
     def _change(self, pod: Object, change: Callable[[Object], None]) -> None:
         with contextlib.suppress(AssertionError):  # it has gone meanwhile
             self.server.change("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"], change, "kubelet")
+
+
+def processes() -> list[int]:
+    """Return the processes that work in the folders of pods."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd().startswith(f"/tmp/{_FOLDER}") and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+def _run(container: Object, env: dict[str, str], folder: Path, output: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [_mounted(each, folder) for each in (*container["command"], *container.get("args", []))],
+        cwd=_mounted(container.get("workingDir", "/tmp"), folder),
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def _status(container: Object, state: Object) -> Object:
@@ -249,7 +288,7 @@ def _end_gracefully(running: _Running, grace: float) -> None:
 
 def _kill(running: _Running) -> None:
     """End every process that works in the pod's folder, or descends from its first one."""
-    found = [running.process.pid]
+    found = [process.pid for process in (running.process, *running.others)]
     with contextlib.suppress(psutil.NoSuchProcess):
         found += [child.pid for child in psutil.Process(running.process.pid).children(recursive=True)]
     for process in psutil.process_iter():
@@ -259,5 +298,6 @@ def _kill(running: _Running) -> None:
     for pid in found:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
-    running.process.wait()
+    for each in (running.process, *running.others):
+        each.wait()
     shutil.rmtree(running.folder, ignore_errors=True)

@@ -3,8 +3,8 @@
 It knows nothing of raylift: what runs is what the API holds. Written after KubeRay's controllers
 (https://github.com/ray-project/kuberay, ray-operator/controllers/ray), for K8sJobMode and HTTPMode. Pods run
 on this machine and share its network (kubelet.py), so ports that a RayJob fixes are left out, and the head's are
-chosen here. It has no autoscaler: of a range, `replicas` are started. Pods of Ray start one after the other, and
-without Ray's monitors: what starts at once on one small machine hinders each other.
+chosen here. Beside a head that is to have an autoscaler runs Ray's own (autoscaler.py). Pods of Ray start one after
+the other, and without Ray's monitors: what starts at once on one small machine hinders each other.
 """
 
 from __future__ import annotations
@@ -198,7 +198,12 @@ class Operator:
             return None
         origin = {"ray.io/originated-from-cr-name": job["metadata"]["name"], "ray.io/originated-from-crd": "RayJob"}
         labels = {**job["metadata"].get("labels", {}), **origin}
-        cluster = self._make("RayCluster", name, labels, job, spec=job["spec"]["rayClusterSpec"])
+        spec = json.loads(json.dumps(job["spec"]["rayClusterSpec"]))
+        for group in spec["workerGroupSpecs"]:
+            group.setdefault("scaleStrategy", {})  # Go writes what is empty too
+        cluster = self._make("RayCluster", name, labels, job, spec=spec)
+        if spec.get("enableInTreeAutoscaling"):
+            self._make_account(cluster)
         self.ports[name] = (_free_port(), _free_port())
         if job["spec"]["rayClusterSpec"].get("authOptions", {}).get("mode") == "token":
             token = base64.b64encode(secrets.token_hex(32).encode()).decode()
@@ -208,24 +213,59 @@ class Operator:
         return cluster
 
     def _keep_pods(self, job: Object, cluster: Object) -> bool:
-        """Make the pods that are missing, or have ended, anew; return whether all are ready."""
+        """Make pods where there are too few, delete those that have ended or are to go; return whether all are ready.
+
+        A pod that is being deleted counts until it is gone, and an autoscaler alone says which are too many.
+        """
         if cluster["metadata"].get("deletionTimestamp"):
             return False
-        name, spec = cluster["metadata"]["name"], cluster["spec"]
-        there = {pod["metadata"]["name"]: pod for pod in self._pods(job)}
-        wanted = {f"{name}-head": ("head", "headgroup", spec["headGroupSpec"])}
+        name, spec, there = cluster["metadata"]["name"], cluster["spec"], self._pods(job)
+        wanted = [("head", "headgroup", spec["headGroupSpec"], 1)]
         for group in spec.get("workerGroupSpecs", []):
-            for number in range(group["replicas"]):
-                wanted[f"{name}-{group['groupName']}-{number}"] = ("worker", group["groupName"], group)
+            replicas = min(max(group["replicas"], group["minReplicas"]), group["maxReplicas"])
+            wanted.append(("worker", group["groupName"], group, replicas))
         ready = True
-        for pod_name, (role, group_name, group) in wanted.items():
-            pod = there.get(pod_name)
-            if pod is None and ready:
-                self._make_pod(cluster, pod_name, role, group_name, group)
-            elif pod is not None and pod.get("status", {}).get("phase") in ("Failed", "Succeeded"):
-                self.server.delete("Pod", job["metadata"]["namespace"], pod_name)
-            ready = ready and pod is not None and self._shows_ready(pod)
+        for role, group_name, group, count in wanted:
+            pods = [each for each in there if each["metadata"]["labels"]["ray.io/group"] == group_name]
+            doomed = group.get("scaleStrategy", {}).get("workersToDelete") or []
+            for pod in [each for each in pods if not each["metadata"].get("deletionTimestamp")]:
+                if pod["metadata"]["name"] in doomed:
+                    self.server.delete("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])
+                elif pod.get("status", {}).get("phase") in ("Failed", "Succeeded"):
+                    self._delete_ended(cluster, role, pod)
+            ready = ready and all(map(self._shows_ready, pods))
+            if ready and len(pods) < count:
+                kind = "head" if role == "head" else f"{group_name}-worker-{_suffix()}"
+                self._make_pod(cluster, f"{name}-{kind}", role, group_name, group)
+                ready = False
         return ready
+
+    def _delete_ended(self, cluster: Object, role: str, pod: Object) -> None:
+        namespace, name, status = pod["metadata"]["namespace"], pod["metadata"]["name"], pod["status"]
+        ended = status["containerStatuses"][0]["state"].get("terminated", {})
+        state = f"ExitCode:{ended.get('exitCode', 0)},Signal:0,Reason:{ended.get('reason', 'Error')},Message:"
+        told = (
+            f"Deleted {role} Pod {namespace}/{name}; Pod status: {status['phase']}; Pod restart policy: Never; "
+            f"Ray container terminated status: &ContainerStateTerminated{{{state},}}"
+        )
+        about = {"kind": "RayCluster", "name": cluster["metadata"]["name"], "namespace": namespace}
+        event = {"type": "Normal", "reason": f"Deleted{role.title()}Pod", "message": told, "lastTimestamp": now()}
+        metadata = {"name": f"{cluster['metadata']['name']}.{_suffix()}"}
+        self.server.create("Event", {"metadata": metadata, "involvedObject": about, **event}, namespace)
+        self.server.delete("Pod", namespace, name)
+
+    def _make_account(self, cluster: Object) -> None:
+        """Give the autoscaler an account with the rights that KubeRay gives it."""
+        name, namespace = cluster["metadata"]["name"], cluster["metadata"]["namespace"]
+        self._make("ServiceAccount", name, {"ray.io/cluster": name}, cluster)
+        rules = [
+            {"apiGroups": [""], "resources": ["pods", "pods/resize"], "verbs": ["get", "list", "watch", "patch"]},
+            {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "verbs": ["get", "patch"]},
+        ]
+        self._make("Role", name, {"ray.io/cluster": name}, cluster, rules=rules)
+        subjects = [{"kind": "ServiceAccount", "name": name, "namespace": namespace}]
+        role = {"kind": "Role", "name": name, "apiGroup": "rbac.authorization.k8s.io"}
+        self._make("RoleBinding", name, {"ray.io/cluster": name}, cluster, subjects=subjects, roleRef=role)
 
     def _make_pod(self, cluster: Object, name: str, role: str, group_name: str, group: Object) -> None:
         template, owner = json.loads(json.dumps(group["template"])), cluster["metadata"]["name"]
@@ -252,13 +292,31 @@ class Operator:
             [
                 {"name": "RAY_CLUSTER_NAME", "value": owner},
                 {"name": "RAY_NODE_TYPE_NAME", "value": group_name},
+                {"name": "RAY_CLOUD_INSTANCE_ID", "value": name},
                 {"name": "RAY_ADDRESS", "value": f"127.0.0.1:{port}"},
                 *_token(cluster["spec"], owner),
             ]
         )
+        if role == "head" and cluster["spec"].get("enableInTreeAutoscaling"):
+            container["env"].append({"name": "RAY_enable_autoscaler_v2", "value": "1"})
+            template["spec"].setdefault("serviceAccountName", owner)
+            template["spec"]["containers"].append(self._autoscaler(cluster, container, f"127.0.0.1:{port}"))
         labels = {"ray.io/cluster": owner, "ray.io/node-type": role, "ray.io/group": group_name}
         labels |= template.get("metadata", {}).get("labels", {})
-        self._make("Pod", name, labels, cluster, spec=template["spec"], finalizers=[FINALIZER])
+        pending = {"phase": "Pending"}
+        self._make("Pod", name, labels, cluster, [FINALIZER], spec=template["spec"], status=pending)
+
+    def _autoscaler(self, cluster: Object, container: Object, gcs: str) -> Object:
+        options, metadata = cluster["spec"].get("autoscalerOptions", {}), cluster["metadata"]
+        program = ["python", "-P", "-m", "tests.stand_ins.kubernetes.autoscaler"]
+        return {
+            "name": "autoscaler",
+            "image": container["image"],
+            "workingDir": container["workingDir"],
+            "command": [*program, metadata["name"], metadata["namespace"], gcs],
+            "env": [*_token(cluster["spec"], metadata["name"]), {"name": "AUTOSCALER_UPDATE_INTERVAL_S", "value": "1"}],
+            "resources": options.get("resources", {}),
+        }
 
     def _keep_head(self, cluster: Object) -> None:
         """Make the head's pod of a cluster that belongs to no job; there are none with workers here."""

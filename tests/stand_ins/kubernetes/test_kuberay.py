@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from cluster.kubernetes.provider import KubernetesProvider
 from cluster.provider import LaunchRequest, State
 from tests.cluster.kubernetes.golden import RUN_ID, request
 from tests.harness import ROOT, wait_for
+from tests.stand_ins.kubernetes.kubelet import processes
 from tests.stand_ins.kubernetes.kuberay import Operator, operator
 from tests.stand_ins.kubernetes.server import ApiServer, api_server
 
@@ -93,16 +93,9 @@ def pod_of(server: ApiServer, role: str) -> Object:
     return next(each for each in pods if each["metadata"]["labels"].get("ray.io/node-type") == role)
 
 
-def processes() -> list[int]:
-    """Return the processes that work in the folders of pods."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.cwd().startswith("/tmp/k-") and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
+def names_of(server: ApiServer, role: str) -> set[str]:
+    pods = server.all("Pod")
+    return {each["metadata"]["name"] for each in pods if each["metadata"]["labels"].get("ray.io/node-type") == role}
 
 
 @pytest.mark.usefixtures("kuberay")
@@ -148,20 +141,55 @@ def test_a_head_that_is_lost_comes_again_and_the_driver_with_it(
 
 
 @pytest.mark.usefixtures("kuberay")
-def test_a_worker_that_is_deleted_comes_again(
+def test_a_worker_that_is_deleted_is_followed_by_another(
     server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
 ) -> None:
     provider.launch(run)
     starts(tmp_path, 1)
-    lost = pod_of(server, "worker")
-    server.delete("Pod", "raylift", lost["metadata"]["name"])
-
-    def is_back() -> bool:
-        there = server.get("Pod", "raylift", lost["metadata"]["name"])
-        return there is not None and there["metadata"]["uid"] != lost["metadata"]["uid"]
-
-    wait_for(is_back, "another worker", timeout=60)
+    lost = pod_of(server, "worker")["metadata"]["name"]
+    before = names_of(server, "worker")
+    server.delete("Pod", "raylift", lost)
+    wait_for(lambda: len(names_of(server, "worker") - {lost}) == len(before), "another worker", timeout=60)
     assert status(server)["jobDeploymentStatus"] == "Running"
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_workers_come_and_go_as_an_autoscaler_says(
+    server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    def scale(replicas: int, *doomed: str) -> None:
+        def change(cluster: Object) -> None:
+            (group,) = cluster["spec"]["workerGroupSpecs"]
+            strategy = {"workersToDelete": list(doomed)}
+            group |= {"replicas": replicas, "minReplicas": 1, "maxReplicas": 3, "scaleStrategy": strategy}
+
+        server.change("RayCluster", "raylift", status(server)["rayClusterName"], change, "autoscaler")
+
+    def has(count: int) -> bool:
+        return len(names_of(server, "worker")) == count
+
+    provider.launch(run)
+    starts(tmp_path, 1)
+    before = names_of(server, "worker")
+    assert len(before) == 2
+    scale(9)
+    wait_for(lambda: has(3), "the last one that may be", timeout=60)
+    scale(1, *before)
+    wait_for(lambda: has(1), "the end of those that were there first", timeout=60)
+    assert not names_of(server, "worker") & before
+
+
+def test_a_pod_that_was_killed_for_memory_is_said_to_have_been_also_when_it_has_gone(
+    server: ApiServer, kuberay: Operator, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    provider.launch(run)
+    starts(tmp_path, 1)
+    lost = pod_of(server, "worker")
+    kuberay.kubelet.kill(lost, out_of_memory=True)
+    name, limit = lost["metadata"]["name"], lost["spec"]["containers"][0]["resources"]["limits"]["memory"]
+    wait_for(lambda: server.get("Pod", "raylift", name) is None, "its end", timeout=60)
+    said = f"the pod {name} was killed for lack of memory: its limit is {limit}"
+    assert (provider.describe(RUN_ID).state, provider.describe(RUN_ID).reason) == (State.RUNNING, said)
 
 
 @pytest.mark.usefixtures("kuberay")
