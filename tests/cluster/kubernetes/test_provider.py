@@ -505,6 +505,19 @@ def test_a_watch_goes_on_where_its_connection_was_lost_and_misses_nothing(
     assert len(lists) == 2  # one of the launch, and one of the watch
 
 
+def test_a_token_that_runs_out_while_a_run_is_followed_is_renewed(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_WATCH", 1)  # seconds: then it is asked again who one is
+    kubernetes.launch(run)
+    changes = kubernetes.changes(RUN_ID)
+    assert next(changes).state is State.PENDING
+    server.tokens["renewed"] = server.tokens.pop("launcher-token")
+    server.kubeconfig("launcher", "renewed")
+    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Initializing")
+    assert next(changes).state is State.PROVISIONING
+
+
 def test_an_object_that_went_while_nobody_looked_is_told_to_be_gone(
     server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
 ) -> None:
@@ -617,6 +630,18 @@ def test_a_teardown_waits_for_pods_that_take_their_time(
 
     threading.Timer(0.4, let_go).start()
     assert kubernetes.teardown(RUN_ID).leftovers == []
+
+
+def test_a_server_that_is_busy_during_a_teardown_is_asked_again(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    take_up(server, RUN_ID)
+    server.faults += [Fault("DELETE", status=429, headers={"Retry-After": "1"}), Fault("DELETE", after=True)]
+    server.faults += [Fault("GET /api/v1/namespaces/raylift/pods", status=503, count=2)]
+    assert kubernetes.teardown(RUN_ID).leftovers == []
+    assert all(not fault.count for fault in server.faults)
+    assert server.all("RayJob") == server.all("Pod") == server.all("Secret") == []
 
 
 @pytest.mark.parametrize("step", range(1, 9))
