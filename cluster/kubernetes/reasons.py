@@ -102,7 +102,7 @@ def _warning(events: Sequence[Object]) -> str:
 def _killed(job: Object, events: Sequence[Object]) -> str:
     """Return which pod was killed for memory last: KubeRay deletes it at once, and an event is all that stays of it."""
     found = [(event, match) for event in events if (match := _KILLED.search(event.get("message", ""))) is not None]
-    if not found:
+    if not found or "rayClusterSpec" not in job["spec"]:  # a cluster that it shares is not its own
         return ""
     _, match = max(found, key=lambda each: _time(each[0]))
     cluster = job["spec"]["rayClusterSpec"]

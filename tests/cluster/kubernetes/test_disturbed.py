@@ -1,0 +1,139 @@
+"""Runs on Kubernetes that lose pods, and whose cluster grows: pods are processes here, with a real Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.runs import Run
+from cluster.trials import trial_run
+from tests.cluster.kubernetes import test_training
+from tests.cluster.kubernetes.test_training import BLOCK, DIGITS, PATIENT, pods_of
+from tests.harness import Started, fresh_id, losses, open_run, raylift, start_raylift, wait_for
+from tests.stand_ins.kubernetes.kubelet import processes
+from tests.stand_ins.kubernetes.kuberay import Operator
+from tests.stand_ins.kubernetes.server import ApiServer
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+kuberay, run, on = test_training.kuberay, test_training.run, test_training.on
+
+SWEEP = """
+task: image-classification
+data: {train: builtin:digits, eval: {split: 0.2}}
+train: {epochs: 60, batch_size: 256}
+tune: {trials: 2, search: random, scheduler: none, space: {train.optimizer.lr: {loguniform: [1e-4, 1e-2]}}}
+"""
+MORE = ("--set", "train.epochs=60", "--set", "checkpoint.every=20 steps")  # long enough to be disturbed three times
+OF_A_RUN = ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret", "ServiceAccount", "Role", "RoleBinding")
+
+
+def has_saved(run: Run, attempt: int, process: Started) -> bool:
+    """Whether an attempt has saved, while the command goes on that follows it."""
+    assert process.poll() is None, process.communicate()[0]
+    return attempt in run.attempts() and any(row["event"] == "checkpoint" for row in run.rows_of(attempt, "events"))
+
+
+@pytest.fixture
+def left(server: ApiServer, kuberay: Operator) -> Callable[[], list[str]]:  # noqa: ARG001
+    """Return what says which objects are there that were not before the run."""
+
+    def there() -> list[str]:
+        return [f"{kind} {each['metadata']['name']}" for kind in OF_A_RUN for each in server.all(kind)]
+
+    before = there()
+    return lambda: [each for each in there() if each not in before]
+
+
+def test_a_run_goes_through_a_drained_node_too_little_memory_and_a_lost_head_as_if_nothing_had_been(
+    server: ApiServer, kuberay: Operator, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]
+) -> None:
+    with start_raylift("run", DIGITS, *on, *MORE) as process:
+        wait_for(partial(has_saved, run, 1, process), "a save of attempt 1", timeout=PATIENT)
+        server.delete("Pod", "raylift", pods_of(server, "worker")[0]["metadata"]["name"])  # as a drain of its node does
+        wait_for(partial(has_saved, run, 2, process), "a save of attempt 2", timeout=PATIENT)
+        (starved, _) = pods_of(server, "worker")
+        kuberay.kubelet.kill(starved, out_of_memory=True)
+        wait_for(partial(has_saved, run, 3, process), "a save of attempt 3", timeout=PATIENT)
+        told = json.loads(raylift("status", run.uri, "--json").stdout)
+        kuberay.kubelet.kill(pods_of(server, "head")[0])
+        output, _ = process.communicate(timeout=PATIENT)
+    assert process.returncode == 0, output
+    name, limit = starved["metadata"]["name"], starved["spec"]["containers"][0]["resources"]["limits"]["memory"]
+    assert told["reason"] == f"the pod {name} was killed for lack of memory: its limit is {limit}"
+    assert json.loads(raylift("status", run.uri, "--json").stdout)["metrics"]["eval_accuracy"] > 0.96
+    assert left() == []
+    assert processes() == []
+    saved, *_ = [row["step"] for row in run.rows_of(1, "events") if row["event"] == "preempted"]
+    bases = [claim.base.step for claim in run.claims() if claim.base is not None]
+    assert bases == sorted(bases)
+    assert (len(bases), bases[0]) == (3, saved), "who has a notice saves the newest step"
+    assert max(row["step"] for row in run.rows_of(1, "metrics")) <= saved, "no step is done twice"
+    assert raylift("verify", run.uri).returncode == 0
+    local = open_run(tmp_path / "runs", fresh_id("undisturbed"))
+    done = raylift("run", DIGITS, *MORE, "--storage", local.storage.uri, "--id", local.id, timeout=PATIENT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(run) == losses(local)
+
+
+def on_a_range(tmp_path: Path) -> None:
+    (tmp_path / "k8s.yaml").write_text(BLOCK.replace("workers: 2", "workers: {min: 1, max: 2}"))
+
+
+@pytest.mark.skipif("RAYLIFT_TEST_GROWTH" not in os.environ, reason="takes minutes: RAYLIFT_TEST_GROWTH=1")
+@pytest.mark.usefixtures("kuberay")
+def test_a_run_goes_on_with_more_workers_once_the_autoscaler_has_brought_them(
+    server: ApiServer, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]
+) -> None:
+    on_a_range(tmp_path)
+    launched = raylift("run", DIGITS, *on, "--set", "train.epochs=5000", "--detach")
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+
+    def ranks() -> list[int]:
+        return [row["world_size"] for row in run.all_rows("events") if row["event"] == "training"]
+
+    wait_for(lambda: ranks() == [1, 2], "a second rank", timeout=PATIENT)
+    assert raylift("stop", run.uri).returncode == 0
+    wait_for(lambda: not is_running(server), "the end of the RayJob", timeout=PATIENT)
+    assert json.loads(raylift("status", run.uri, "--json").stdout)["state"] == "STOPPED"
+    assert raylift("rm", run.uri, "--yes").returncode == 0
+    assert left() == []
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_sweep_grows_and_loses_a_node_while_the_laptop_sleeps(
+    server: ApiServer, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]
+) -> None:
+    on_a_range(tmp_path)
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    launched = raylift("run", tmp_path / "sweep.yaml", *on, "--detach")
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    trial = trial_run(run, "00000")
+    wait_for(lambda: trial.attempts() and trial.rows_of(1, "metrics"), "the first trial", timeout=PATIENT)
+    wait_for(lambda: len(pods_of(server, "worker")) == 2, "a second worker", timeout=PATIENT)
+    address = psutil.Process(trial.claims()[0].pid).environ()["RAYLIFT_NODE_IP"]
+    (drained,) = [each for each in pods_of(server, "worker") if each["status"].get("podIP") == address]
+    server.delete("Pod", "raylift", drained["metadata"]["name"])
+    wait_for(lambda: not is_running(server), "the end of the RayJob", timeout=PATIENT)
+    (job,) = server.all("RayJob")
+    told = json.loads(raylift("status", run.uri, "--json").stdout)
+    assert job["status"]["jobDeploymentStatus"] == "Complete", (job["status"], told)
+    assert told["state"] == "SUCCEEDED", told
+    assert [trial["state"] for trial in told["sweep"]["trials"]] == ["SUCCEEDED"] * 2
+    saved = [row["step"] for row in trial.rows_of(1, "events") if row["event"] == "preempted"]
+    assert [claim.base.step for claim in trial.claims() if claim.base is not None] == saved
+    assert len(saved) == 1
+    assert raylift("export", run.uri, tmp_path / "model").returncode == 0
+    wait_for(lambda: not pods_of(server, "head") + pods_of(server, "worker"), "the end of the pods", timeout=60)
+    assert raylift("rm", run.uri, "--yes").returncode == 0
+    assert left() == []
+
+
+def is_running(server: ApiServer) -> bool:
+    (job,) = server.all("RayJob")
+    return job.get("status", {}).get("jobDeploymentStatus") not in ("Complete", "Failed")
