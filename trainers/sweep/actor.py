@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -17,7 +16,6 @@ from pydantic import ValidationError
 from ray import tune as ray_tune
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint
-from ruamel.yaml import YAML
 
 from cluster.errors import PreemptedError
 from cluster.runs import Attempt, Origin, Run
@@ -25,6 +23,7 @@ from cluster.trials import Copied, trial_run
 from trainers import notice
 from trainers.config import TrainJob
 from trainers.context import StopReason
+from trainers.jobs import freeze
 from trainers.pulse import Pulse, pulse_folder, show_stacks_when_asked
 from trainers.sweep.ranks import RankedTraining, Ranks, References
 from trainers.sweep.trial import News, OneRankTraining, Training, data_key
@@ -143,7 +142,7 @@ class TrialActor(ray_tune.Trainable):
             return
         run = trial_run(self._sweep.run, config["trial"])
         copied = Copied.from_json(config["copied"]) if config["copied"] else None
-        arguments = run, job, _as_yaml(document), self._sweep, copied
+        arguments = run, job, freeze(document), self._sweep, copied
         if self._lifeline is None:
             self._training = RankedTraining(*arguments, ranks=self._shared.ranks, share=self._share)
         else:
@@ -153,6 +152,7 @@ class TrialActor(ray_tune.Trainable):
                 threads=self._shared.ranks.threads,
                 show_life=self._lifeline.show_life,
             )
+        self._training.start()  # while Tune hears that the actor is ready, and tells it to go on
 
     def _prepare(self, job: TrainJob) -> Prepared:
         """Return the data of a trial: that of all of them, or what its own values make of it."""
@@ -185,9 +185,3 @@ def as_path(origin: Origin) -> str:
 def from_path(path: str) -> Origin:
     run, attempt, step = path.split("/")
     return Origin(run, int(attempt), int(step))
-
-
-def _as_yaml(document: Mapping[str, Any]) -> bytes:
-    stream = io.BytesIO()
-    YAML(typ="safe", pure=True).dump(dict(document), stream)
-    return stream.getvalue()

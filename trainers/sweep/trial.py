@@ -25,6 +25,7 @@ from trainers.control import Control
 from trainers.output import shipped_output
 from trainers.pulse import Pulse
 from trainers.record import Recorder
+from trainers.spares import import_what_ranks_need
 from trainers.worker import run_rank
 
 if TYPE_CHECKING:
@@ -138,11 +139,15 @@ class Training(ABC):
     def _train_attempt(self, attempt: Attempt, start: Start) -> News:
         """Train to the end of an attempt; tell of each evaluation meanwhile, and return how it ended. Raises."""
 
+    def start(self) -> None:
+        """Begin to train, or to go on from a pause."""
+        self._thread = threading.Thread(target=self._train, name=f"trial-{self._run.id}", daemon=True)
+        self._thread.start()
+
     def next(self) -> News:
         """Let it go on, and return the next evaluation, or how it ended. Blocks; raises what is worth a retry."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._train, name=f"trial-{self._run.id}", daemon=True)
-            self._thread.start()
+            self.start()
         if self._waiting:
             self._waiting = False
             self._answers.put(None)
@@ -210,6 +215,7 @@ class OneRankTraining(Training):
         self._threads = threads
 
     def _train_attempt(self, attempt: Attempt, start: Start) -> News:
+        import_what_ranks_need()  # else in the midst of the first trial
         recorder = TrialRecorder(attempt, log_every=self._job.train.log_every, start=start)
         outcome = None
         with shipped_output(attempt, "rank-0"):
