@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Trainer:
         # `auto` may have meant another one on the machine that the run began on
         self.precision = checkpointer.precision or settle_precision(self.config.precision, self.device)
         self.autocast, self.scaler = mixed_precision(self.precision, self.device)
-        torch.manual_seed(seed_for(self.config.seed, MODEL))
+        seed_generator(torch.device("cpu"), seed_for(self.config.seed, MODEL))  # where models are made
         self.model = task.build_model().to(self.device)
         sharded = is_sharded(job, context)
         if sharded:
@@ -252,8 +253,8 @@ class Trainer:
         """Whether an interval of epochs or steps ends at this step; minutes come as a wish of rank 0."""
         if every.unit == "min":
             return False
-        steps = Fraction(repr(every.count)) * (1 if every.unit == "step" else self.order.steps_per_epoch)
-        return self.progress.step // steps > (self.progress.step - 1) // steps
+        steps, parts = _interval(every, self.order.steps_per_epoch)
+        return self.progress.step * parts // steps > (self.progress.step - 1) * parts // steps
 
     def wants_save(self) -> bool:
         """Whether this rank's clock says that minutes have passed; rank 0's is the one that counts."""
@@ -316,6 +317,13 @@ class Trainer:
             f"training diverged: {what} at step {step} (epoch {self.epoch_of(step)}). {kept}. "
             f"Try a smaller train.optimizer.lr (it is {self.optimizer.param_groups[0]['lr']:g}){clip}"
         )
+
+
+@cache
+def _interval(every: Every, steps_per_epoch: int) -> tuple[int, int]:
+    """Return an interval in steps, as a fraction."""
+    steps = Fraction(repr(every.count)) * (1 if every.unit == "step" else steps_per_epoch)
+    return steps.numerator, steps.denominator
 
 
 def settle_precision(precision: str, device: torch.device) -> str:
