@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -115,8 +116,9 @@ def _open_locked(target: Path) -> BinaryIO:
     for _ in range(_TRIES):
         # a folder that is still empty may be removed by another's delete, a file without a lock by a sweep
         with suppress(FileNotFoundError):
-            made = [folder for folder in target.parents if not folder.exists()]
-            target.parent.mkdir(parents=True, exist_ok=True)
+            made = list(takewhile(lambda folder: not folder.exists(), target.parents))
+            if made:
+                target.parent.mkdir(parents=True, exist_ok=True)
             file = target.with_name(f"{PARTIAL}{secrets.token_hex(_TOKEN_BYTES)}-{target.name}").open("xb")
             with suppress(OSError):  # a file system without locks: nothing is swept there
                 fcntl.flock(file, fcntl.LOCK_EX)
