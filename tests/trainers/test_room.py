@@ -28,6 +28,25 @@ def test_where_nodes_may_come_one_more_trial_waits_than_runs(monkeypatch: pytest
     assert Room(1, grows=True).slots() == 17
 
 
+@pytest.mark.parametrize(
+    ("room", "full"),
+    [
+        (Room(1), True),
+        (Room(1, most=16), True),
+        (Room(1, most=15), False),
+        (Room(1, gpus=1.0, most=2), True),
+        (Room(1, gpus=0.5, most=1), False),
+        (Room(1, grows=True), False),
+        (Room(2), False),
+    ],
+)
+def test_one_trial_more_waits_where_it_neither_runs_nor_takes_room(
+    monkeypatch: pytest.MonkeyPatch, room: Room, full: bool
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: NODE)
+    assert room.is_full is full
+
+
 def test_a_trial_sets_aside_what_its_one_worker_takes() -> None:
     assert Room(1).resources == {"CPU": 1.0}
     assert Room(1, gpus=0.25).resources["GPU"] == 0.25

@@ -75,6 +75,21 @@ def test_a_search_that_lost_its_memory_goes_on_as_if_it_had_not(name: str, forge
     assert search(tune(name), 25, forget_at=forget_at) == search(tune(name), 25)
 
 
+@pytest.mark.parametrize("name", QUICK)
+def test_a_search_that_says_it_does_not_learn_chooses_the_same_whatever_it_is_told(name: str) -> None:
+    def points(sign: int) -> list[Point]:
+        found = []
+        for number in range(30):
+            found.append(searcher.ask(number))
+            searcher.tell(number, {1: sign * score(found[-1])}, completed=True)
+        return found
+
+    searcher = build_searcher(tune(name), "max")
+    first = points(1)
+    searcher = build_searcher(tune(name), "max")
+    assert (points(-1) != first) == searcher.learns
+
+
 def test_tpe_learns_where_the_good_points_are() -> None:
     points = search(tune("tpe", trials=60), 60)
     last, first = points[40:], points[:10]

@@ -25,7 +25,7 @@ LONGEST = {"training_iteration": 9, "epoch": 9, "step": 90}
 class Launch:
     """One launch of a sweep, without Ray."""
 
-    def __init__(self, run: Run, sweep: Tune = SWEEP, *, slots: int = 2) -> None:
+    def __init__(self, run: Run, sweep: Tune = SWEEP, *, slots: int = 2, ahead: int = 0) -> None:
         self.attempt: Attempt = run.claim()
         self.events = SegmentWriter(run, self.attempt.number, "events", "driver")
         self.record = Record(run, self.events, "eval_accuracy")
@@ -36,6 +36,7 @@ class Launch:
             build_searcher(sweep, "max"),
             self.record,
             slots=lambda: slots,
+            ahead=ahead,
             mode="max",
             is_stopping=lambda: self.stopping,
             on_resumed=lambda name, trial: self.resumed.append((name, trial.number)),
@@ -370,6 +371,16 @@ def test_of_a_trial_that_waited_when_it_was_ended_its_own_folder_says_so(run: Ru
     assert result is not None
     assert (result.state, result.step, result.metrics) == ("PRUNED", 2, {"eval_accuracy": 0.5})
     assert states(launch) == ["PRUNED"]
+
+
+def test_a_trial_that_is_begun_ahead_waits_until_another_ends(run: Run) -> None:
+    launch = Launch(run, slots=2, ahead=1)
+    assert [launch.suggest(name) is not None for name in "abcd"] == [True, True, True, False]
+    assert states(launch) == ["RUNNING", "RUNNING", "WAITING"]
+    launch.result("a", 1, 0.5, state="SUCCEEDED", complete=True)
+    launch.bridge.on_started("c")
+    assert launch.suggest("d") is not None
+    assert states(launch) == ["SUCCEEDED", "RUNNING", "RUNNING", "WAITING"]
 
 
 def test_a_trial_that_waits_when_the_sweep_is_stopped_goes_on_with_a_resume(run: Run) -> None:

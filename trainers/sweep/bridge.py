@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -32,16 +33,21 @@ class Bridge(RaySearcher):
         record: Record,
         *,
         slots: Callable[[], int] | None,
+        ahead: int = 0,
         mode: str,
         is_stopping: Callable[[], bool],
         on_resumed: Callable[[str, Trial], None],
     ) -> None:
-        """As many trials run at once as `slots` says; None: Tune says, and lets some wait."""
+        """As many trials run at once as `slots` says; None: Tune says, and lets some wait.
+
+        So many more as `ahead` says are begun for Tune to have at hand when one ends.
+        """
         super().__init__(metric=record.metric, mode=mode)
         self._sweep = sweep
         self._searcher = searcher
         self._record = record
         self._slots = slots
+        self._ahead = ahead
         self._is_stopping = is_stopping
         self._on_resumed = on_resumed
         self._running: dict[str, Trial] = {}
@@ -55,7 +61,8 @@ class Bridge(RaySearcher):
     def suggest(self, trial_id: str) -> Any:
         if self._is_stopping():
             return RaySearcher.FINISHED
-        if self._slots is not None and len(self._running) >= self._slots():
+        slots = self._slots() if self._slots is not None else math.inf
+        if len(self._running) >= slots + self._ahead:
             return None
         if self._waiting:
             trial = self._waiting.pop(0)
@@ -66,7 +73,7 @@ class Bridge(RaySearcher):
             trial = proposed
         else:
             return None
-        self._record.is_now(trial, "RUNNING")
+        self._record.is_now(trial, "RUNNING" if len(self._running) < slots else "WAITING")
         self._running[trial_id] = trial
         return config_of(trial)
 
@@ -94,7 +101,7 @@ class Bridge(RaySearcher):
         self._end(trial_id, "PRUNED", why)
 
     def on_started(self, trial_id: str) -> None:
-        """Take note that a trial which waited goes on."""
+        """Take note that a trial which waited begins, or goes on."""
         if trial_id in self._running:
             self._record.is_now(self._running[trial_id], "RUNNING")
 

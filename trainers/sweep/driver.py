@@ -85,11 +85,13 @@ class SweepDriver(Driver):
             is_stopping = lambda: watch.is_stopping or self.leaving  # noqa: E731
             scheduler = build_scheduler(self.tune, record, self.mode, self._longest(ready), is_stopping)
             remember(scheduler, record)
+            searcher = build_searcher(self.tune, self.mode)
             bridge = Bridge(
                 self.tune,
-                build_searcher(self.tune, self.mode),
+                searcher,
                 record,
                 slots=None if self.tune.scheduler.pauses else self.room.slots,
+                ahead=1 if self.room.is_full and not searcher.learns else 0,  # one that learns would know less
                 mode=self.mode,
                 is_stopping=is_stopping,
                 on_resumed=lambda name, trial: remember_one(scheduler, name, trial, record.metric),

@@ -37,6 +37,15 @@ class Room:
             self._seen, self._looked = fit(ray.cluster_resources(), self.workers, self.gpus), time.monotonic()
         return self._seen + 1 if self.grows else max(1, self._seen)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether Ray keeps one trial more than `slots` waiting, and it costs those that run nothing.
+
+        A Ray with room to spare would start it, one that grows add a node for it; and the process that looks after a
+        trial of several workers would take the place of one of them.
+        """
+        return self.workers == 1 and not self.grows and fit(ray.cluster_resources(), 1, self.gpus) <= self.slots()
+
 
 def fit(resources: dict[str, float], workers: int, gpus: float) -> int:
     """Return how many trials fit into a Ray of so much."""

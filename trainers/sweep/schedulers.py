@@ -38,7 +38,8 @@ def build_scheduler(
     grace = config.grace_period or 1
     match config.name:
         case "asha":
-            return ASHAScheduler(
+            return _Asha(
+                is_stopping,
                 **common,
                 grace_period=grace,
                 max_t=config.max_t or max(longest[config.time_attr], grace),
@@ -47,7 +48,9 @@ def build_scheduler(
                 stop_last_trials=config.max_t is not None,  # where trials differ in length, the longest go on
             )
         case "median":
-            return _Median(**common, grace_period=grace, min_samples_required=config.min_samples_required or 3)
+            return _Median(
+                is_stopping, **common, grace_period=grace, min_samples_required=config.min_samples_required or 3
+            )
         case "hyperband":
             return _HyperBand(
                 record,
@@ -71,27 +74,17 @@ def build_scheduler(
                 synch=bool(config.synch),
             )
         case _:
-            return FIFOScheduler()
+            return _All(is_stopping)
 
 
-class _Median(MedianStoppingRule):
-    """Goes on where there is nothing to compare with: to pause would cost more than it could save."""
+class _Stopping:
+    """What Ray's schedulers lack where trials wait: an end when the sweep stops."""
 
-    def _on_insufficient_samples(self, *_: Any) -> str:
-        return str(TrialScheduler.CONTINUE)
-
-
-class _Pausing:
-    """What Ray's schedulers lack that let trials wait: the record of who does, and an end when the sweep stops."""
-
-    _record: Record
     _is_stopping: Callable[[], bool]
 
-    def on_trial_result(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> str:
-        action = str(super().on_trial_result(tune_controller, trial, result))  # type: ignore[misc]  # the scheduler's
-        if action == TrialScheduler.PAUSE or trial.status == "PAUSED":
-            self._record.is_now(self._record.trials[trial.config["trial"]], "WAITING")
-        return action
+    def __init__(self, is_stopping: Callable[[], bool], **options: Any) -> None:
+        super().__init__(**options)
+        self._is_stopping = is_stopping
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> RayTrial | None:
         """Begin nothing when the sweep stops: what waits has saved, and those that run end by themselves."""
@@ -104,13 +97,37 @@ class _Pausing:
         return chosen
 
 
-class _HyperBand(_Pausing, HyperBandScheduler):
-    """Looks after every trial that ends whether the others of its bracket can go on; Ray's own does so only once."""
+class _All(_Stopping, FIFOScheduler):
+    """Trains every trial to its end."""
+
+
+class _Asha(_Stopping, ASHAScheduler):
+    """Ray's own."""
+
+
+class _Median(_Stopping, MedianStoppingRule):
+    """Goes on where there is nothing to compare with: to pause would cost more than it could save."""
+
+    def _on_insufficient_samples(self, *_: Any) -> str:
+        return str(TrialScheduler.CONTINUE)
+
+
+class _Pausing(_Stopping):
+    """The same where trials wait for others that run, and the record of who does."""
 
     def __init__(self, record: Record, is_stopping: Callable[[], bool], **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(is_stopping, **options)
         self._record = record
-        self._is_stopping = is_stopping
+
+    def on_trial_result(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> str:
+        action = str(super().on_trial_result(tune_controller, trial, result))  # type: ignore[misc]  # the scheduler's
+        if action == TrialScheduler.PAUSE or trial.status == "PAUSED":
+            self._record.is_now(self._record.trials[trial.config["trial"]], "WAITING")
+        return action
+
+
+class _HyperBand(_Pausing, HyperBandScheduler):
+    """Looks after every trial that ends whether the others of its bracket can go on; Ray's own does so only once."""
 
     def _process_bracket(self, tune_controller: TuneController, bracket: Any) -> str:
         if self._is_stopping():
@@ -124,10 +141,8 @@ class _Population(_Pausing, PopulationBasedTraining):
     """Ray's population based training, with our own way to perturb, which a resume repeats."""
 
     def __init__(self, tune: Tune, record: Record, is_stopping: Callable[[], bool], **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(record, is_stopping, **options)
         self._tune = tune
-        self._record = record
-        self._is_stopping = is_stopping
 
     def on_trial_add(self, tune_controller: TuneController, trial: RayTrial) -> None:  # noqa: ARG002
         """Take up a trial, from where it stands where it has trained before; Ray's own takes none of a searcher."""

@@ -23,7 +23,9 @@ Values = Mapping[int, float]  # of the metric, by evaluation
 
 
 class Searcher(Protocol):
-    """Chooses points, and learns from what became of them."""
+    """Chooses points, and may learn from what became of them."""
+
+    learns: bool
 
     def ask(self, number: int) -> Point:
         """Return the point of a number; numbers come in order."""
@@ -50,6 +52,8 @@ def build_searcher(tune: Tune, mode: str) -> Searcher:
 class Every:
     """Every point in turn: a grid, or a space that has no more points than there are trials."""
 
+    learns = False
+
     def __init__(self, tune: Tune) -> None:
         self._points = list(islice(tune.points(), tune.tried))
 
@@ -63,6 +67,8 @@ class Every:
 
 class Random:
     """Each point by itself; the keys with a grid go through their combinations, all equally often."""
+
+    learns = False
 
     def __init__(self, tune: Tune) -> None:
         self._space = tune.ordered
@@ -97,6 +103,7 @@ class Sampled:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self._tune = tune
+        self.learns = tune.search.name != "qmc"
         self._storage = optuna.storages.InMemoryStorage()
         directions = optuna.study.StudyDirection
         direction = directions.MAXIMIZE if mode == "max" else directions.MINIMIZE
