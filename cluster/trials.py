@@ -103,7 +103,10 @@ def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
                 copied = Copied(Origin(**row["origin"]), row["iteration"])
                 found[row["trial"]].go_on_from(copied, row["point"])
             case "trial.state" if row["trial"] in found:
-                found[row["trial"]].state = row["state"]
+                trial = found[row["trial"]]
+                trial.state = row["state"]
+                if trial.state == "RUNNING" and not trial.evaluations:  # it had only waited
+                    trial.started = row["time"]
             case "trial.ended" if row["trial"] in found:
                 trial = found[row["trial"]]
                 trial.state, trial.message, trial.ended = row["state"], row["message"], row["time"]

@@ -20,6 +20,16 @@ def test_the_last_word_on_a_trial_counts() -> None:
     assert [(trial.number, trial.state, trial.ended) for trial in trials] == [(0, "PRUNED", 9.0), (1, "RUNNING", None)]
 
 
+def test_the_time_of_a_trial_begins_when_it_first_trains() -> None:
+    def now(state: str, at: float) -> dict[str, object]:
+        return {"event": "trial.state", "trial": "00000", "state": state, "time": at}
+
+    (trial,) = read_trials([begun(0, 1.0), now("WAITING", 1.0), now("RUNNING", 5.0)])
+    assert (trial.state, trial.started) == ("RUNNING", 5.0)
+    (trial,) = read_trials([begun(0, 1.0), evaluated(0, 1, 0.5), now("WAITING", 3.0), now("RUNNING", 5.0)])
+    assert (trial.state, trial.started) == ("RUNNING", 1.0)
+
+
 def test_a_result_of_a_trial_that_nobody_began_is_left_out() -> None:
     assert read_trials([evaluated(3, 1, 0.5), ended(3, "FAILED")]) == []
 

@@ -44,6 +44,7 @@ class Bridge(RaySearcher):
         """
         super().__init__(metric=record.metric, mode=mode)
         self._sweep = sweep
+        self._tried = sweep.tried  # it counts the points of a grid
         self._searcher = searcher
         self._record = record
         self._slots = slots
@@ -67,7 +68,7 @@ class Bridge(RaySearcher):
         if self._waiting:
             trial = self._waiting.pop(0)
             self._on_resumed(trial_id, trial)
-        elif self._proposed is None and not self._left and self._next >= self._sweep.tried:
+        elif self._proposed is None and not self._left and self._next >= self._tried:
             return RaySearcher.FINISHED
         elif (proposed := self._propose()) is not None:
             trial = proposed
