@@ -23,7 +23,6 @@ _log = logging.getLogger(__name__)
 def import_what_ranks_need() -> None:
     """Import what takes long; every process that may become a rank begins with this."""
     import torch._dynamo  # noqa: F401  # otherwise imported at the first step
-    import torchmetrics  # noqa: F401
 
     import trainers.backend
     import trainers.checkpoint

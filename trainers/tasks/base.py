@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
-    from torchmetrics import MetricCollection
+
+    from trainers.metrics import Metrics
 
     Batch = dict[str, Tensor]
 
@@ -74,6 +75,6 @@ class Task(Protocol):
         """
         ...
 
-    def metrics(self) -> MetricCollection:
+    def metrics(self) -> Metrics:
         """Return what evaluation measures, beside the loss."""
         ...

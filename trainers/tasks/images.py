@@ -14,12 +14,11 @@ from trainers import losses
 from trainers.data.augment import augment, mix, partners
 from trainers.data.keyed import Keyed
 from trainers.data.store import Part, unpack
+from trainers.metrics import ClassMetrics
 from trainers.models.cnn import CNN
 from trainers.tasks.base import Draw, Prepared
 
 if TYPE_CHECKING:
-    from torchmetrics import MetricCollection
-
     from trainers.config import Augment, TrainJob
     from trainers.tasks.base import Batch
 
@@ -60,18 +59,9 @@ class ImageClassification:
         total, count = self._loss(output, batch["targets"])
         return total, count, output
 
-    def metrics(self) -> MetricCollection:
+    def metrics(self) -> ClassMetrics:
         """Return the share of right answers, and F1 averaged over the classes."""
-        from torchmetrics import MetricCollection
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
-
-        classes = len(self.meta["classes"])
-        return MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(classes, average="micro"),
-                "f1": MulticlassF1Score(classes, average="macro"),
-            }
-        )
+        return ClassMetrics(len(self.meta["classes"]))
 
     def _part(self, arrays: Mapping[str, NDArray[Any]], split: str) -> Part | None:
         height, width, channels = self.meta["image"]
