@@ -1,18 +1,23 @@
-"""Tensors in memory as a safetensors file, which is sent from there and never written to a disk."""
+"""Tensors in memory as a safetensors file, which goes from there to storage and back without a disk between."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from cluster.errors import CorruptObjectError
+from cluster.runs import Checkpoint, Run
 from cluster.storage.sources import InMemory
-from cluster.tensor_file import Entry, header_of
+from cluster.tensor_file import Entry, Header, Stored, header_of, read_header
 
 
 def tensor_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> InMemory:
@@ -28,6 +33,88 @@ def tensor_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> I
     return InMemory(header, *(_bytes_of(tensors[name]) for name in order))
 
 
+def load_tensors(
+    run: Run, checkpoint: Checkpoint, name: str, place: Callable[[Header], Mapping[str, Tensor]]
+) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """Read a file of a checkpoint, verified, into the tensors that `place` returns; return all of it, and its metadata.
+
+    A tensor that `place` has none for, or one of another shape or type, is a new one on the host. Raises
+    CorruptObjectError; the tensors are then worth nothing.
+    """
+    path, expect = run.path(f"{checkpoint.folder}/{name}"), checkpoint.files[name]
+    header = read_header(lambda start, end: run.storage.read(path, start=start, end=end), expect.size, path)
+    wanted = place(header)
+    tensors = {key: _fitting(wanted.get(key), stored, path) for key, stored in header.tensors.items()}
+    beginning = bytearray(len(header.data))
+    memory = _Memory(beginning, [(stored.end, tensors[key]) for key, stored in header.tensors.items()])
+    run.storage.download(path, memory, expect=expect)
+    if beginning != header.data:
+        raise CorruptObjectError(f"{path} is damaged: its header was another one a moment ago")
+    return tensors, header.metadata
+
+
+def dtype_of(stored: Stored, name: str) -> torch.dtype:
+    """Return torch's type of a tensor in the file `name`. Raises CorruptObjectError where torch has none."""
+    try:
+        return _dtype_named(stored.dtype)
+    except SafetensorError as error:
+        raise CorruptObjectError(f"{name} has numbers of an unknown type: {stored.dtype}") from error
+
+
+class _Memory:
+    """Tensors as the memory that their file is read into.
+
+    Where a tensor lies on an accelerator, or its numbers not in the file's order, its bytes go through memory that is
+    there from its first byte to its last: of all tensors, no more at a time than storage reads ahead and one more.
+    """
+
+    def __init__(self, beginning: bytearray, tensors: Sequence[tuple[int, Tensor]]) -> None:
+        """Take the memory of the header, and each tensor with the end of its bytes in the file."""
+        self._ends = [len(beginning), *(end for end, _ in tensors)]
+        self._tensors = [None, *(tensor for _, tensor in tensors)]
+        self._pieces: dict[int, memoryview] = {0: memoryview(beginning)}
+        self._staged: dict[int, Tensor] = {}
+        self._lock = threading.Lock()
+        self._settled = 0  # the first that is not in its place
+
+    def room(self, start: int, end: int) -> Sequence[memoryview]:
+        found = []
+        with self._lock:
+            for index in range(bisect_right(self._ends, start), len(self._ends)):
+                piece = self._piece(index)
+                begin = self._ends[index] - len(piece)
+                if begin >= end:
+                    break
+                found.append(piece[max(start - begin, 0) : end - begin])
+        return found
+
+    def arrived(self, end: int) -> None:
+        for index in range(self._settled, bisect_right(self._ends, end)):
+            with self._lock:
+                self._pieces.pop(index, None)
+                staged = self._staged.pop(index, None)
+            if staged is not None:
+                self._tensors[index].copy_(staged)
+            self._settled = index + 1
+
+    def _piece(self, index: int) -> memoryview:
+        if index not in self._pieces:
+            tensor = self._tensors[index].detach()
+            if tensor.device.type != "cpu" or not tensor.is_contiguous():
+                tensor = self._staged[index] = torch.empty(tensor.shape, dtype=tensor.dtype)
+            self._pieces[index] = _bytes_of(tensor)
+        return self._pieces[index]
+
+
+def _fitting(tensor: Tensor | None, stored: Stored, name: str) -> Tensor:
+    dtype, shape = dtype_of(stored, name), torch.Size(stored.shape)
+    if shape.numel() * dtype.itemsize != stored.end - stored.start:
+        raise CorruptObjectError(f"{name} is no safetensors file: a tensor has not the bytes that its shape needs")
+    if tensor is not None and tensor.shape == shape and tensor.dtype == dtype:
+        return tensor.detach()
+    return torch.empty(shape, dtype=dtype)
+
+
 def _bytes_of(tensor: Tensor) -> memoryview:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
@@ -38,3 +125,10 @@ def _name_of(dtype: torch.dtype) -> str:
     data = save({"x": torch.empty(0, dtype=dtype)})
     (length,) = struct.unpack("<Q", data[:8])
     return str(json.loads(data[8 : 8 + length])["x"]["dtype"])
+
+
+@cache
+def _dtype_named(name: str) -> torch.dtype:
+    """Return the type of a name of the format's, as the library reads it."""
+    text = json.dumps({"x": {"dtype": name, "shape": [0], "data_offsets": [0, 0]}}).encode()
+    return load(struct.pack("<Q", len(text)) + text)["x"].dtype

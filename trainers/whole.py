@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,10 @@ from torch import Tensor
 from cluster.runs import Checkpoint, Run
 from cluster.shards import INDEX_FILE, Index, Layout, consolidate
 from cluster.storage.sources import Source
+from cluster.tensor_file import Header
 from trainers import state
 from trainers.host_memory import HostMemory
-from trainers.tensor_file import tensor_file
+from trainers.tensor_file import dtype_of, load_tensors, tensor_file
 
 if TYPE_CHECKING:
     from trainers.loop import Trainer
@@ -69,10 +71,35 @@ class WholeFiles:
         }
 
     def restore(self, trainer: Trainer, run: Run, checkpoint: Checkpoint, folder: Path) -> None:
-        run.fetch(checkpoint, folder)
         if INDEX_FILE in checkpoint.files:
+            run.fetch(checkpoint, folder)
             index = Index.read(folder / INDEX_FILE)
             for part in index.tensors:
                 consolidate(folder, index, part)
-        trainer.model.load_state_dict(load_file(folder / MODEL_FILE))
-        state.load_optimizer(trainer.optimizer, folder / OPTIMIZER_FILE)
+            trainer.model.load_state_dict(load_file(folder / MODEL_FILE))
+            state.load_optimizer(trainer.optimizer, folder / OPTIMIZER_FILE)
+            return
+        others = [name for name in checkpoint.files if name not in (MODEL_FILE, OPTIMIZER_FILE)]
+        with ThreadPoolExecutor(3) as pool:
+            beside = pool.submit(run.fetch, checkpoint, folder, others)
+            optimizer = pool.submit(_restore_optimizer, trainer, run, checkpoint)
+            _restore_model(trainer, run, checkpoint)
+            optimizer.result()
+            beside.result()
+
+
+def _restore_model(trainer: Trainer, run: Run, checkpoint: Checkpoint) -> None:
+    tensors, _ = load_tensors(run, checkpoint, MODEL_FILE, lambda _: trainer.model.state_dict())
+    # most are in their place: it knows those that lack or do not fit, and a model may have more to do
+    trainer.model.load_state_dict(tensors)
+
+
+def _restore_optimizer(trainer: Trainer, run: Run, checkpoint: Checkpoint) -> None:
+    name = f"{checkpoint.folder}/{OPTIMIZER_FILE}"
+
+    def place(header: Header) -> dict[str, Tensor]:
+        saved = {key: (dtype_of(stored, name), stored.shape) for key, stored in header.tensors.items()}
+        return state.empty_state(trainer.optimizer, saved, state.rest_in(header.metadata, name))
+
+    tensors, metadata = load_tensors(run, checkpoint, OPTIMIZER_FILE, place)
+    state.set_state(trainer.optimizer, tensors, state.rest_in(metadata, name))

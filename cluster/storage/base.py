@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from cluster.storage.sources import Source
+    from cluster.storage.targets import Target
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,11 @@ class Storage(Protocol):
         """
         ...
 
-    def download(self, path: str, target: Path, *, expect: Digest) -> None:
-        """Fetch an object into a file that appears only when complete. Raises CorruptObjectError."""
+    def download(self, path: str, target: Path | Target, *, expect: Digest) -> None:
+        """Fetch an object into a file that appears only when complete, or into memory. Raises CorruptObjectError.
+
+        What is in the memory is worth nothing until this has returned.
+        """
         ...
 
     def copy(self, source: str, target: str) -> None:

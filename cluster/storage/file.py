@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,8 +23,10 @@ from cluster.storage.disk import (
     remove_if_stale,
     replace,
 )
-from cluster.storage.rules import check_folder, check_path, check_prefix, holds
+from cluster.storage.parts import fill
+from cluster.storage.rules import check_digest, check_folder, check_path, check_prefix, holds
 from cluster.storage.sources import Piece, Source, opened
+from cluster.storage.targets import Target
 
 _CHUNK = 1 << 20
 
@@ -58,13 +61,15 @@ class FileStorage:
             replace(file, target)
         return digest
 
-    def download(self, path: str, target: Path, *, expect: Digest) -> None:
-        with (
-            self._open(path) as stored,
-            arriving(target, expect, stored.name) as arrival,
-            arrival.path.open("xb") as file,
-        ):
-            arrival.found = _write_hashing(iter(lambda: stored.read(_CHUNK), b""), file)
+    def download(self, path: str, target: Path | Target, *, expect: Digest) -> None:
+        with self._open(path) as stored:
+            if not isinstance(target, Path):
+                # one connection: what it reads is one stream
+                found = fill(partial(_read_into, stored), target, size=expect.size, part_size=_CHUNK, connections=1)
+                check_digest(found, expect, stored.name)
+                return
+            with arriving(target, expect, stored.name) as arrival, arrival.path.open("xb") as file:
+                arrival.found = _write_hashing(iter(lambda: stored.read(_CHUNK), b""), file)
 
     def copy(self, source: str, target: str) -> None:
         goal = self._target(target)
@@ -151,3 +156,9 @@ def _write_hashing(pieces: Iterable[Piece], target: BinaryIO) -> Digest:
         target.write(piece)
         size += len(piece)
     return Digest(size, hashed.hexdigest())
+
+
+def _read_into(file: BinaryIO, _start: int, end: int | None, room: Sequence[memoryview]) -> int:
+    """Read what comes next of a file into memory; return how much that was, with one byte more of a longer one."""
+    found = sum(file.readinto(piece) for piece in room)  # type: ignore[attr-defined]  # of the buffered file it is
+    return found + (len(file.read(1)) if end is None else 0)

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from cluster.storage.disk import arriving
 from cluster.storage.gcs_errors import Place, explain, failures
 from cluster.storage.gcs_parts import CONNECTIONS, FOLDER, Parts, crc32c, digests
 from cluster.storage.gcs_retries import Retries
-from cluster.storage.parts import fetch
-from cluster.storage.rules import check_folder, check_path, check_prefix, holds
+from cluster.storage.parts import fetch, fill
+from cluster.storage.rules import check_digest, check_folder, check_path, check_prefix, holds
 from cluster.storage.sources import Source, opened
+from cluster.storage.targets import Target, scatter
 
 PART = 8 << 20  # the most that google-cloud-storage sends in one request
 _PAGE = 1000  # the most that a listing returns at once
@@ -100,7 +102,17 @@ class GCSStorage:
                 self._check(blob, path, checksum)
         return digest
 
-    def download(self, path: str, target: Path, *, expect: Digest) -> None:
+    def download(self, path: str, target: Path | Target, *, expect: Digest) -> None:
+        if not isinstance(target, Path):
+            found = fill(
+                partial(self._read_into, path),
+                target,
+                size=expect.size,
+                part_size=self._part_size,
+                connections=CONNECTIONS,
+            )
+            check_digest(found, expect, self._name(path))
+            return
         with arriving(target, expect, self._name(path)) as arrival:
             arrival.found = fetch(
                 lambda start, end: self.read(path, start=start, end=end),
@@ -150,6 +162,11 @@ class GCSStorage:
             list(pool.map(self._delete, parts))
         uploads = {part.rpartition("/")[0] for part in parts}
         return sorted(upload.removeprefix(folder).rpartition("/")[0] for upload in uploads)
+
+    def _read_into(self, path: str, start: int, end: int | None, room: Sequence[memoryview]) -> int:
+        data = self.read(path, start=start, end=end)
+        scatter(data, room)
+        return len(data)
 
     def _parts(self, path: str) -> Parts:
         return Parts(self._bucket, f"{self._root}{FOLDER}/{path}", self._calls)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from cluster.storage.base import Digest
+from cluster.storage.targets import Target
 
 Read = Callable[[int, int | None], bytes]  # from a first byte to, and without, a last one; None: to the end
+ReadInto = Callable[[int, int | None, Sequence[memoryview]], int]  # the same; returns the bytes that there were
+Part = TypeVar("Part")
 
 
 def fetch(read: Read, target: Path, *, size: int, part_size: int, connections: int) -> Digest:
@@ -22,7 +26,7 @@ def fetch(read: Read, target: Path, *, size: int, part_size: int, connections: i
     memory. Raises what `read` does, and OSError.
     """
     hashed, found = hashlib.sha256(), 0
-    with target.open("wb") as file, ThreadPoolExecutor(connections) as pool:
+    with target.open("wb") as file:
 
         def part(start: int) -> bytes:
             end = start + part_size
@@ -30,11 +34,40 @@ def fetch(read: Read, target: Path, *, size: int, part_size: int, connections: i
             os.pwrite(file.fileno(), data, start)
             return data
 
-        starts = iter(range(0, max(size, 1), part_size))
-        coming = deque(pool.submit(part, start) for start in islice(starts, 2 * connections))
-        while coming:
-            data = coming.popleft().result()
-            coming.extend(pool.submit(part, start) for start in islice(starts, 1))
+        for data in _in_order(part, range(0, max(size, 1), part_size), connections):
             hashed.update(data)
             found += len(data)
     return Digest(found, hashed.hexdigest())
+
+
+def fill(read: ReadInto, target: Target, *, size: int, part_size: int, connections: int) -> Digest:
+    """Read an object that should have `size` bytes into memory, and return what it holds.
+
+    It is hashed as it comes, where it then stays. Of one that is longer `read` may tell no more than that. Raises what
+    `read` does.
+    """
+    hashed, found = hashlib.sha256(), 0
+
+    def part(start: int) -> tuple[Sequence[memoryview], int]:
+        end = min(start + part_size, size)
+        room = target.room(start, end)
+        return room, read(start, end if end < size else None, room)
+
+    for room, length in _in_order(part, range(0, max(size, 1), part_size), connections):
+        left = length
+        for piece in room:
+            hashed.update(piece[:left])
+            left -= min(left, len(piece))
+        found += length
+        target.arrived(min(found, size))
+    return Digest(found, hashed.hexdigest())
+
+
+def _in_order(part: Callable[[int], Part], starts: Iterable[int], connections: int) -> Iterator[Part]:
+    """Yield what `part` returns for each start, of which two a connection are ahead at most."""
+    with ThreadPoolExecutor(connections) as pool:
+        left = iter(starts)
+        coming = deque(pool.submit(part, start) for start in islice(left, 2 * connections))
+        while coming:
+            yield coming.popleft().result()
+            coming.extend(pool.submit(part, start) for start in islice(left, 1))

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import base64
+import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.errors import MissingExtraError, ObjectExistsError, StorageError
 from cluster.storage.base import Digest, Entry
 from cluster.storage.disk import arriving
 from cluster.storage.network import FIRST_ATTEMPTS, backoff
-from cluster.storage.parts import fetch
+from cluster.storage.parts import fetch, fill
 from cluster.storage.rehearsed import rehearse_s3
-from cluster.storage.rules import check_folder, check_path, check_prefix, holds
+from cluster.storage.rules import check_digest, check_folder, check_path, check_prefix, holds
 from cluster.storage.s3_errors import Place, explain
 from cluster.storage.s3_retries import Retries, is_transient
 from cluster.storage.s3_transfer import Transfers
 from cluster.storage.sources import Source, digest_of, opened
+from cluster.storage.targets import Target
 
 PART = 16 << 20
 _COPY_AT_ONCE = 1 << 30  # S3 copies 5 GB at once, but slowly
 _CONNECT_S = 5
 _READ_S = 60
 _CONNECTIONS = 8
+_CHUNK = 256 << 10
+Taken = TypeVar("Taken")
 
 
 class S3Storage:
@@ -50,8 +55,7 @@ class S3Storage:
             if end is not None and end <= start:
                 self._client.head_object(Bucket=self._bucket, Key=key)
                 return b""
-            ranged = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if start or end is not None else {}
-            return self._get(key, ranged)
+            return self._get(key, _ranged(start, end), lambda body: bytes(body.read()))
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> None:
         try:
@@ -74,7 +78,17 @@ class S3Storage:
             data.check_unchanged()
         return digest
 
-    def download(self, path: str, target: Path, *, expect: Digest) -> None:
+    def download(self, path: str, target: Path | Target, *, expect: Digest) -> None:
+        if not isinstance(target, Path):
+            found = fill(
+                partial(self._read_into, path),
+                target,
+                size=expect.size,
+                part_size=self._part_size,
+                connections=_CONNECTIONS,
+            )
+            check_digest(found, expect, self._name(path))
+            return
         with arriving(target, expect, self._name(path)) as arrival:
             large = expect.size > self._part_size
             if not large or not self._transfers.download(self._bucket, self._key(path), arrival.path):
@@ -132,7 +146,11 @@ class S3Storage:
                 Bucket=self._bucket, Key=self._key(path), Body=data, ChecksumSHA256=checksum, **condition
             )
 
-    def _get(self, key: str, ranged: dict[str, str]) -> bytes:
+    def _read_into(self, path: str, start: int, end: int | None, room: Sequence[memoryview]) -> int:
+        with self._errors(path):
+            return self._get(self._key(path), _ranged(start, end), partial(_pour, room=room))
+
+    def _get(self, key: str, ranged: dict[str, str], take: Callable[[Any], Taken]) -> Taken:
         from botocore.exceptions import BotoCoreError, ClientError
 
         attempts = 0
@@ -142,10 +160,10 @@ class S3Storage:
                 body = self._client.get_object(Bucket=self._bucket, Key=key, **ranged)["Body"]
             except ClientError as error:
                 if error.response["Error"]["Code"] == "InvalidRange":  # it begins behind the end
-                    return b""
+                    return take(io.BytesIO())
                 raise
             try:
-                return bytes(body.read())
+                return take(body)
             except BotoCoreError as error:  # it broke off: only the request itself has retries of botocore's
                 if attempts >= FIRST_ATTEMPTS or not is_transient(error):
                     raise
@@ -177,6 +195,28 @@ class S3Storage:
             yield
         except (BotoCoreError, ClientError, Boto3Error, RetriesExceededError) as error:
             raise explain(error, self._place, self._name(path) if path else self.uri) from error
+
+
+def _ranged(start: int, end: int | None) -> dict[str, str]:
+    return {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if start or end is not None else {}
+
+
+def _pour(body: Any, room: Sequence[memoryview]) -> int:
+    """Read a body into memory; return how long it is, or one more than there is room where it is longer.
+
+    It comes in chunks that the processor's cache holds: boto3 would read it into new memory as a whole.
+    """
+    filled = 0
+    for piece in room:
+        at = 0
+        while at < len(piece):
+            data = body.read(min(_CHUNK, len(piece) - at))
+            if not data:
+                return filled
+            piece[at : at + len(data)] = data
+            at += len(data)
+            filled += len(data)
+    return filled + len(body.read(1))
 
 
 def _require_boto3() -> None:

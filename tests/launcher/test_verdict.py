@@ -57,7 +57,7 @@ def _skips_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _forgets_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state, "load_optimizer", lambda *_: None)
+    monkeypatch.setattr(state, "set_state", lambda *_: None)
 
 
 def _is_a_step_late_in_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:

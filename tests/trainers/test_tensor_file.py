@@ -1,4 +1,4 @@
-"""Tensors in memory that are sent as a file of safetensors."""
+"""Tensors in memory that are sent as a file of safetensors, and read from one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from trainers.tensor_file import tensor_file
+from cluster.errors import CorruptObjectError
+from cluster.runs import Checkpoint, Run
+from cluster.storage.file import FileStorage
+from trainers.tensor_file import load_tensors, tensor_file
 
 DTYPES = [
     torch.float64,
@@ -73,3 +76,52 @@ def test_tensors_that_are_contiguous_are_not_copied() -> None:
 def test_a_type_that_the_format_has_not_is_refused() -> None:
     with pytest.raises((SafetensorError, KeyError)):
         tensor_file({"a": torch.zeros(2, dtype=torch.complex128)}, {})
+
+
+NAME = "model.safetensors"
+
+
+def stored(folder: Path, tensors: dict[str, Tensor]) -> tuple[Run, Checkpoint]:
+    """Return a run with a file of tensors, and the checkpoint that this is in."""
+    run, checkpoint = Run(FileStorage(folder), "run"), Checkpoint(1, 1, {}, {})
+    path = run.path(f"{checkpoint.folder}/{NAME}")
+    digest = run.storage.upload(tensor_file(tensors, {"format": "pt"}), path)
+    return run, Checkpoint(1, 1, {NAME: digest}, {})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_file_is_read_into_the_tensors_that_are_there(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {
+        "matrix": (torch.randn(5, 3) * 50).to(dtype),
+        "number": torch.tensor(3.0).to(dtype),
+        "none": torch.empty(0, 4).to(dtype),
+        "large": torch.ones(400_000).to(dtype),
+        "turned": (torch.randn(4, 7) * 50).to(dtype),
+    }
+    there = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
+    there["turned"] = torch.zeros(7, 4, dtype=dtype).T  # its numbers lie in another order than those of the file
+    loaded, metadata = load_tensors(*stored(tmp_path, tensors), NAME, lambda _: there)
+    assert metadata == {"format": "pt"}
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded[name].data_ptr() == there[name].data_ptr()
+        assert torch.equal(there[name].contiguous().flatten().view(torch.uint8), tensor.flatten().view(torch.uint8))
+
+
+def test_what_does_not_fit_is_returned_as_a_new_tensor(tmp_path: Path) -> None:
+    tensors = {"longer": torch.ones(5), "finer": torch.ones(5), "unknown": torch.ones(5)}
+    there = {"longer": torch.zeros(4), "finer": torch.zeros(5, dtype=torch.float16), "none such": torch.zeros(5)}
+    loaded, _ = load_tensors(*stored(tmp_path, tensors), NAME, lambda _: there)
+    assert all(torch.equal(loaded[name], torch.ones(5)) for name in tensors)
+    assert not any(tensor.any() for tensor in there.values())
+
+
+@pytest.mark.parametrize("at", [0, 12, -5])
+def test_a_file_that_is_damaged_is_not_read(tmp_path: Path, at: int) -> None:
+    run, checkpoint = stored(tmp_path, {"weights": torch.ones(5)})
+    file = tmp_path / run.path(f"{checkpoint.folder}/{NAME}")
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CorruptObjectError, match=r"is damaged|is no safetensors file"):
+        load_tensors(run, checkpoint, NAME, lambda _: {})

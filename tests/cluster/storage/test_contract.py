@@ -16,6 +16,7 @@ from cluster.errors import CorruptObjectError, ObjectExistsError, ObjectNotFound
 from cluster.storage.base import Digest, Storage
 from cluster.storage.file import FileStorage
 from cluster.storage.open import check_storage
+from tests.cluster.memory import Memory
 from tests.real.fake_gcs import GCSServer
 from tests.real.seaweedfs import SeaweedFS
 
@@ -185,6 +186,7 @@ def test_what_is_not_there_is_not_found(storage: Storage, tmp_path: Path) -> Non
         lambda: storage.copy("none", "b"),
         lambda: storage.download("none", tmp_path / "target", expect=Digest(1, "")),
         lambda: storage.download("none", tmp_path / "target", expect=Digest(2 * PART, "")),
+        lambda: storage.download("none", Memory(2 * PART), expect=Digest(2 * PART, "")),
     ):
         with pytest.raises(ObjectNotFoundError, match="there is no "):
             act()
@@ -197,6 +199,11 @@ def test_a_file_comes_back_byte_for_byte(storage: Storage, tmp_path: Path, size:
     storage.download("model/weights", tmp_path / "new" / "target", expect=digest)
     assert digest == Digest.of_bytes(data)
     assert (tmp_path / "new" / "target").read_bytes() == data
+    memory = Memory(size)
+    storage.download("model/weights", memory, expect=digest)
+    assert memory.data == data
+    assert memory.ends == sorted(memory.ends)
+    assert memory.ends[-1] == size
 
 
 def test_of_sixteen_racing_threads_one_wins(storage: Storage) -> None:
@@ -311,6 +318,8 @@ def test_damage_is_found_and_the_target_stays_as_it_was(case: Case, tmp_path: Pa
     with pytest.raises(CorruptObjectError, match=r"a is damaged: \d+ bytes with SHA-256"):
         case.storage.download("a", target, expect=digest)
     assert [(file.name, file.read_bytes()) for file in target.parent.iterdir()] == [("target", b"before")]
+    with pytest.raises(CorruptObjectError, match=r"a is damaged: \d+ bytes with SHA-256"):
+        case.storage.download("a", Memory(size), expect=digest)
 
 
 def test_an_upload_that_died_is_never_listed_and_can_be_swept(case: Case) -> None:
@@ -332,6 +341,7 @@ def test_a_path_that_leaves_the_root_is_refused(storage: Storage, tmp_path: Path
         lambda path: storage.write(path, b"1"),
         lambda path: storage.upload(tmp_path / "source", path),
         lambda path: storage.download(path, tmp_path / "target", expect=Digest(0, "")),
+        lambda path: storage.download(path, Memory(0), expect=Digest(0, "")),
         lambda path: storage.copy("a", path),
         lambda path: storage.copy(path, "b"),
         storage.delete,

@@ -23,6 +23,7 @@ from cluster.storage.network import ATTEMPTS, FIRST_ATTEMPTS, backoff
 from cluster.storage.open import check_storage, open_storage
 from cluster.storage.s3 import S3Storage
 from cluster.storage.s3_retries import Retries
+from tests.cluster.memory import Memory
 from tests.real.proxy import Fault, Proxy, proxy
 from tests.real.seaweedfs import SeaweedFS
 
@@ -182,6 +183,8 @@ def test_a_large_file_gets_through_bad_connections(
     with behind_proxy(s3_env, monkeypatch, "busy", "cut-reply", "cut-reply", uri=storage.uri) as (other, _):
         other.download("a", tmp_path / "target", expect=digest)
     assert Digest.of_file(tmp_path / "target") == digest
+    with behind_proxy(s3_env, monkeypatch, "busy", "cut-reply", "cut-reply", uri=storage.uri) as (other, _):
+        other.download("a", Memory(digest.size), expect=digest)
 
 
 def test_a_large_file_travels_in_parts(storage: S3Storage, s3_env: SeaweedFS, tmp_path: Path) -> None:
