@@ -71,8 +71,8 @@ class _Memory:
     def __init__(self, beginning: bytearray, tensors: Sequence[tuple[int, Tensor]]) -> None:
         """Take the memory of the header, and each tensor with the end of its bytes in the file."""
         self._ends = [len(beginning), *(end for end, _ in tensors)]
-        self._tensors = [None, *(tensor for _, tensor in tensors)]
-        self._pieces: dict[int, memoryview] = {0: memoryview(beginning)}
+        self._tensors = [torch.frombuffer(beginning, dtype=torch.uint8), *(tensor for _, tensor in tensors)]
+        self._pieces: dict[int, memoryview] = {}
         self._staged: dict[int, Tensor] = {}
         self._lock = threading.Lock()
         self._settled = 0  # the first that is not in its place
