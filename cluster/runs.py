@@ -363,7 +363,8 @@ class Run:
         try:
             manifest = json.loads(data)
             if manifest["format"] <= FORMAT:
-                files = {key: Digest(**value) for key, value in manifest["files"].items()}
+                quick = manifest.get("crc64", {})
+                files = {key: Digest(**value, crc64=quick.get(key, "")) for key, value in manifest["files"].items()}
                 return Checkpoint(attempt=attempt, step=manifest["step"], files=files, info=manifest["info"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptObjectError(f"{self.uri}/{folder}/manifest.json does not read: {error!r}") from error
@@ -538,7 +539,8 @@ class Attempt:
             "run": self.run.id,
             "attempt": checkpoint.attempt,
             "step": checkpoint.step,
-            "files": {name: asdict(digest) for name, digest in checkpoint.files.items()},
+            "files": {name: {"size": one.size, "sha256": one.sha256} for name, one in checkpoint.files.items()},
+            "crc64": {name: one.crc64 for name, one in checkpoint.files.items() if one.crc64},
             "info": checkpoint.info,
         }
         folder = _checkpoint_folder(checkpoint.attempt, checkpoint.step)

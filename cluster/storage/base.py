@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Digest:
-    """What a file holds: its size in bytes and its SHA-256 in hex."""
+    """What a file holds: its size in bytes, its SHA-256 in hex and, where that is known, its CRC-64/NVME."""
 
     size: int
     sha256: str
+    crc64: str = field(default="", compare=False)
 
     @classmethod
     def of_file(cls, path: Path) -> Digest:

@@ -24,7 +24,7 @@ from cluster.storage.disk import (
     replace,
 )
 from cluster.storage.parts import fill
-from cluster.storage.rules import check_digest, check_folder, check_path, check_prefix, holds
+from cluster.storage.rules import check_folder, check_path, check_prefix, holds
 from cluster.storage.sources import Piece, Source, opened
 from cluster.storage.targets import Target
 
@@ -64,9 +64,8 @@ class FileStorage:
     def download(self, path: str, target: Path | Target, *, expect: Digest) -> None:
         with self._open(path) as stored:
             if not isinstance(target, Path):
-                # one connection: what it reads is one stream
-                found = fill(partial(_read_into, stored), target, size=expect.size, part_size=_CHUNK, connections=1)
-                check_digest(found, expect, stored.name)
+                read = partial(_read_into, stored)  # what comes next, so by one thread
+                fill(read, target, stored.name, expect=expect, part_size=_CHUNK, connections=1)
                 return
             with arriving(target, expect, stored.name) as arrival, arrival.path.open("xb") as file:
                 arrival.found = _write_hashing(iter(lambda: stored.read(_CHUNK), b""), file)

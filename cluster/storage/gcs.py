@@ -19,7 +19,7 @@ from cluster.storage.gcs_errors import Place, explain, failures
 from cluster.storage.gcs_parts import CONNECTIONS, FOLDER, Parts, crc32c, digests
 from cluster.storage.gcs_retries import Retries
 from cluster.storage.parts import fetch, fill
-from cluster.storage.rules import check_digest, check_folder, check_path, check_prefix, holds
+from cluster.storage.rules import check_folder, check_path, check_prefix, holds
 from cluster.storage.sources import Source, opened
 from cluster.storage.targets import Target, scatter
 
@@ -104,14 +104,14 @@ class GCSStorage:
 
     def download(self, path: str, target: Path | Target, *, expect: Digest) -> None:
         if not isinstance(target, Path):
-            found = fill(
+            fill(
                 partial(self._read_into, path),
                 target,
-                size=expect.size,
+                self._name(path),
+                expect=expect,
                 part_size=self._part_size,
                 connections=CONNECTIONS,
             )
-            check_digest(found, expect, self._name(path))
             return
         with arriving(target, expect, self._name(path)) as arrival:
             arrival.found = fetch(

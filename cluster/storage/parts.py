@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster.storage.base import Digest
+from cluster.storage.checksums import crc64
+from cluster.storage.rules import damaged
 from cluster.storage.targets import Target
 
 Read = Callable[[int, int | None], bytes]  # from a first byte to, and without, a last one; None: to the end
@@ -40,13 +42,15 @@ def fetch(read: Read, target: Path, *, size: int, part_size: int, connections: i
     return Digest(found, hashed.hexdigest())
 
 
-def fill(read: ReadInto, target: Target, *, size: int, part_size: int, connections: int) -> Digest:
-    """Read an object that should have `size` bytes into memory, and return what it holds.
+def fill(read: ReadInto, target: Target, name: str, *, expect: Digest, part_size: int, connections: int) -> None:
+    """Read an object into memory. Raises CorruptObjectError where it is not as expected, and what `read` does.
 
-    It is hashed as it comes, where it then stays. Of one that is longer `read` may tell no more than that. Raises what
-    `read` does.
+    It is hashed as it comes, where it then stays: by its CRC-64 where that is known, which finds damage as SHA-256
+    does. Of an object that is longer `read` may tell no more than that.
     """
-    hashed, found = hashlib.sha256(), 0
+    quick = crc64() if expect.crc64 else None
+    hashed, kind, wanted = (quick, "CRC-64", expect.crc64) if quick else (hashlib.sha256(), "SHA-256", expect.sha256)
+    size, found = expect.size, 0
 
     def part(start: int) -> tuple[Sequence[memoryview], int]:
         end = min(start + part_size, size)
@@ -60,7 +64,8 @@ def fill(read: ReadInto, target: Target, *, size: int, part_size: int, connectio
             left -= min(left, len(piece))
         found += length
         target.arrived(min(found, size))
-    return Digest(found, hashed.hexdigest())
+    if (found, hashed.hexdigest()) != (size, wanted):
+        raise damaged(name, kind, (found, hashed.hexdigest()), (size, wanted))
 
 
 def _in_order(part: Callable[[int], Part], starts: Iterable[int], connections: int) -> Iterator[Part]:

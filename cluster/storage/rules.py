@@ -60,7 +60,12 @@ def digest_in(storage: Storage, path: str, size: int, read: Callable[[int], obje
 def check_digest(found: Digest, expect: Digest, name: str) -> None:
     """Raise CorruptObjectError where the bytes read are not the bytes written."""
     if found != expect:
-        raise CorruptObjectError(
-            f"{name} is damaged: {found.size} bytes with SHA-256 {found.sha256[:12]}…, "
-            f"but {expect.size} bytes with {expect.sha256[:12]}… were written"
-        )
+        raise damaged(name, "SHA-256", (found.size, found.sha256), (expect.size, expect.sha256))
+
+
+def damaged(name: str, kind: str, found: tuple[int, str], expect: tuple[int, str]) -> CorruptObjectError:
+    """Return the error of an object with this size and hash, but another one when it was written."""
+    return CorruptObjectError(
+        f"{name} is damaged: {found[0]} bytes with {kind} {found[1][:12]}…, "
+        f"but {expect[0]} bytes with {expect[1][:12]}… were written"
+    )

@@ -18,7 +18,7 @@ from cluster.storage.disk import arriving
 from cluster.storage.network import FIRST_ATTEMPTS, backoff
 from cluster.storage.parts import fetch, fill
 from cluster.storage.rehearsed import rehearse_s3
-from cluster.storage.rules import check_digest, check_folder, check_path, check_prefix, holds
+from cluster.storage.rules import check_folder, check_path, check_prefix, holds
 from cluster.storage.s3_errors import Place, explain
 from cluster.storage.s3_retries import Retries, is_transient
 from cluster.storage.s3_transfer import Transfers
@@ -80,14 +80,14 @@ class S3Storage:
 
     def download(self, path: str, target: Path | Target, *, expect: Digest) -> None:
         if not isinstance(target, Path):
-            found = fill(
+            fill(
                 partial(self._read_into, path),
                 target,
-                size=expect.size,
+                self._name(path),
+                expect=expect,
                 part_size=self._part_size,
                 connections=_CONNECTIONS,
             )
-            check_digest(found, expect, self._name(path))
             return
         with arriving(target, expect, self._name(path)) as arrival:
             large = expect.size > self._part_size

@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol
 
 from cluster.errors import CorruptObjectError
 from cluster.storage.base import Digest
+from cluster.storage.checksums import crc64
 from cluster.storage.disk import disk_errors
 
 _PIECE = 1 << 20
@@ -102,11 +103,14 @@ def opened(source: Path | Source) -> Iterator[Source]:
 
 
 def digest_of(source: Source) -> Digest:
-    hashed, size = hashlib.sha256(), 0
+    """Return what a source holds, with its CRC-64 where this machine has a quick one."""
+    hashed, quick, size = hashlib.sha256(), crc64(), 0
     for piece in source.pieces():
         hashed.update(piece)
+        if quick is not None:
+            quick.update(piece)
         size += len(piece)
-    return Digest(size, hashed.hexdigest())
+    return Digest(size, hashed.hexdigest(), quick.hexdigest() if quick is not None else "")
 
 
 class Stream(io.RawIOBase):

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.errors import CorruptObjectError, ObjectNotFoundError, RunExistsError, RunNotFoundError, StorageError
 from cluster.runs import Attempt, Base, Origin, Result, Run, list_runs, new_run_id
-from cluster.storage.base import Storage
+from cluster.storage.base import Digest, Storage
 from cluster.storage.file import FileStorage
 from tests.cluster.saves import Commit, flip_a_byte, steps, stored
 
@@ -240,6 +240,20 @@ def test_a_claim_that_names_itself_as_its_base_ends_the_history(run: Run, commit
     run.storage.write(run.path("attempts/000001/claim.json"), json.dumps(damaged).encode())
     assert steps(run) == [10]
     assert run.claim().claim.base == Base(attempt=1, step=10)
+
+
+def test_a_manifest_keeps_the_quick_checksum_beside_the_other_where_there_is_one(run: Run) -> None:
+    known, unknown = Digest(3, "a" * 64, "b" * 16), Digest(4, "c" * 64)
+    attempt = run.claim()
+    folder = attempt.seal(1, {"known": known, "unknown": unknown}, {}).folder
+    found = run.checkpoint_at(attempt.number, 1).files
+    assert {name: digest.crc64 for name, digest in found.items()} == {"known": known.crc64, "unknown": ""}
+    path = run.path(f"{folder}/manifest.json")
+    manifest = json.loads(run.storage.read(path))
+    assert manifest["files"] == {name: {"size": one.size, "sha256": one.sha256} for name, one in found.items()}
+    del manifest["crc64"]  # as older versions wrote it
+    run.storage.write(path, json.dumps(manifest).encode())
+    assert run.checkpoint_at(attempt.number, 1).files == found
 
 
 def test_a_manifest_of_a_newer_format_is_refused_with_what_to_do(run: Run, commit: Commit) -> None:

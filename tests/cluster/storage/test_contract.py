@@ -318,8 +318,9 @@ def test_damage_is_found_and_the_target_stays_as_it_was(case: Case, tmp_path: Pa
     with pytest.raises(CorruptObjectError, match=r"a is damaged: \d+ bytes with SHA-256"):
         case.storage.download("a", target, expect=digest)
     assert [(file.name, file.read_bytes()) for file in target.parent.iterdir()] == [("target", b"before")]
-    with pytest.raises(CorruptObjectError, match=r"a is damaged: \d+ bytes with SHA-256"):
-        case.storage.download("a", Memory(size), expect=digest)
+    for known in (digest, Digest(digest.size, digest.sha256)):  # as it was sent, and as older manifests have it
+        with pytest.raises(CorruptObjectError, match=r"a is damaged: \d+ bytes with (SHA-256|CRC-64)"):
+            case.storage.download("a", Memory(size), expect=known)
 
 
 def test_an_upload_that_died_is_never_listed_and_can_be_swept(case: Case) -> None:

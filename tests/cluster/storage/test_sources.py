@@ -10,6 +10,7 @@ import pytest
 
 from cluster.errors import CorruptObjectError, StorageError
 from cluster.storage.base import Digest
+from cluster.storage.checksums import crc64
 from cluster.storage.sources import InMemory, Stream, digest_of, opened
 
 WHOLE = bytes(range(250))
@@ -59,3 +60,17 @@ def test_a_file_that_is_written_to_meanwhile_is_found_out(tmp_path: Path) -> Non
             file.write(b"1")
         with pytest.raises(CorruptObjectError, match="file was written to while it was sent"):
             source.check_unchanged()
+
+
+def test_the_quick_checksum_is_that_of_nvme_however_its_bytes_come() -> None:
+    pytest.importorskip("awscrt")
+    whole, by_pieces = crc64(), crc64()
+    assert whole is not None
+    assert by_pieces is not None
+    whole.update(b"123456789")
+    for piece in (b"1", b"", memoryview(b"2345678"), b"9"):
+        by_pieces.update(piece)
+    assert whole.hexdigest() == by_pieces.hexdigest() == "ae8b14860a799888"  # of the NVM Express specification
+    assert digest_of(InMemory(b"1234", b"56789")).crc64 == whole.hexdigest()
+    large = os.urandom(3 << 20)
+    assert digest_of(InMemory(large)).crc64 == digest_of(InMemory(large[:1000], large[1000:])).crc64
