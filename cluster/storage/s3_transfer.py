@@ -27,7 +27,8 @@ class Transfers:
     processor time, and is up to 1.3 (up) and 1.8 times (down) as fast on an idle machine and no faster on a
     busy one, but holds 0.3 to 0.9 GB of memory where boto3's threads hold 0.1. So it is used where awscrt
     says that the network is fast enough for it to matter (`is_optimized_for_system`), by one process of a
-    machine; RAYLIFT_S3_TRANSFER=crt or =classic decides otherwise.
+    machine; RAYLIFT_S3_TRANSFER=crt or =classic decides otherwise. What is read into memory (`Target`) needs
+    neither: threads of ours fill it.
     boto3's own switch (`preferred_transfer_client`) is of no use here: it does not speak http, nor take a
     bundle of certificates.
     """
