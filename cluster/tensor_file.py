@@ -18,6 +18,7 @@ from cluster.errors import CorruptObjectError
 
 _ALIGNMENT = 8
 _LENGTH = 8  # bytes that tell how long the header is
+_FIRST = 256 << 10  # bytes read first, which most headers are in
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,12 @@ def read_header(read: Callable[[int, int], bytes], size: int, name: str) -> Head
     Raises CorruptObjectError, which speaks of `name`, where the tensors do not follow one another to the file's end.
     """
     try:
-        (length,) = struct.unpack("<Q", read(0, _LENGTH))
-        begin = _LENGTH + length
+        data = read(0, min(size, _FIRST))
+        begin = _LENGTH + struct.unpack("<Q", data[:_LENGTH])[0]
         if begin > size:
             raise ValueError(f"its header is longer than its {size} bytes")
-        text = read(_LENGTH, begin)
-        entries = json.loads(text)
+        data = data[:begin] if begin <= len(data) else data + read(len(data), begin)
+        entries = json.loads(data[_LENGTH:])
         metadata = entries.pop("__metadata__", {})
         found = {
             key: Stored(entry["dtype"], tuple(entry["shape"]), *(begin + offset for offset in entry["data_offsets"]))
@@ -85,4 +86,4 @@ def read_header(read: Callable[[int, int], bytes], size: int, name: str) -> Head
             raise ValueError("its tensors do not follow one another to its end")
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptObjectError(f"{name} is no safetensors file: {error}") from error
-    return Header(struct.pack("<Q", length) + text, metadata, tensors)
+    return Header(data, metadata, tensors)

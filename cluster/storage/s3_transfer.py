@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,8 @@ class Transfers:
             start = (number - 1) * part_size
             data = source.read(start, min(start + part_size, source.size))
             sent = self._client.upload_part(**upload, PartNumber=number, Body=data, **self._checked)
-            proofs = {name: value for name, value in sent.items() if name.startswith("Checksum")}
+            proof = f"Checksum{self._checked.get('ChecksumAlgorithm')}"
+            proofs = {proof: sent[proof]} if proof in sent else {}
             return {"PartNumber": number, "ETag": sent["ETag"], **proofs}
 
         parts = [self._threads.submit(send, number) for number in range(1, -(-source.size // part_size) + 1)]
@@ -131,6 +131,8 @@ def _checksum(client: Any) -> dict[str, str]:
 
     A processor has an instruction for CRC-32C, which takes 0.02 s of it a GB; boto3's own choice, CRC-32, takes 0.5 s.
     """
+    from botocore.compat import HAS_CRT
+
     if client.meta.config.request_checksum_calculation != "when_supported":
         return {}
-    return {"ChecksumAlgorithm": "CRC32C" if find_spec("awscrt") else "CRC32"}
+    return {"ChecksumAlgorithm": "CRC32C" if HAS_CRT else "CRC32"}

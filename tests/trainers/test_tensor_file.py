@@ -116,6 +116,12 @@ def test_what_does_not_fit_is_returned_as_a_new_tensor(tmp_path: Path) -> None:
     assert not any(tensor.any() for tensor in there.values())
 
 
+def test_a_header_that_is_longer_than_most_is_read(tmp_path: Path) -> None:
+    tensors = {f"layer-{number}-{'x' * 200}": torch.tensor(float(number)) for number in range(1000)}
+    loaded, _ = load_tensors(*stored(tmp_path, tensors), NAME, lambda _: {})
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
 @pytest.mark.parametrize("at", [0, 12, -5])
 def test_a_file_that_is_damaged_is_not_read(tmp_path: Path, at: int) -> None:
     run, checkpoint = stored(tmp_path, {"weights": torch.ones(5)})
