@@ -143,39 +143,29 @@ def test_a_node_is_lost_and_another_comes_and_nothing_is_different(
     assert_as_if_undisturbed(run, tmp_path)
 
 
-def test_a_driver_that_is_killed_between_the_save_and_the_next_ranks_changes_nothing(
+def test_neither_a_driver_that_is_killed_before_the_next_ranks_nor_a_node_that_ray_drains_changes_anything(
     tmp_path: Path, ray_nodes: RayNodes
 ) -> None:
     run = open_run(tmp_path / "runs", fresh_id("killed"))
     with start(tmp_path, ray_nodes, run) as process:
         wait_for(lambda: rows_of(run, 1), "one rank to train", timeout=PATIENT)
-        ray_nodes.add()
+        second = ray_nodes.add()
         saved = wait_for(lambda: rows_of(run, 1, "resizing"), "the save", timeout=PATIENT)[0]["step"]
         driver = find_process(run.id, "driver")
         assert driver is not None
         kill(driver)
-        after = wait_for(lambda: begun(run)[1:] and run.attempts()[-1], "the next ranks", timeout=PATIENT)
-        output = stop(run, process, after=after)
+        wait_for(lambda: begun(run)[1:], "the next ranks", timeout=PATIENT)
+        attempt = run.attempts()[-1]
+        wait_for(lambda: rows_of(run, attempt), "two ranks to train", timeout=PATIENT)
+        ray_nodes.drain(second, seconds=60)
+        left = wait_for(lambda: rows_of(run, attempt, "preempted"), "the save", timeout=PATIENT)[0]["step"]
+        output = stop(run, process, after=attempt + 1)
     assert "the driver died (signal SIGKILL)" in output
-    assert begun(run) == [(0, 1), (saved, 2)]
+    assert begun(run) == [(0, 1), (saved, 2), (left, 1)]
+    assert [row["step"] for row in rows_of(run, attempt)][-1] == left, "a node that is left in time costs no step"
+    assert f"attempt {attempt + 1}: goes on from the checkpoint of step {left}" in output
     assert_nothing_left(run, ray_nodes)
     assert_as_if_undisturbed(run, tmp_path)
-
-
-def test_a_node_that_ray_drains_is_left_with_a_save_and_no_step_is_repeated(
-    tmp_path: Path, ray_nodes: RayNodes
-) -> None:
-    second = ray_nodes.add()
-    run = open_run(tmp_path / "runs", fresh_id("drained"))
-    with start(tmp_path, ray_nodes, run) as process:
-        wait_for(lambda: rows_of(run, 1), "two ranks to train", timeout=PATIENT)
-        ray_nodes.drain(second, seconds=60)
-        saved = wait_for(lambda: rows_of(run, 1, "preempted"), "the save", timeout=PATIENT)[0]["step"]
-        output = stop(run, process, after=2)
-    assert begun(run) == [(0, 2), (saved, 1)]
-    assert [row["step"] for row in rows_of(run, 1)][-1] == saved
-    assert f"attempt 2: goes on from the checkpoint of step {saved}" in output
-    assert_nothing_left(run, ray_nodes)
 
 
 def test_a_run_that_has_too_few_workers_waits_for_more_and_can_be_stopped(tmp_path: Path, ray_nodes: RayNodes) -> None:
