@@ -62,7 +62,9 @@ class TrialContext(LocalContext):
         self._threads = threads
 
     def device(self) -> torch.device:
-        return device_from_ray()
+        import ray
+
+        return device_from_ray() if ray.is_initialized() else super().device()
 
     def join(self) -> None:
         import torch
