@@ -31,7 +31,7 @@ from tests.stand_ins.kubernetes.kinds import Object
 from tests.stand_ins.kubernetes.server import ApiServer
 
 FINALIZER = "stand-in/kubelet"  # a pod stays until its processes have ended
-_FOLDER = "k-"  # what the names of pods' folders begin with
+_FOLDER = f"k{os.getpid():x}-"  # what the names of this process's pods' folders begin with
 _OWN = ("/tmp",)  # what a pod mounts for itself
 
 
@@ -222,7 +222,7 @@ class Kubelet:
 
 
 def processes() -> list[int]:
-    """Return the processes that work in the folders of pods."""
+    """Return the processes that work in the folders of this process's pods."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
