@@ -14,15 +14,17 @@ import pytest
 from cluster.runs import Run
 from cluster.trials import trial_run
 from tests.cluster.kubernetes import test_training
-from tests.cluster.kubernetes.test_training import BLOCK, DIGITS, PATIENT, pods_of
-from tests.harness import Started, fresh_id, losses, open_run, raylift, start_raylift, wait_for
+from tests.cluster.kubernetes.test_training import BLOCK, PATIENT, pods_of
+from tests.harness import ROOT, Started, fresh_id, losses, open_run, raylift, start_raylift, wait_for
 from tests.stand_ins.kubernetes.kubelet import processes
 from tests.stand_ins.kubernetes.kuberay import Operator
 from tests.stand_ins.kubernetes.server import ApiServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+grows = pytest.mark.skipif("RAYLIFT_TEST_GROWTH" not in os.environ, reason="takes minutes: RAYLIFT_TEST_GROWTH=1")
 kuberay, run, on = test_training.kuberay, test_training.run, test_training.on
 
+DIGITS = ROOT / "examples" / "digits.yaml"
 SWEEP = """
 task: image-classification
 data: {train: builtin:digits, eval: {split: 0.2}}
@@ -50,9 +52,10 @@ def left(server: ApiServer, kuberay: Operator) -> Callable[[], list[str]]:  # no
     return lambda: [each for each in there() if each not in before]
 
 
-def test_a_run_goes_through_a_drained_node_too_little_memory_and_a_lost_head_as_if_nothing_had_been(
+def test_the_digits_example_goes_through_lost_pods_in_an_image_without_raylift_as_if_nothing_had_been(
     server: ApiServer, kuberay: Operator, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]
 ) -> None:
+    on[1] = str(tmp_path / "bare.yaml")
     with start_raylift("run", DIGITS, *on, *MORE) as process:
         wait_for(partial(has_saved, run, 1, process), "a save of attempt 1", timeout=PATIENT)
         server.delete("Pod", "raylift", pods_of(server, "worker")[0]["metadata"]["name"])  # as a drain of its node does
@@ -67,6 +70,8 @@ def test_a_run_goes_through_a_drained_node_too_little_memory_and_a_lost_head_as_
     name, limit = starved["metadata"]["name"], starved["spec"]["containers"][0]["resources"]["limits"]["memory"]
     assert told["reason"] == f"the pod {name} was killed for lack of memory: its limit is {limit}"
     assert json.loads(raylift("status", run.uri, "--json").stdout)["metrics"]["eval_accuracy"] > 0.96
+    assert len((tmp_path / "image" / "uv.log").read_text().splitlines()) >= 3, "each pod installs what it needs"
+    assert "removed from the cluster" in output
     assert left() == []
     assert processes() == []
     saved, *_ = [row["step"] for row in run.rows_of(1, "events") if row["event"] == "preempted"]
@@ -85,7 +90,7 @@ def on_a_range(tmp_path: Path) -> None:
     (tmp_path / "k8s.yaml").write_text(BLOCK.replace("workers: 2", "workers: {min: 1, max: 2}"))
 
 
-@pytest.mark.skipif("RAYLIFT_TEST_GROWTH" not in os.environ, reason="takes minutes: RAYLIFT_TEST_GROWTH=1")
+@grows
 @pytest.mark.usefixtures("kuberay")
 def test_a_run_goes_on_with_more_workers_once_the_autoscaler_has_brought_them(
     server: ApiServer, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]
@@ -105,6 +110,7 @@ def test_a_run_goes_on_with_more_workers_once_the_autoscaler_has_brought_them(
     assert left() == []
 
 
+@grows
 @pytest.mark.usefixtures("kuberay")
 def test_a_sweep_grows_and_loses_a_node_while_the_laptop_sleeps(
     server: ApiServer, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]

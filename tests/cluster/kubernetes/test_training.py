@@ -35,7 +35,6 @@ data: {train: builtin:digits, eval: {split: 0.2}}
 train: {epochs: 2, batch_size: 256}
 tune: {trials: 3, search: random, scheduler: none, space: {train.optimizer.lr: {loguniform: [1e-4, 1e-2]}}}
 """
-DIGITS = ROOT / "examples" / "digits.yaml"
 PATIENT = 400.0  # seconds; a start of Ray, its nodes and the ranks takes half a minute on an idle machine
 OF_A_RUN = ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret")
 
@@ -78,20 +77,6 @@ def pods_of(server: ApiServer, role: str) -> list[dict[str, Any]]:
 def left_in(server: ApiServer) -> list[str]:
     names = [each["metadata"]["name"] for kind in OF_A_RUN for each in server.all(kind)]
     return [name for name in names if name != "raylift-storage"]
-
-
-@pytest.mark.usefixtures("kuberay")
-def test_the_digits_example_trains_in_an_image_without_raylift_and_leaves_nothing_there(
-    server: ApiServer, run: Run, on: list[str], tmp_path: Path
-) -> None:
-    on[1] = str(tmp_path / "bare.yaml")
-    done = raylift("run", DIGITS, *on, timeout=PATIENT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(raylift("status", run.uri, "--json").stdout)["metrics"]["eval_accuracy"] > 0.96
-    assert [row["world_size"] for row in run.rows("events") if row["event"] == "training"] == [2]
-    assert len((tmp_path / "image" / "uv.log").read_text().splitlines()) == 3, "each pod has installed what it needs"
-    assert "removed from the cluster" in done.stdout
-    assert left_in(server) == []
 
 
 @pytest.mark.usefixtures("kuberay")
