@@ -168,7 +168,10 @@ def test_lost_power_a_pulled_cable_and_ranks_that_cannot_meet_cost_the_steps_sin
 
 
 def _until_it_trains(run: Run, attempt: int) -> None:
-    wait_for(lambda: attempt in run.attempts() and _saved(run, attempt), "the first checkpoint", timeout=240)
+    def trains() -> bool:  # it begins with a checkpoint of the one before
+        return attempt in run.attempts() and bool(run.rows_of(attempt, "metrics") and _saved(run, attempt))
+
+    wait_for(trains, f"attempt {attempt} to train and save", timeout=240)
 
 
 def _saved(run: Run, attempt: int) -> list[str]:
