@@ -10,19 +10,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from cluster import code
-from cluster.config import ClusterConfig, KubernetesCluster
+from cluster.config import KubernetesCluster
 from cluster.errors import UsageError
 from cluster.provider import LaunchRequest, Plan, Provider, State
 from cluster.redaction import SHORTEST
 from cluster.registry import open_provider
 from cluster.runs import RUN_ID, Run, new_run_id
 from cluster.storage.open import check_storage, open_storage
-from launcher.bundle import Bundle, bundle
 from launcher.remote import remote_of
 from launcher.text import typed
 
 if TYPE_CHECKING:
+    from launcher.bundle import Bundle
     from launcher.spec import JobSpec, LoadedJob
     from launcher.status import Summary
 
@@ -44,11 +43,7 @@ class Submission:
 def prepare(job: LoadedJob, run_id: str | None = None) -> Submission:
     """Work out what a launch would create; nothing is created."""
     run_id = check_run_id(run_id or new_run_id(job.spec.name))
-    storage = str(job.spec.storage)
-    request = _request(job.spec, run_id, f"{storage.rstrip('/')}/{run_id}", secrets_of(job.spec))
-    made = bundle_for(job.spec.cluster, run_id)
-    if made is not None:
-        request = replace(request, bundle=f"{storage.rstrip('/')}/{made.path}")
+    request, made = _request(job.spec, run_id, str(job.spec.storage))
     provider = open_provider(job.spec.cluster)
     return Submission(job.spec, _freeze(job), request, provider.render(request), provider, made)
 
@@ -75,13 +70,6 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
-def secrets_of(spec: JobSpec) -> dict[str, str]:
-    """Return what a job names as secrets, from this environment. Raises UsageError."""
-    if cluster_of(spec) is not None:
-        return dict.fromkeys(spec.secrets, "")  # its pods have them already
-    return from_this_shell(spec.secrets)
-
-
 def from_this_shell(names: Sequence[str]) -> dict[str, str]:
     """Return variables that are to be kept secret. Raises UsageError where one is not set, or cannot be."""
     absent = [name for name in names if not os.environ.get(name)]
@@ -95,38 +83,41 @@ def from_this_shell(names: Sequence[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in names}
 
 
-def bundle_for(cluster: ClusterConfig, run_id: str | None) -> Bundle | None:
+def bundle_for(cluster: KubernetesCluster, run_id: str | None) -> Bundle | None:
     """Return what the pods of a run, or of a cluster with a name, fetch: raylift, unless their image has it."""
-    if not isinstance(cluster, KubernetesCluster) or cluster.image is not None:
+    if cluster.image is not None:
         return None
-    if cluster.name is not None and run_id is not None:
-        return None  # its pods are there already
+    from launcher.bundle import bundle
+
     return bundle(run_id, on_gpus=cluster.accelerators is not None)
 
 
-def cluster_of(spec: JobSpec) -> str | None:
-    """Return the name of the cluster that a job goes to, where that is there before it."""
-    return spec.cluster.name if isinstance(spec.cluster, KubernetesCluster) else None
-
-
-def _request(spec: JobSpec, run_id: str, run_uri: str, secrets: dict[str, str]) -> LaunchRequest:
-    """Return the launch of a run; a cluster with a name is asked whether it fits. Raises UsageError."""
+def _request(spec: JobSpec, run_id: str, storage: str) -> tuple[LaunchRequest, Bundle | None]:
+    """Return the launch of a run, and what its pods fetch. Raises UsageError, also where a cluster does not fit."""
+    cluster, storage = spec.cluster, storage.rstrip("/")
+    named = cluster.name if isinstance(cluster, KubernetesCluster) else None
     request = LaunchRequest(
         run_id=run_id,
-        run_uri=run_uri,
-        cluster=spec.cluster,
+        run_uri=f"{storage}/{run_id}",
+        cluster=cluster,
         max_failures=spec.train.max_failures,
         deadline=_deadline(spec),
-        code=code.digest(),
         env=spec.env,
-        secrets=secrets,
+        # the pods of a cluster with a name have them already
+        secrets=from_this_shell(spec.secrets) if named is None else dict.fromkeys(spec.secrets, ""),
     )
-    if cluster_of(spec) is None:
-        return request
-    from cluster.kubernetes.clusters import NamedClusters
+    if not isinstance(cluster, KubernetesCluster):
+        return request, None
+    from cluster import code  # late: on this machine nobody asks for it, and it reads all our modules
 
-    assert isinstance(spec.cluster, KubernetesCluster)
-    return NamedClusters(spec.cluster).place(request)
+    request = replace(request, code=code.digest())
+    if named is not None:
+        from cluster.kubernetes.clusters import NamedClusters
+
+        return NamedClusters(cluster).place(request), None
+    if (made := bundle_for(cluster, run_id)) is not None:
+        request = replace(request, bundle=f"{storage}/{made.path}")
+    return request, made
 
 
 def _deadline(spec: JobSpec) -> int | None:
@@ -153,15 +144,13 @@ def relaunch(run: Run) -> Provider:
     from launcher.status import tear_down
 
     provider = open_provider((spec := load_frozen(run.job())).cluster)
-    request = _request(spec, run.id, run.uri, secrets_of(spec))
-    made = bundle_for(spec.cluster, run.id)
+    request, made = _request(spec, run.id, run.storage.uri)
     if not _is_to_begin(run):  # else: a launch that nobody saw to its end is completed
         _refuse_while_held(run)
         check_storage(run.storage)
         tear_down(run)  # what a killed supervisor left behind, or a RayJob that is over
     if made is not None:
         run.storage.write(made.path, made.data)
-        request = replace(request, bundle=f"{run.storage.uri.rstrip('/')}/{made.path}")
     run.withdraw_stop()
     provider.launch(request)
     return provider
