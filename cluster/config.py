@@ -12,10 +12,19 @@ _KINDS = ("GPU", "T4", "V100", "L4", "L40S", "A10G", "A100", "H100", "H200", "B2
 _ACCELERATORS = r"^[A-Za-z][A-Za-z0-9-]*(:[1-9][0-9]*)?$"
 
 
-class Workers(BaseModel):
-    """A number of ranks that may change while a run goes on."""
+class Block(BaseModel):
+    """A block of the job file: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        defer_build=True,  # a job file is read by its outermost block alone, and every build takes milliseconds
+    )
+
+
+class Workers(Block):
+    """A number of ranks that may change while a run goes on."""
 
     min: Annotated[int, Field(ge=1, le=512)] = Field(description="with fewer a run does not train, but waits for more")
     max: Annotated[int, Field(ge=1, le=512)] = Field(description="more are not used, however many there is room for")
@@ -27,10 +36,8 @@ class Workers(BaseModel):
         return self
 
 
-class LocalCluster(BaseModel):
+class LocalCluster(Block):
     """A single-node Ray on this machine, or one that runs already."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     provider: Literal["local"] = "local"
     workers: Annotated[int, Field(ge=1, le=512)] | Workers | None = Field(
@@ -68,10 +75,8 @@ class LocalCluster(BaseModel):
         return self
 
 
-class Resources(BaseModel):
+class Resources(Block):
     """What a pod asks for, and may not exceed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     cpu: Annotated[float, Field(ge=0.1, le=1024)] | None = Field(
         default=None, description="processors; default: 1, or 3 for each accelerator"
@@ -82,10 +87,8 @@ class Resources(BaseModel):
     disk: str = Field(default="10Gi", pattern=_QUANTITY, description="scratch on the node's disk, for example 100Gi")
 
 
-class Nodes(BaseModel):
+class Nodes(Block):
     """A number of nodes that changes with what is to be done."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min: Annotated[int, Field(ge=0, le=512)] = Field(description="are kept, also while there is nothing to do for them")
     max: Annotated[int, Field(ge=1, le=512)] = Field(description="are started at most")
@@ -97,18 +100,14 @@ class Nodes(BaseModel):
         return self
 
 
-class Spot(BaseModel):
+class Spot(Block):
     """Machines that are cheap, and may be taken away."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     fallback: Literal["on-demand"] = Field(description="what is used while there is no spot machine")
 
 
-class KubernetesCluster(BaseModel):
+class KubernetesCluster(Block):
     """A RayJob on a Kubernetes cluster that has KubeRay."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     provider: Literal["kubernetes"]
     context: str | None = Field(default=None, description="of the kubeconfig; default: its current one")

@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import Field
 
+from cluster.config import Block
 from launcher.mistakes import JobFileError
 from launcher.validation import validate
 from launcher.yaml_source import Document, read_file
-from trainers.config import Block
 
 
 class ConfigFile(Block):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from cluster.config import ClusterConfig, KubernetesCluster, LocalCluster
+from cluster.config import Block, ClusterConfig, KubernetesCluster, LocalCluster
 from cluster.errors import UsageError
 from launcher import overrides as cli
 from launcher import settings
@@ -19,7 +19,7 @@ from launcher.searched import check_space, settle_space
 from launcher.sources import settle_sources
 from launcher.validation import nearest, validate
 from launcher.yaml_source import Document, parse, read_file
-from trainers.config import Block, Budget, TrainJob
+from trainers.config import Budget, TrainJob
 from trainers.tuning import METRICS, Tune
 
 NAME_LENGTH = 22  # <name>-<12 digits>-<4 hex> is then at most 40 characters

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 import raylift
 import trainers.config
 import trainers.tuning
+from cluster.config import Block
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("launcher", "cluster", "trainers")
@@ -130,7 +131,7 @@ def test_every_block_of_the_job_file_is_a_public_name() -> None:
 
 
 def is_block(value: type) -> bool:
-    return issubclass(value, trainers.config.Block) and value is not trainers.config.Block
+    return issubclass(value, Block) and value is not Block
 
 
 def test_an_unknown_name_of_raylift_is_an_attribute_error() -> None:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from trainers.config import Block, Positive, name_alone
+from cluster.config import Block
+from trainers.config import Positive, name_alone
 
 Point = dict[str, Any]  # keys of the job file, such as train.optimizer.lr, and what they are in one trial
 METRICS = {"image-classification": ("eval_accuracy", "eval_f1", "eval_loss")}  # the first is the default
