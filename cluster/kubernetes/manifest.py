@@ -45,16 +45,12 @@ def render(request: LaunchRequest) -> list[Manifest]:
     if request.ray_cluster:
         return [_guest(request, cluster, name)]
     secrets = [name] if request.env or request.secrets else []
-    job: Manifest = {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": {
-            "name": name,
-            "namespace": cluster.namespace,
-            "labels": {**pods.labels(request.run_id), **queue_label(cluster)},
-            "annotations": {URI_ANNOTATION: request.run_uri, **slices(cluster)},
-        },
-        "spec": {
+    job = ray_job(
+        name,
+        cluster,
+        labels=queue_label(cluster),
+        annotations={URI_ANNOTATION: request.run_uri, **slices(cluster)},
+        spec={
             # the run is named in the environment: this line goes through two shells
             "entrypoint": "python -P -m trainers.submitted",
             "submissionMode": "K8sJobMode",
@@ -67,11 +63,33 @@ def render(request: LaunchRequest) -> list[Manifest]:
             "submitterPodTemplate": pods.submitter_pod(request.run_id, cluster),
             "rayClusterSpec": ray_cluster(name, cluster, _environment(request, cluster), secrets, request.bundle),
         },
-    }
+    )
     documents = [merge(job, cluster.overrides)]
     if secrets:
         documents.append(secret_of(name, cluster, {**request.env, **request.secrets}))
     return documents
+
+
+def ray_job(
+    name: str,
+    cluster: KubernetesCluster,
+    *,
+    labels: Manifest,
+    annotations: Manifest,
+    spec: Manifest,
+) -> Manifest:
+    """Return a RayJob by which a run, or a cluster with a name, is found again."""
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {
+            "name": name,
+            "namespace": cluster.namespace,
+            "labels": {**pods.labels(name), **labels},
+            "annotations": annotations,
+        },
+        "spec": spec,
+    }
 
 
 def ray_cluster(
@@ -188,16 +206,13 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
         max_failures=request.max_failures,
         deadline=request.deadline + cluster.termination_grace_period_seconds if request.deadline is not None else None,
     )
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": {
-            "name": name,
-            "namespace": cluster.namespace,
-            "labels": {**pods.labels(request.run_id), ON_CLUSTER: cluster.name},
-            "annotations": {URI_ANNOTATION: request.run_uri},
-        },
-        "spec": {
+    assert cluster.name is not None
+    return ray_job(
+        name,
+        cluster,
+        labels={ON_CLUSTER: cluster.name},
+        annotations={URI_ANNOTATION: request.run_uri},
+        spec={
             "entrypoint": f"python -P -m trainers.attended {ticket.word()}",
             "clusterSelector": {RAY_CLUSTER: request.ray_cluster},
             "submissionMode": "K8sJobMode",
@@ -206,7 +221,7 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
             "preRunningDeadlineSeconds": cluster.pre_running_deadline_seconds,
             "submitterPodTemplate": pods.submitter_pod(request.run_id, cluster),
         },
-    }
+    )
 
 
 def _deadline(request: LaunchRequest, cluster: KubernetesCluster) -> dict[str, int]:

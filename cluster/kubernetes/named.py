@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from cluster import code
 from cluster.config import KubernetesCluster
 from cluster.errors import UsageError
-from cluster.kubernetes import pods
 from cluster.kubernetes.manifest import (
     NAME_LENGTH,
     merge,
@@ -24,6 +23,7 @@ from cluster.kubernetes.manifest import (
     of_its_pod,
     queue_label,
     ray_cluster,
+    ray_job,
     secret_of,
     slices,
 )
@@ -59,21 +59,17 @@ def render_cluster(request: ClusterRequest) -> list[Manifest]:
         *([{"name": code.DIGEST, "value": request.code}] if request.code else []),
         *of_its_pod(),
     ]
-    job: Manifest = {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": {
-            "name": name,
-            "namespace": cluster.namespace,
-            "labels": {**pods.labels(name), CLUSTER_LABEL: name, **queue_label(cluster)},
-            "annotations": {
-                IDLE: str(request.idle),
-                CODE: request.code,
-                SECRETS: ",".join(sorted(request.secrets)),
-                **slices(cluster),
-            },
+    job = ray_job(
+        name,
+        cluster,
+        labels={CLUSTER_LABEL: name, **queue_label(cluster)},
+        annotations={
+            IDLE: str(request.idle),
+            CODE: request.code,
+            SECRETS: ",".join(sorted(request.secrets)),
+            **slices(cluster),
         },
-        "spec": {
+        spec={
             "entrypoint": f"python -P -m trainers.keeper {request.idle}",
             "jobId": KEEPER,
             "submissionMode": "HTTPMode",
@@ -84,7 +80,7 @@ def render_cluster(request: ClusterRequest) -> list[Manifest]:
             **({"activeDeadlineSeconds": request.deadline} if request.deadline is not None else {}),
             "rayClusterSpec": ray_cluster(name, cluster, env, secrets, request.bundle),
         },
-    }
+    )
     job = merge(job, cluster.overrides)
     job["metadata"]["annotations"][SETTINGS] = _digest(job)
     return [job, *([secret_of(name, cluster, request.secrets)] if secrets else [])]
