@@ -15,6 +15,7 @@ from trainers.context import StopReason, WorkerContext
 from trainers.shared_memory import SharedSums
 
 _SUMS = 4 + len(StopReason)  # of a step: see Reduction.start
+_NO_WISHES = 3  # at their beginning
 _BEHIND = 2  # steps that a GPU may be behind the loop
 
 
@@ -103,10 +104,8 @@ class Reduction:
     def keep(self, *, step: int, norm: Tensor, lr: float) -> None:
         self._kept.append((step, self._sums, norm, lr))
         if self._device.type == "cuda":
-            wishes = torch.empty(_SUMS, dtype=self._sums.dtype, pin_memory=True).copy_(self._sums, non_blocking=True)[
-                3:
-            ]
-            self._told.append((wishes, torch.cuda.current_stream(self._device).record_event()))
+            sums = torch.empty(_SUMS, dtype=self._sums.dtype, pin_memory=True).copy_(self._sums, non_blocking=True)
+            self._told.append((sums[_NO_WISHES:], torch.cuda.current_stream(self._device).record_event()))
 
     def has_wishes(self) -> bool:
         """Whether a rank of the step before last wished something; waits until a GPU is no more than that behind.

@@ -80,7 +80,7 @@ class WholeFiles:
             state.load_optimizer(trainer.optimizer, folder / OPTIMIZER_FILE)
             return
         others = [name for name in checkpoint.files if name not in (MODEL_FILE, OPTIMIZER_FILE)]
-        with ThreadPoolExecutor(3) as pool:
+        with ThreadPoolExecutor(2) as pool:
             beside = pool.submit(run.fetch, checkpoint, folder, others)
             optimizer = pool.submit(_restore_optimizer, trainer, run, checkpoint)
             _restore_model(trainer, run, checkpoint)
