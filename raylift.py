@@ -45,16 +45,20 @@ if TYPE_CHECKING:
         Train,
         TrainJob,
     )
-    from trainers.tasks.base import Task
+    from trainers.metrics import ClassMetrics
+    from trainers.tasks.base import Dataset, Draw, Task
     from trainers.tuning import Domain, Scheduler, Search, Tune
 
 __all__ = [
     "Augment",
     "Budget",
     "Checkpoint",
+    "ClassMetrics",
     "Clean",
     "Data",
+    "Dataset",
     "Domain",
+    "Draw",
     "EarlyStopping",
     "Every",
     "JobSpec",
@@ -81,7 +85,10 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
+    "ClassMetrics": "trainers.metrics",
+    "Dataset": "trainers.tasks.base",
     "Domain": "trainers.tuning",
+    "Draw": "trainers.tasks.base",
     "JobSpec": "launcher.spec",
     "KubernetesCluster": "cluster.config",
     "LocalCluster": "cluster.config",
@@ -149,17 +156,20 @@ def _settle(job: JobSpec, storage: str | None) -> LoadedJob:
     from launcher.searched import check_space, settle_space
     from launcher.settings import default_storage
     from launcher.sources import settle_sources
-    from launcher.spec import JobSpec, LoadedJob
+    from launcher.spec import JobSpec, LoadedJob, frozen
+    from launcher.workdir import settle_workdir
     from launcher.yaml_source import parse_option
 
     document = parse_option(job.model_dump_json(), "JobSpec", "")
     document.value["storage"] = default_storage(storage or job.storage)
     settle_sources(document, Path.cwd())
+    settle_workdir(document, Path.cwd())
     settle_space(document, JobSpec)
     document.mistakes += check_space(document, JobSpec, document.mistakes)
     if document.mistakes:
         raise JobFileError(document.mistakes, "the JobSpec")
-    return LoadedJob(JobSpec.model_validate(document.value), document.value)
+    spec = JobSpec.model_validate(document.value)
+    return LoadedJob(spec, frozen(spec))
 
 
 def _check_packages() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -10,6 +11,13 @@ _NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"  # of an object of Kubernetes
 _QUANTITY = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
 _KINDS = ("GPU", "T4", "V100", "L4", "L40S", "A10G", "A100", "H100", "H200", "B200")  # on Kubernetes
 _ACCELERATORS = r"^[A-Za-z][A-Za-z0-9-]*(:[1-9][0-9]*)?$"
+
+
+@dataclass(frozen=True)
+class Words:
+    """What may stand under a key, in the words of a message; annotates its type."""
+
+    text: str
 
 
 class Block(BaseModel):

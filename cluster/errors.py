@@ -5,6 +5,7 @@ RayliftError
 │   ├── RunNotFoundError
 │   └── RunExistsError
 ├── TrainingError               1   the user's data or code, or the training itself
+│   └── UserCodeError               an exception in the user's code, with their traceback
 ├── InfrastructureError         3   credentials, quota, capacity, a cluster that did not come up
 │   ├── StorageError                storage answered, but not as asked
 │   │   ├── ObjectNotFoundError
@@ -42,6 +43,14 @@ class TrainingError(RayliftError):
     """The training itself, its data or the user's code failed; a retry would fail again."""
 
     exit_code = 1
+
+
+class UserCodeError(TrainingError):
+    """The user's own code raised; the message says what and where, `traceback` shows it without our frames."""
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback
 
 
 class InfrastructureError(RayliftError):

@@ -25,11 +25,13 @@ from cluster.errors import (
     CorruptObjectError,
     ObjectExistsError,
     ObjectNotFoundError,
+    RayliftError,
     RunExistsError,
     RunNotFoundError,
     StorageDeniedError,
     StorageError,
     StorageFullError,
+    UserCodeError,
 )
 from cluster.redaction import hide
 from cluster.storage.base import Digest, Storage
@@ -121,6 +123,13 @@ class Result:
     step: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     at: float = field(default_factory=time.time)
+    traceback: str = ""  # of the user's own code, without our frames
+
+    @classmethod
+    def failed(cls, error: RayliftError) -> Result:
+        """Return what an error that ends a run comes to."""
+        traceback = error.traceback if isinstance(error, UserCodeError) else ""
+        return cls(state="FAILED", message=str(error), exit_code=error.exit_code, traceback=traceback)
 
 
 def _attempt_folder(attempt: int) -> str:

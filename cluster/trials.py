@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
+from cluster.errors import RayliftError
 from cluster.runs import Origin, Run
 from cluster.storage.open import open_storage
 
@@ -83,6 +84,15 @@ def trial_id(number: int, repeat: int = 0, *, repeats: int = 1) -> str:
 def trial_run(sweep: Run, name: str) -> Run:
     """Return the run of a trial."""
     return Run(open_storage(f"{sweep.uri}/{FOLDER}"), name)
+
+
+def sweep_of(run: Run) -> Run | None:
+    """Return the sweep that a run is a trial of, by where it lies; None where it lies in no other run's folder."""
+    above, _, folder = run.storage.uri.rstrip("/").rpartition("/")
+    try:
+        return Run.at(above) if folder == FOLDER else None
+    except RayliftError:  # a storage of that name
+        return None
 
 
 def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 from pydantic import BaseModel
 
+from cluster.config import Words
 from launcher.mistakes import Keys
 from trainers.config import Every
 
@@ -18,8 +19,10 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:
-    """Return the types that a value may have, None left out."""
+    """Return the types that a value may have, None left out; one that has words of its own stays annotated."""
     if get_origin(annotation) is Annotated:
+        if any(isinstance(each, Words) for each in get_args(annotation)[1:]):
+            return (annotation,)
         return alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(each for member in get_args(annotation) for each in alternatives(member))
@@ -99,10 +102,12 @@ def in_words(annotation: Any) -> str:
 
 def _words(member: Any) -> list[str]:
     arguments = get_args(member)
+    if get_origin(member) is Annotated:
+        return [each.text for each in arguments if isinstance(each, Words)]
     if get_origin(member) is Literal:
         return [str(value) for value in arguments]
     if get_origin(member) is list:
-        return [f"a list, each item {in_words(arguments[0])}"]
+        return ["a list" if arguments[0] is Any else f"a list, each item {in_words(arguments[0])}"]
     if get_origin(member) is tuple:
         return [f"a list of {len(arguments)}, each {in_words(arguments[0])}"]
     if get_origin(member) is dict:

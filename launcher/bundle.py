@@ -1,44 +1,25 @@
 """This raylift, and the versions of what it needs, as one archive that pods without it fetch out of storage.
 
-It has what runs on a cluster, and nothing else of the checkout. The same code is the same archive, byte for byte, and
-its name is its SHA-256.
+It has what runs on a cluster, and nothing else of the checkout.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import cluster
+from cluster.bundles import Bundle, bundle_of
 from cluster.code import files
 from cluster.errors import InfrastructureError
 
-_FOLDER = "code"
 _OF_CLUSTERS = ".raylift"  # in a storage; the name of no run
-_TIME = (2020, 1, 1, 0, 0, 0)
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """An archive, and where in a storage it belongs."""
-
-    data: bytes
-    path: str
 
 
 def bundle(run_id: str | None, *, on_gpus: bool) -> Bundle:
     """Return the bundle of a run, or of a cluster with a name. Raises InfrastructureError where there are no locks."""
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in (*files(), ("requirements.lock", lock(on_gpus=on_gpus).encode())):
-            archive.writestr(zipfile.ZipInfo(name, _TIME), data, zipfile.ZIP_DEFLATED)
-    data = stream.getvalue()
-    name = f"{hashlib.sha256(data).hexdigest()}.zip"
-    return Bundle(data, f"{run_id if run_id is not None else _OF_CLUSTERS}/{_FOLDER}/{name}")
+    there = (*files(), ("requirements.lock", lock(on_gpus=on_gpus).encode()))
+    return bundle_of(there, run_id if run_id is not None else _OF_CLUSTERS)
 
 
 def lock(*, on_gpus: bool) -> str:

@@ -46,6 +46,38 @@ raylift evaluate . --data FOLDER
 ```
 """
 
+_OWN = """\
+---
+library_name: pytorch
+---
+# {name}
+
+A model of {parameters} parameters, trained by raylift: the task `{task}`, whose code is in `code/`.
+
+| | |
+|---|---|
+| run | `{run}`, checkpoint of step {step} |
+| params | {params} |
+| optimizer | {optimizer}, batch size {batch_size} |
+{metrics}
+## Load it in plain PyTorch
+
+```python
+import sys
+from safetensors.torch import load_file
+sys.path.insert(0, "code")
+from {module} import {attribute}
+model = {attribute}({values}).build_model().eval()
+model.load_state_dict(load_file("model.safetensors"))
+```
+
+## Use it with raylift
+
+```
+raylift evaluate .
+```
+"""
+
 _CNN = """\
 from collections import OrderedDict
 from safetensors.torch import load_file
@@ -59,16 +91,34 @@ model = Sequential(OrderedDict(
 model.load_state_dict(load_file("model.safetensors"))"""
 
 
+def own_card(config: Mapping[str, Any], shapes: Shapes) -> str:
+    """Return the card of a model of a task of the user's own."""
+    module, _, attribute = config["task"].partition(":")
+    return _OWN.format(
+        name=_name(config["run"]),
+        parameters=_parameters(shapes),
+        task=config["task"],
+        run=config["run"],
+        step=config["step"],
+        params=_some([_code(f"{key}: {value}") for key, value in config["params"].items()]) or "none",
+        optimizer=_optimizer(config),
+        batch_size=config["train"]["batch_size"],
+        metrics=_metrics(config["metrics"]),
+        module=module,
+        attribute=attribute,
+        values=repr(dict(config["params"])),
+    )
+
+
 def model_card(config: Mapping[str, Any], shapes: Shapes) -> str:
     """Return the card of a model; `config` is its config.json, `shapes` those of its weights."""
     height, width = config["image_size"]
-    optimizer = config["train"]["optimizer"]
     return _CARD.format(
         task=config["task"],
         name=_name(config["run"]),
         classes=len(config["id2label"]),
         labels=_some([_code(name) for name in config["id2label"].values()]),
-        parameters=number(sum(math.prod(shape) for shape in shapes.values())),
+        parameters=_parameters(shapes),
         run=config["run"],
         step=config["step"],
         data=config["data"]["train"],
@@ -79,12 +129,21 @@ def model_card(config: Mapping[str, Any], shapes: Shapes) -> str:
         channels="grey" if config["num_channels"] == 1 else "RGB",
         mean=_numbers(config["image_mean"]),
         std=_numbers(config["image_std"]),
-        optimizer=optimizer["name"] + (f", lr {optimizer['lr']:g}" if optimizer["lr"] else ""),
+        optimizer=_optimizer(config),
         batch_size=config["train"]["batch_size"],
         metrics=_metrics(config["metrics"]),
         code=_load_cnn(config, shapes),
         depth=config["num_channels"],
     )
+
+
+def _parameters(shapes: Shapes) -> str:
+    return number(sum(math.prod(shape) for shape in shapes.values()))
+
+
+def _optimizer(config: Mapping[str, Any]) -> str:
+    optimizer = config["train"]["optimizer"]
+    return str(optimizer["name"]) + (f", lr {optimizer['lr']:g}" if optimizer["lr"] else "")
 
 
 def _name(uri: str) -> str:

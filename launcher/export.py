@@ -9,14 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cluster.bundles import own_code
 from cluster.errors import UsageError
 from cluster.runs import Checkpoint, Run
 from cluster.selection import MODEL_PART, fetch_model
-from launcher.card import model_card, tensor_shapes
-from launcher.spec import load_frozen
+from launcher.card import model_card, own_card, tensor_shapes
+from launcher.spec import JobSpec, frozen, load_frozen
 from trainers.config import TrainJob
 
-_FILES = frozenset({*MODEL_PART, "config.json", "README.md"})
+_CODE = "code"  # of a task of one's own
+_FILES = frozenset({*MODEL_PART, "config.json", "README.md", _CODE})
 
 
 def export_model(
@@ -36,9 +38,12 @@ def export_model(
         partial.mkdir(parents=True)
         try:
             checkpoint = fetch_model(run, which, partial, warn)
-            config = _config(run, job or run.job(), checkpoint, json.loads((partial / "raylift.json").read_bytes()))
+            spec, meta = load_frozen(job or run.job()), json.loads((partial / "raylift.json").read_bytes())
+            if spec.is_own:
+                own_code(run).extract(partial / _CODE)
+            config = _config(run, spec, checkpoint, meta)
             (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            card = model_card(config, tensor_shapes(partial / "model.safetensors"))
+            card = (own_card if spec.is_own else model_card)(config, tensor_shapes(partial / "model.safetensors"))
             (partial / "README.md").write_text(card, encoding="utf-8")
             _put_in_place(partial, target)
         finally:
@@ -73,15 +78,26 @@ def _put_in_place(partial: Path, target: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _config(run: Run, frozen: bytes, checkpoint: Checkpoint, meta: dict[str, Any]) -> dict[str, Any]:
+def _config(run: Run, spec: JobSpec, checkpoint: Checkpoint, meta: dict[str, Any]) -> dict[str, Any]:
     """Return what the model is and where it comes from, under Hugging Face's names where it has one.
 
     The keys task, model, data, train and checkpoint are those of the job file.
     """
-    spec = load_frozen(frozen)
-    job = spec.model_dump(mode="json", include=set(TrainJob.model_fields))
-    height, width, channels = meta["image"]
+    job = {key: value for key, value in frozen(spec).items() if key in TrainJob.model_fields}
     began = [row for row in run.rows("events") if row["event"] == "training" and row["step"] < checkpoint.step]
+    of_model = {} if spec.is_own else _of_images(spec, meta)
+    return {
+        **of_model,
+        "run": run.uri,
+        "step": checkpoint.step,
+        "metrics": dict(checkpoint.info.get("metrics", {})),
+        "world_size": began[-1]["world_size"] if began else 1,
+        **job,
+    }
+
+
+def _of_images(spec: JobSpec, meta: dict[str, Any]) -> dict[str, Any]:
+    height, width, channels = meta["image"]
     return {
         "architectures": [spec.model.name.upper()],
         "model_type": spec.model.name,
@@ -92,9 +108,4 @@ def _config(run: Run, frozen: bytes, checkpoint: Checkpoint, meta: dict[str, Any
         "image_mean": meta["mean"],
         "image_std": meta["std"],
         "samples": {"train": meta["train"], "eval": meta["eval"]},
-        "run": run.uri,
-        "step": checkpoint.step,
-        "metrics": dict(checkpoint.info.get("metrics", {})),
-        "world_size": began[-1]["world_size"] if began else 1,
-        **job,
     }

@@ -169,6 +169,8 @@ def _report_end(run: Run, *, seconds: float, json: bool, display: PlainDisplay) 
         display.say(summary.sweep.counts())
     metrics = "  ".join(f"{name} {decimal(value)}" for name, value in summary.metrics.items())
     display.say(f"{summary.state} in {duration(seconds)}  {metrics}".rstrip())
+    if summary.traceback:
+        display.say(summary.traceback.rstrip())
     if summary.reason:
         display.say(summary.reason)
     for line in next_steps(summary):

@@ -114,7 +114,7 @@ def _what(spec: JobSpec) -> str:
     optimizer = spec.train.optimizer
     length = f"{spec.train.max_steps} steps" if spec.train.max_steps else f"{spec.train.epochs or 1} epochs"
     parts = {
-        "data.train": f"{spec.task}: {spec.model.name} on {spec.data.train}",
+        "data.train": spec.task if spec.is_own else f"{spec.task}: {spec.model.name} on {spec.data.train}",
         "train.optimizer": optimizer.name + (f", lr {optimizer.lr:g}" if optimizer.lr else ""),
         "train.batch_size": f"batch size {spec.train.batch_size}",
         "train.epochs": length,

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from launcher.submit import Submission
+from launcher.text import size
 from trainers.tuning import metric_of
 
 if TYPE_CHECKING:
@@ -35,8 +36,12 @@ def print_plan(submission: Submission) -> None:
 def _rows(submission: Submission) -> Iterator[tuple[str, str]]:
     spec = submission.spec
     yield "run", submission.request.run_uri
-    yield "task", f"{spec.task} with {spec.model.name}"
-    yield "data", f"{spec.data.train}, evaluated on {_evaluation(submission)}"
+    if spec.is_own:
+        yield "task", "  ".join([spec.task, *(f"{key} {value}" for key, value in spec.params.items())])
+        yield "code", f"{spec.workdir}, {size(len(submission.code.data)) if submission.code else 'nothing'} when packed"
+    else:
+        yield "task", f"{spec.task} with {spec.model.name}"
+        yield "data", f"{spec.data.train}, evaluated on {_evaluation(submission)}"
     yield "training", _training(submission)
     if spec.tune is not None:
         yield from _sweep(spec, spec.tune)
@@ -90,4 +95,5 @@ def _training(submission: Submission) -> str:
         length += f" or {train.epochs} epochs, whichever is first"
     rate = f" {train.optimizer.lr:g}" if train.optimizer.lr else ""
     optimizer = f"{train.optimizer.name}{rate}, {train.schedule.name}"
-    return f"{length}, batches of {train.batch_size}, {optimizer}, {train.loss.name}"
+    loss = [] if submission.spec.is_own else [train.loss.name]
+    return ", ".join([length, f"batches of {train.batch_size}", optimizer, *loss])

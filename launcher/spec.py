@@ -18,9 +18,10 @@ from launcher.mistakes import JobFileError, Mistake, Place
 from launcher.searched import check_space, settle_space
 from launcher.sources import settle_sources
 from launcher.validation import nearest, validate
+from launcher.workdir import settle_workdir
 from launcher.yaml_source import Document, parse, read_file
-from trainers.config import Budget, TrainJob
-from trainers.tuning import METRICS, Tune
+from trainers.config import BUILT_IN_ONLY, Budget, TrainJob
+from trainers.tuning import Tune, metrics_of
 
 NAME_LENGTH = 22  # <name>-<12 digits>-<4 hex> is then at most 40 characters
 _VARIABLE = "[A-Za-z_][A-Za-z0-9_]*"
@@ -52,6 +53,11 @@ class JobSpec(TrainJob):
         description="s3://bucket/prefix, gs://bucket/prefix or a folder, which starts where the command is typed; "
         "default: RAYLIFT_STORAGE, the config file, ./runs",
     )
+    workdir: str | None = Field(
+        default=None,
+        description="the folder with a task of your own, which a run takes along: what git has or would add, else what "
+        "is not hidden; it starts at the job file, whose folder is the default",
+    )
     env: dict[Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_no_nul)]] = Field(
         default={},
         description="environment variables of the run; their values are text",
@@ -77,6 +83,12 @@ class JobSpec(TrainJob):
         return name
 
     @model_validator(mode="after")
+    def _has_code_of_its_own(self) -> JobSpec:
+        if self.workdir is not None and not self.is_own:
+            raise ValueError(f"workdir: it is for a task of your own, not for {self.task}")
+        return self
+
+    @model_validator(mode="after")
     def _says_each_variable_once(self) -> JobSpec:
         if twice := [name for name in self.secrets if name in self.env or self.secrets.count(name) > 1]:
             raise ValueError(
@@ -94,7 +106,7 @@ class JobSpec(TrainJob):
     def _can_be_tuned(self) -> JobSpec:
         if self.tune is None:
             return self
-        if self.data.eval is None:
+        if not self.is_own and self.data.eval is None:
             raise ValueError("tune: it needs data.eval, as trials are compared by an evaluation: eval: {split: 0.2}")
         most, each = self.cluster.most_workers, self.tune.workers_per_trial
         if most is not None and most < each:
@@ -105,8 +117,12 @@ class JobSpec(TrainJob):
                 f"tune.workers_per_trial: a trial of {each} takes {each + 1} pods, one for the process that looks "
                 f"after it, and the cluster has no more than {most}"
             )
-        known = METRICS[self.task]
-        if self.tune.metric is not None and self.tune.metric not in known:
+        known = metrics_of(self.task)
+        if self.is_own and self.tune.metric is not None and not self.tune.metric.startswith("eval_"):
+            raise ValueError(
+                f"tune.metric: it is eval_loss, or eval_ and a name of your metrics, not {self.tune.metric}"
+            )
+        if not self.is_own and self.tune.metric is not None and self.tune.metric not in known:
             meant = nearest(self.tune.metric, known)
             raise ValueError(f"tune.metric: {self.task} has no {self.tune.metric!r}; it has {', '.join(known)}{meant}")
         return self
@@ -165,13 +181,19 @@ def load(
         cli.put_named_cluster(document, cluster)
         document.value.setdefault("name", clean_name(path.stem))
         settle_sources(document, path.absolute().parent)
+        settle_workdir(document, path.absolute().parent)
         _settle_storage(document)
         settle_space(document, JobSpec)
     spec, mistakes = validate(JobSpec, document)
     mistakes += check_space(document, JobSpec, mistakes)
     if spec is None or mistakes:
         raise JobFileError(mistakes, str(path))
-    return LoadedJob(spec, spec.model_dump(mode="json"))
+    return LoadedJob(spec, frozen(spec))
+
+
+def frozen(spec: JobSpec) -> dict[str, Any]:
+    """Return what of a job is frozen with its run."""
+    return spec.model_dump(mode="json", exclude=set(BUILT_IN_ONLY) if spec.is_own else None)
 
 
 def load_cluster(on: str) -> ClusterConfig:

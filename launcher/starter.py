@@ -30,7 +30,20 @@ _GIVEN: dict[Keys, str] = {
     ("cluster", "workers"): "2",
 }
 _EXAMPLES: dict[Keys, str] = {("budget",): "{max_hours: 24}"}  # of blocks that have no default
-_FIRST = ("name", "task", "model", "data", "train", "checkpoint", "cluster", "storage", "env", "secrets")
+_FIRST = (
+    "name",
+    "task",
+    "params",
+    "workdir",
+    "model",
+    "data",
+    "train",
+    "checkpoint",
+    "cluster",
+    "storage",
+    "env",
+    "secrets",
+)
 _COLUMN = 36  # where the explanations begin
 
 Line = tuple[str, str]  # a key with its value, and what it means

@@ -39,6 +39,7 @@ class Summary:
     ranks: int | None = None
     host: str = ""
     exit_code: int | None = None
+    traceback: str = ""  # of the user's own code, where that failed
     data: dict[str, Any] = field(default_factory=dict)
     goodput: Goodput | None = None
     sweep: Sweep | None = None  # of many trials; what there is of metrics is then the best one's
@@ -59,7 +60,7 @@ def summarize(run: Run, *, brief: bool = False) -> Summary:
     result = run.result_of(newest.attempt)
     common: dict[str, Any] = {"attempt": newest.attempt, "restarts": len(claims) - 1, "host": newest.host}
     if result is not None:
-        common |= {"exit_code": result.exit_code}
+        common |= {"exit_code": result.exit_code, "traceback": result.traceback}
         if result.step:  # what failed has none
             common |= {"step": result.step, "metrics": dict(result.metrics)}
         state, reason = State(result.state), result.message

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.config import KubernetesCluster
@@ -21,7 +22,7 @@ from launcher.remote import remote_of
 from launcher.text import typed
 
 if TYPE_CHECKING:
-    from launcher.bundle import Bundle
+    from cluster.bundles import Bundle
     from launcher.spec import JobSpec, LoadedJob
     from launcher.status import Summary
 
@@ -37,7 +38,8 @@ class Submission:
     request: LaunchRequest
     plan: Plan
     provider: Provider
-    bundle: Bundle | None = None  # of our own code, which goes to storage before the launch
+    bundle: Bundle | None = None  # of this raylift, for pods without it
+    code: Bundle | None = None  # of the user's own
 
 
 def prepare(job: LoadedJob, run_id: str | None = None) -> Submission:
@@ -45,7 +47,9 @@ def prepare(job: LoadedJob, run_id: str | None = None) -> Submission:
     run_id = check_run_id(run_id or new_run_id(job.spec.name))
     request, made = _request(job.spec, run_id, str(job.spec.storage))
     provider = open_provider(job.spec.cluster)
-    return Submission(job.spec, _freeze(job), request, provider.render(request), provider, made)
+    return Submission(
+        job.spec, _freeze(job), request, provider.render(request), provider, made, _code(job.spec, run_id)
+    )
 
 
 def submit(submission: Submission) -> Run:
@@ -56,8 +60,8 @@ def submit(submission: Submission) -> Run:
     run.create(submission.document)
     with ExitStack() as undo:
         undo.callback(run.delete)
-        if submission.bundle is not None:
-            storage.write(submission.bundle.path, submission.bundle.data)
+        for bundle in filter(None, (submission.bundle, submission.code)):
+            storage.write(bundle.path, bundle.data)
         submission.provider.launch(submission.request)
         undo.pop_all()
     return run
@@ -118,6 +122,14 @@ def _request(spec: JobSpec, run_id: str, storage: str) -> tuple[LaunchRequest, B
     if (made := bundle_for(cluster, run_id)) is not None:
         request = replace(request, bundle=f"{storage}/{made.path}")
     return request, made
+
+
+def _code(spec: JobSpec, run_id: str) -> Bundle | None:
+    if spec.workdir is None:
+        return None
+    from launcher.workdir import pack
+
+    return pack(Path(spec.workdir), run_id, str(spec.storage))
 
 
 def _deadline(spec: JobSpec) -> int | None:

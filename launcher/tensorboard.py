@@ -227,7 +227,7 @@ def _tune(run: Run) -> tuple[Tune, str] | None:
 
 def _metrics(tunes: Iterable[tuple[Tune, str]]) -> list[str]:
     """Return the tags of what trials are evaluated by, first of all of what they are compared by."""
-    from trainers.tuning import METRICS, metric_of
+    from trainers.tuning import metric_of, metrics_of
 
-    names = [name for tune, task in tunes for name in (metric_of(tune, task)[0], *METRICS[task])]
+    names = [name for tune, task in tunes for name in (metric_of(tune, task)[0], *metrics_of(task))]
     return [_PREFIXES["eval"] + name.removeprefix("eval_") for name in dict.fromkeys(names)]

@@ -47,8 +47,9 @@ def validate(model: type[M], document: Document) -> tuple[M | None, list[Mistake
 
 def nearest(word: object, known: Sequence[str]) -> str:
     """Return "; did you mean …?" for the known word that comes close, or nothing."""
-    close = difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    as_known = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(str(word).lower(), as_known, n=1, cutoff=0.6)
+    return f"; did you mean {as_known[close[0]]}?" if close else ""
 
 
 def shown(value: object) -> str:
@@ -182,6 +183,8 @@ def _wrong_value(model: type[BaseModel], found: _Found) -> str:
         bound = error["ctx"][name]
         limit = f"{bound:g}" if isinstance(bound, float) else str(bound)
         return f"{shown(value)} is out of range: it must be {word} {limit}"
+    if kind == "too_short":
+        return "the list is empty" if isinstance(value, list | tuple) else "the block is empty"
     if kind == "string_pattern_mismatch":
         return f"{shown(value)} does not fit{_described(found)}"
     if kind == "finite_number":

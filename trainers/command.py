@@ -23,3 +23,11 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        from trainers.user_code import told_of
+
+        told = told_of(error, "")
+        if told is None or os.environ.get("RAYLIFT_DEBUG"):
+            raise
+        print(f"{told.traceback}error: {told}", file=sys.stderr)
+        sys.exit(told.exit_code)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from cluster.config import Block
+from cluster.config import Block, Words
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -271,17 +271,49 @@ class Budget(Block):
         return self
 
 
+TASKS = ("image-classification",)
+OWN_TASK = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"  # module:Class
+_NO_DATA = Data(train="")
+BUILT_IN_ONLY = ("model", "data")  # blocks that a task of one's own knows nothing of
+
+
 class TrainJob(Block):
     """The part of a job file that the trainers read."""
 
-    task: Literal["image-classification"]
+    task: (
+        Literal["image-classification"]
+        | Annotated[str, Field(pattern=f"^{OWN_TASK}$"), Words("module:Class, for a task of your own")]
+    )
+    params: dict[str, Any] = Field(default={}, description="handed to a task of your own, as a dict")
     model: Annotated[Model, BeforeValidator(name_alone)] = Model()
-    data: Data
+    data: Data = _NO_DATA
     train: Train = Train()
     checkpoint: Checkpoint = Checkpoint()
 
+    @property
+    def is_own(self) -> bool:
+        """Whether its task is a class of the user's own."""
+        return self.task not in TASKS
+
+    @model_validator(mode="after")
+    def _fits_an_own_task(self) -> TrainJob:
+        if not self.is_own:
+            if self.params:
+                raise ValueError(f"params: they are for a task of your own, not for {self.task}")
+            if self.data == _NO_DATA:
+                raise ValueError("data: this key is missing; give for example data: {train: builtin:digits}")
+            return self
+        for key in BUILT_IN_ONLY:
+            if getattr(self, key) != TrainJob.model_fields[key].default:
+                raise ValueError(f"{key}: {self.task} brings its own; hand it what it needs as params")
+        if self.train.loss != Loss():
+            raise ValueError(f"train.loss: {self.task} brings its own; hand it what it needs as params")
+        return self
+
     @model_validator(mode="after")
     def _fit_together(self) -> TrainJob:
+        if self.is_own:
+            return self
         if self.train.loss.name not in ("cross-entropy", "bce"):
             raise ValueError(f"train.loss: {self.task} takes cross-entropy or bce, not {self.train.loss.name}")
         if self.train.early_stopping is not None and self.data.eval is None:

@@ -20,7 +20,7 @@ from trainers.command import run_command
 from trainers.data.loader import split
 from trainers.data.order import largest_share, share
 from trainers.loop import mixed_precision
-from trainers.saved import Saved, load_saved
+from trainers.saved import Saved, image_task, load_saved
 
 if TYPE_CHECKING:
     from trainers.tasks.base import Batch, Dataset
@@ -42,7 +42,7 @@ class Evaluation:
 
     def per_class(self) -> list[dict[str, Any]]:
         """Return precision, recall and F1 of every class; 0 where a class was never predicted, or has no sample."""
-        counts = np.array(self.confusion)
+        counts = np.array(self.confusion).reshape(len(self.classes), len(self.classes))
         right, predicted, there = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
         return [
             {
@@ -64,7 +64,7 @@ def evaluate(saved: Saved, source: str | None = None) -> Evaluation:
     """
     data = _own_data(saved) if source is None else _other_data(saved, source)
     metrics = saved.task.metrics().to(saved.device)
-    classes = list(saved.meta["classes"])
+    classes = list(saved.meta.get("classes", []))  # a task of one's own has none
     confusion = torch.zeros(len(classes) ** 2, dtype=torch.int64, device=saved.device)
     autocast, _ = mixed_precision(saved.meta.get("precision", saved.job.train.precision), saved.device)
     sums = torch.zeros(2, dtype=torch.float64, device=saved.device)
@@ -76,18 +76,19 @@ def evaluate(saved: Saved, source: str | None = None) -> Evaluation:
                     loss, count, output = saved.task.loss(saved.model, batch)
                 of_rank += torch.stack([loss, count]).double()
                 metrics.update(output.float(), batch["targets"])
-                cells = batch["targets"] * len(classes) + output.argmax(dim=1)
-                confusion += torch.bincount(cells, minlength=len(confusion))
+                if classes:
+                    cells = batch["targets"] * len(classes) + output.argmax(dim=1)
+                    confusion += torch.bincount(cells, minlength=len(confusion))
             sums += of_rank
     values = {name: float(value) for name, value in metrics.compute().items()}
     return Evaluation(
         model=saved.source,
         step=saved.step,
-        data=source or "data.eval of its job",
+        data=source or ("its own data" if saved.job.is_own else "data.eval of its job"),
         samples=len(data),
         metrics={"loss": float(sums[0] / sums[1].clamp(min=1)), **values},
         classes=classes,
-        confusion=confusion.reshape(len(classes), -1).tolist(),
+        confusion=confusion.reshape(len(classes), len(classes)).tolist(),
     )
 
 
@@ -95,6 +96,11 @@ def _own_data(saved: Saved) -> Dataset:
     from trainers.tasks.base import Prepared
     from trainers.tasks.registry import build_task, prepare
 
+    if saved.job.is_own:
+        _, own = saved.task.datasets()
+        if own is None:
+            raise UsageError(f"{saved.source}: its task, {saved.job.task}, has no data to evaluate on")
+        return own
     if saved.job.data.eval is None:
         raise UsageError(f"{saved.source}: its job evaluates on nothing (data.eval). Name a labelled source: --data")
     prepared = prepare(saved.job)
@@ -104,7 +110,7 @@ def _own_data(saved: Saved) -> Dataset:
                 f"{saved.job.data.train} has changed since the training: {key} was {saved.meta[key]} and is "
                 f"{prepared.meta[key]} now. To measure on what is there: --data SOURCE"
             )
-    _, data = build_task(saved.job, Prepared(arrays=prepared.arrays, meta=saved.meta)).datasets()
+    _, data = build_task(saved.job, Prepared(arrays=prepared.arrays, meta=saved.meta), None).datasets()
     assert data is not None
     return data
 
@@ -112,11 +118,11 @@ def _own_data(saved: Saved) -> Dataset:
 def _other_data(saved: Saved, source: str) -> Dataset:
     from trainers.data.images import load_images
 
-    columns = saved.job.data
+    task, columns = image_task(saved, "--data"), saved.job.data
     found = load_images(source, saved.meta, image_column=columns.image_column, label_column=columns.label_column)
     for note in found.notes:
         print(f"warning: {note['count']} left out ({note['reason']}): {', '.join(note['items'][:3])}", file=sys.stderr)
-    return saved.task.dataset(found.arrays)
+    return task.dataset(found.arrays)
 
 
 def _batches_by_rank(saved: Saved, data: Dataset) -> Iterator[Iterator[Batch]]:
@@ -134,6 +140,8 @@ def as_dict(found: Evaluation) -> dict[str, Any]:
 def print_table(found: Evaluation) -> None:
     print(f"{found.model}, step {found.step}, on {found.data}: {found.samples} samples")
     print("  ".join(f"{name} {value:.4f}" for name, value in found.metrics.items()))
+    if not found.classes:
+        return
     width = max(len("class"), *(len(name) for name in found.classes))
     print(f"\n{'class':<{width}}  samples  precision  recall      f1")
     for row in found.per_class():

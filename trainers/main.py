@@ -116,7 +116,7 @@ class Driver:
             except SupersededError:
                 raise
             except RayliftError as error:
-                return self._finish(attempt, events, _failed(error))
+                return self._finish(attempt, events, Result.failed(error))
             except Exception as error:
                 traceback.print_exception(error)
                 message = f"{type(error).__name__} in the driver: {error}. See: raylift logs {self.run.uri}"
@@ -150,7 +150,7 @@ class Driver:
                 return prepare(self.job)
             except RayliftError as error:
                 if _SUPERVISED:  # the Ray that is starting is ended with us
-                    _exit(self._finish(attempt, events, _failed(error)))
+                    _exit(self._finish(attempt, events, Result.failed(error)))
                 raise
 
         with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
@@ -406,10 +406,6 @@ def _exit(code: int) -> NoReturn:
         if code in FINAL and not Path(UNRECORDED).exists():
             clear(scratch)
     os._exit(code)
-
-
-def _failed(error: RayliftError) -> Result:
-    return Result(state="FAILED", message=str(error), exit_code=error.exit_code)
 
 
 def _causes(error: Exception) -> dict[int, Exception]:

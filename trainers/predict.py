@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from trainers.command import run_command
 from trainers.data.decode import Shape, decode_file, threads
 from trainers.data.folders import SUFFIXES
-from trainers.saved import Saved, load_saved
+from trainers.saved import Saved, image_task, load_saved
 
 _AT_ONCE = 256
 
@@ -44,6 +44,7 @@ class Prediction:
 
 def predict(saved: Saved, images: Sequence[Path], top: int) -> Iterator[Prediction]:
     """Yield what the model says of each image, in their order."""
+    image_task(saved, "predict")
     height, width, channels = saved.meta["image"]
     read = partial(_read, shape=(height, width, channels))
     Image.init()  # its lazy loading of plugins is not safe in threads
@@ -96,7 +97,9 @@ def _predict(
 def _chances(saved: Saved, pixels: NDArray[np.uint8]) -> torch.Tensor:
     """Return [images, classes] probabilities of [images, height, width, channels] pixels."""
     rows = np.arange(len(pixels))
-    data = saved.task.dataset({"eval_images": pixels, "eval_labels": np.zeros_like(rows), "eval_rows": rows})
+    data = image_task(saved, "predict").dataset(
+        {"eval_images": pixels, "eval_labels": np.zeros_like(rows), "eval_rows": rows}
+    )
     output: torch.Tensor = saved.model(data.batch(rows, None)["inputs"].to(saved.device)).float()
     # with bce every class was trained by itself, so their probabilities need not add up to 1
     return output.sigmoid().cpu() if saved.job.train.loss.name == "bce" else output.softmax(dim=1).cpu()

@@ -20,11 +20,18 @@ from cluster.selection import fetch_model
 from trainers.checkpoint import META_FILE
 from trainers.config import TrainJob
 from trainers.context import LocalContext
+from trainers.tasks.base import Prepared
 from trainers.tasks.images import ImageClassification
+from trainers.tasks.registry import build_task
+from trainers.user_code import code_of
 from trainers.whole import MODEL_FILE
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from trainers.tasks.base import Task
+
+CODE = "code"  # the folder of an export that has the code of a task of one's own
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Saved:
     step: int
     job: TrainJob
     meta: Mapping[str, Any]
-    task: ImageClassification
+    task: Task
     model: nn.Module  # on `device`, in evaluation mode
     device: torch.device
     world_size: int  # of the training
@@ -52,12 +59,20 @@ def load_saved(source: str, which: str = "last") -> Saved:
     return _load_checkpoint(source, which)
 
 
+def image_task(saved: Saved, asked: str) -> ImageClassification:
+    """Return a model's task where it is that of images, which `asked` needs. Raises UsageError."""
+    if not isinstance(saved.task, ImageClassification):
+        raise UsageError(f"{asked}: {saved.source} is of a task of your own, {saved.job.task}, and takes no images")
+    return saved.task
+
+
 def _load_export(source: str, folder: Path, which: str) -> Saved:
     config = _read(folder / "config.json")
     if which not in ("last", str(config["step"])):
         raise UsageError(f"{source} holds step {config['step']} alone: --checkpoint {which} is for a run")
     job = TrainJob.from_job(config)
-    return _build(source, folder, job, step=config["step"], world_size=config["world_size"])
+    code = (folder / CODE).absolute() if job.is_own else None
+    return _build(source, folder, code, job, step=config["step"], world_size=config["world_size"])
 
 
 def _load_checkpoint(source: str, which: str) -> Saved:
@@ -69,12 +84,11 @@ def _load_checkpoint(source: str, which: str) -> Saved:
         checkpoint = fetch_model(run, which, Path(name), lambda text: print(f"warning: {text}", file=sys.stderr))
         began = [row for row in run.rows("events") if row["event"] == "training" and row["step"] < checkpoint.step]
         world_size = began[-1]["world_size"] if began else 1
-        return _build(source, Path(name), job, step=checkpoint.step, world_size=world_size)
+        return _build(source, Path(name), code_of(job, run), job, step=checkpoint.step, world_size=world_size)
 
 
-def _build(source: str, folder: Path, job: TrainJob, *, step: int, world_size: int) -> Saved:
-    meta = _read(folder / META_FILE)
-    task = ImageClassification.from_meta(job, meta)
+def _build(source: str, folder: Path, code: Path | None, job: TrainJob, *, step: int, world_size: int) -> Saved:
+    task = build_task(job, Prepared(arrays={}, meta=_read(folder / META_FILE)), code)
     model = task.build_model()
     try:
         model.load_state_dict(load_file(folder / MODEL_FILE))
@@ -85,7 +99,7 @@ def _build(source: str, folder: Path, job: TrainJob, *, step: int, world_size: i
         source=source,
         step=step,
         job=job,
-        meta=meta,
+        meta=task.meta,
         task=task,
         model=model.to(device).eval(),
         device=device,

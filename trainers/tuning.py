@@ -14,8 +14,8 @@ from cluster.config import Block
 from trainers.config import Positive, name_alone
 
 Point = dict[str, Any]  # keys of the job file, such as train.optimizer.lr, and what they are in one trial
-METRICS = {"image-classification": ("eval_accuracy", "eval_f1", "eval_loss")}  # the first is the default
-SEARCHED = ("model", "data", "train")  # the blocks whose keys a space may name
+_METRICS = {"image-classification": ("eval_accuracy", "eval_f1", "eval_loss")}
+SEARCHED = ("model", "data", "train", "params")  # the blocks whose keys a space may name
 _KINDS = ("choice", "grid", "uniform", "loguniform", "quniform", "randint")
 _MOST_VALUES = 10_000  # of one key that count as a list
 
@@ -188,7 +188,10 @@ class Scheduler(Block):
 class Tune(Block):
     """A sweep: many trainings of this job, each with other values for some of its keys."""
 
-    metric: str | None = Field(default=None, description="what the best trial is best at; default: eval_accuracy")
+    metric: str | None = Field(
+        default=None,
+        description="what the best trial is best at; default: eval_accuracy, or eval_loss of your own task",
+    )
     mode: Literal["min", "max"] | None = Field(default=None, description="default: min for a loss, else max")
     trials: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
         default=None, description="default: 20, or every point with search grid"
@@ -278,9 +281,14 @@ def may_be_perturbed(key: str) -> bool:
     return key.startswith(_WHILE_IT_TRAINS) and key not in _NEVER
 
 
+def metrics_of(task: str) -> tuple[str, ...]:
+    """Return what an evaluation measures, its default first; of a task of one's own, what is known beforehand."""
+    return _METRICS.get(task, ("eval_loss",))
+
+
 def metric_of(tune: Tune, task: str) -> tuple[str, str]:
     """Return what a sweep goes by, and whether the largest (max) or the smallest (min) is best."""
-    metric = tune.metric or METRICS[task][0]
+    metric = tune.metric or metrics_of(task)[0]
     return metric, tune.mode or ("min" if "loss" in metric else "max")
 
 

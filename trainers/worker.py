@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import InfrastructureError, PreemptedError, RayliftError, TrainingError
+from cluster.errors import InfrastructureError, PreemptedError, RayliftError, TrainingError, UserCodeError
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
 from trainers import notice
@@ -96,6 +96,7 @@ def run_rank(
     from trainers.record import Recorder
     from trainers.sharding import is_sharded
     from trainers.tasks.registry import build_task
+    from trainers.user_code import code_of
 
     started = time.monotonic()
     keep_freed_memory()
@@ -106,7 +107,7 @@ def run_rank(
     recorder = recorder or Recorder(attempt, context.rank, log_every=job.train.log_every)
     trainer = checkpointer = None
     try:
-        task = build_task(job, prepared)
+        task = build_task(job, prepared, code_of(job, attempt.run))
         checkpointer = Checkpointer(
             attempt,
             context.rank,
@@ -144,9 +145,12 @@ def run_rank(
     except Exception as error:
         told = explain(error, context.rank, trainer.progress.step if trainer is not None else None)
         if isinstance(told, TrainingError):
-            traceback.print_exception(error)
+            if isinstance(told, UserCodeError):
+                print(told.traceback, file=sys.stderr)
+            else:
+                traceback.print_exception(error)
             with contextlib.suppress(InfrastructureError):
-                _write_down(attempt, recorder, Result(state="FAILED", message=str(told), exit_code=told.exit_code))
+                _write_down(attempt, recorder, Result.failed(told))
         if told is error:
             raise
         raise told from error
@@ -192,6 +196,7 @@ def explain(error: Exception, rank: int, step: int | None) -> RayliftError:
     import torch
 
     from trainers.memory import held_on_gpu, peak_memory
+    from trainers.user_code import told_of
 
     if isinstance(error, RayliftError):
         return error
@@ -212,6 +217,8 @@ def explain(error: Exception, rank: int, step: int | None) -> RayliftError:
     if isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in text):
         return InfrastructureError("another rank is gone")
     where = "" if step is None else f" (rank {rank}, step {step + 1})"
+    if (of_user := told_of(error, where or f" (rank {rank}, before the first step)")) is not None:
+        return of_user
     return TrainingError(f"{type(error).__name__}: {text}{where}")
 
 

@@ -42,6 +42,8 @@ def status_command(name: RunName, storage: StorageOption = None, json: JsonOptio
     for key, value in rows.items():
         if value:
             typer.echo(f"{key:<12} {value}")
+    if summary.traceback:
+        typer.echo(f"\n{summary.traceback}")
     if summary.sweep is not None:
         import time
 

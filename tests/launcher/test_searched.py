@@ -81,8 +81,8 @@ def test_every_key_and_value_of_a_space_is_checked_with_its_place(job: Job) -> N
         "job.yaml:6:5: tune.space.train.optimiser.lr: the job file has no such key; did you mean train.optimizer.lr?",
         "job.yaml:7:36: train.optimizer.lr: 0.0 is out of range: it must be above 0",
         "job.yaml:8:5: tune.space.lr: the job file has no such key; did you mean train.optimizer.lr?",
-        "job.yaml:9:5: tune.space.cluster.workers: a space names keys inside model, data, train; this one cannot "
-        "change from trial to trial",
+        "job.yaml:9:5: tune.space.cluster.workers: a space names keys inside model, data, train, params; this one "
+        "cannot change from trial to trial",
         "job.yaml:11:17: train.batch_size: 0 is out of range: it must be at least 1",
         "job.yaml:12:40: data.augment.rotate: 181.0 is out of range: it must be at most 180",
     ]
@@ -179,3 +179,11 @@ def test_every_block_of_a_sweep_has_its_words_in_the_schema() -> None:
     for block in ("Tune", "Domain", "Search", "Scheduler"):
         for name, field in JobSpec.model_json_schema()["$defs"][block]["properties"].items():
             assert name in ("name", "search", "scheduler") or field.get("description"), (block, name)
+
+
+@pytest.mark.parametrize(
+    ("space", "problem"), [("{train.optimizer.name: []}", "the list is empty"), ("{}", "the block is empty")]
+)
+def test_an_empty_space_or_list_is_called_empty(job: Job, space: str, problem: str) -> None:
+    with pytest.raises(JobFileError, match=problem):
+        load(job(), overrides=[f"tune.space={space}"])

@@ -186,7 +186,7 @@ def test_a_few_steps_on_real_digits_learn_something() -> None:
 def test_a_task_from_stored_meta_takes_images_it_never_saw() -> None:
     wanted = job("builtin:digits", eval={"split": 0.2})
     prepared = prepare(wanted)
-    subject = ImageClassification.from_meta(wanted, prepared.meta)
+    subject = ImageClassification(wanted, Prepared(arrays={}, meta=prepared.meta))
     arrays = {
         "eval_images": prepared.arrays["images"][:5],
         "eval_labels": np.arange(5),

@@ -11,10 +11,13 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import tune as ray_tune
+from ray.exceptions import RayTaskError
 from ray.tune.schedulers import TrialScheduler
 
 from cluster.config import Workers
+from cluster.errors import RayliftError
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, means_of, ranked
@@ -29,7 +32,9 @@ from trainers.sweep.schedulers import build_scheduler, remember, remember_one
 from trainers.sweep.search import build_searcher
 from trainers.sweep.trial import ALL_OF_ITS_POD, data_key, threads_each, through_outages
 from trainers.sweep.watch import Watch
+from trainers.tasks.base import Prepared
 from trainers.tuning import Tune, describe, metric_of
+from trainers.worker import explain
 
 if TYPE_CHECKING:
     from trainers.config import TrainJob
@@ -146,7 +151,7 @@ class SweepDriver(Driver):
     def _longest(self, ready: Ready) -> dict[str, int]:
         """Return how long a trial of the job as it stands is, in what a scheduler may count."""
         train = self.job.train
-        epoch = -(-int(ready.meta["train"]) // train.batch_size)
+        epoch = -(-self._samples(ready) // train.batch_size)
         steps = min(
             train.max_steps or 10**9, (train.epochs or 1) * epoch if train.epochs or not train.max_steps else 10**9
         )
@@ -156,6 +161,16 @@ class SweepDriver(Driver):
             "epoch": max(1, -(-steps // epoch)),
             "training_iteration": max(1, int(steps / every)),
         }
+
+    def _samples(self, ready: Ready) -> int:
+        """Return how many samples there are to train on; a task of one's own tells in a process of its own."""
+        if not self.job.is_own:
+            return int(ready.meta["train"])
+        count: Any = ray.remote(num_cpus=0)(count_samples)
+        try:
+            return int(ray.get(count.remote(self.job, self.run.uri)))
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, RayliftError) else error from None
 
     def _result(self, record: Record, reason: str | None) -> Result:
         trials = list(record.trials.values())
@@ -174,3 +189,15 @@ class SweepDriver(Driver):
         if self.tune.repeats > 1:
             message += f"; mean over {self.tune.repeats} seeds: {means_of(trials, self.metric)[best.number]:.4f}"
         return Result(state="SUCCEEDED", message=message, step=newest.step, metrics=dict(newest.metrics))
+
+
+def count_samples(job: TrainJob, uri: str) -> int:
+    """Return how many samples a task of the user's own trains on. Raises UserCodeError, TrainingError."""
+    from trainers.tasks.registry import build_task
+    from trainers.user_code import code_of
+
+    try:
+        train, _ = build_task(job, Prepared(arrays={}, meta={}), code_of(job, Run.at(uri))).datasets()
+        return len(train)
+    except Exception as error:
+        raise explain(error, 0, None) from error

@@ -234,7 +234,7 @@ class OneRankTraining(Training):
             except PreemptedError as error:
                 return News(0, recorder.epoch_evaluated, recorder.iteration, state="PREEMPTED", message=str(error))
             except TrainingError as error:
-                attempt.finish(Result(state="FAILED", message=str(error), exit_code=error.exit_code))
+                attempt.finish(Result.failed(error))
             finally:
                 with contextlib.suppress(StorageError):
                     recorder.close()
@@ -260,7 +260,8 @@ def through_outages(call: Callable[[], _T]) -> _T:
 
 def data_key(job: TrainJob) -> str:
     """Say what the prepared data depends on: two jobs with the same key share it."""
-    return json.dumps([job.task, job.data.model_dump(mode="json", exclude={"augment"}), job.train.seed])
+    data = job.data.model_dump(mode="json", exclude={"augment"})
+    return json.dumps([job.task, job.params, data, job.train.seed], default=str)
 
 
 def threads_each(trials: int) -> int:

@@ -32,11 +32,6 @@ class ImageClassification:
         self._arrays = prepared.arrays
         self._loss = losses.build(job.train.loss)
 
-    @classmethod
-    def from_meta(cls, job: TrainJob, meta: Mapping[str, Any]) -> ImageClassification:
-        """Return the task without its data, as `evaluate` and `predict` need it."""
-        return cls(job, Prepared(arrays={}, meta=meta))
-
     def build_model(self) -> nn.Module:
         height, width, channels = self.meta["image"]
         return CNN(channels, len(self.meta["classes"]), (height, width), self._job.model.dropout)
@@ -44,7 +39,7 @@ class ImageClassification:
     def datasets(self) -> tuple[ImageDataset, ImageDataset | None]:
         """Return what to train on, and what to evaluate on where there is any."""
         train, held = self._part(self._arrays, "train"), self._part(self._arrays, "eval")
-        assert train is not None, "a task from_meta has no data of its own"
+        assert train is not None, "a saved model has no data of its own"
         evaluation = ImageDataset(held, self.meta) if held is not None else None
         return ImageDataset(train, self.meta, self._job.data.augment), evaluation
 

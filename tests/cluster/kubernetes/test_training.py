@@ -29,11 +29,12 @@ workers: 2
 storage_secret: raylift-storage
 ttl_seconds_after_finished: 0
 """
-SWEEP = """
-task: image-classification
-data: {train: builtin:digits, eval: {split: 0.2}}
-train: {epochs: 2, batch_size: 256}
-tune: {trials: 3, search: random, scheduler: none, space: {train.optimizer.lr: {loguniform: [1e-4, 1e-2]}}}
+SWEEP = f"""
+task: diabetes:Diabetes
+workdir: '{ROOT / "examples"}'
+params: {{width: 64, dropout: 0.2}}
+train: {{epochs: 3, batch_size: 32}}
+tune: {{trials: 3, search: random, scheduler: none, space: {{params.dropout: {{uniform: [0, 0.5]}}}}}}
 """
 PATIENT = 400.0  # seconds; a start of Ray, its nodes and the ranks takes half a minute on an idle machine
 OF_A_RUN = ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret")
@@ -80,7 +81,7 @@ def left_in(server: ApiServer) -> list[str]:
 
 
 @pytest.mark.usefixtures("kuberay")
-def test_a_sweep_goes_on_to_its_end_on_a_cluster_with_a_name_while_the_laptop_sleeps(
+def test_a_sweep_of_a_task_of_ones_own_goes_on_on_a_cluster_with_a_name_while_the_laptop_sleeps(
     server: ApiServer, run: Run, on: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP)
@@ -96,6 +97,7 @@ def test_a_sweep_goes_on_to_its_end_on_a_cluster_with_a_name_while_the_laptop_sl
     assert told["state"] == "SUCCEEDED", told
     assert [trial["state"] for trial in told["sweep"]["trials"]] == ["SUCCEEDED"] * 3
     assert raylift("export", run.uri, tmp_path / "model").returncode == 0
+    assert (tmp_path / "model" / "code" / "diabetes.py").is_file()
     assert raylift("rm", run.uri, "--yes").returncode == 0
     wait_for(lambda: state_of(server, "dev") == "Complete", "the end of the idle cluster", timeout=120)
     wait_for(lambda: not pods_of(server, "head") + pods_of(server, "worker"), "the end of its pods", timeout=60)
