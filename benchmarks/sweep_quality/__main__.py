@@ -20,7 +20,7 @@ from benchmarks.cache import ROOT, compile_everything, program
 from benchmarks.machine import describe_machine, use_cores, versions
 from benchmarks.processes import clean_environment, run
 from benchmarks.report import RESULTS, Target, table, targets_table, write_results
-from benchmarks.sweep_quality.shared import JOB_FILE
+from benchmarks.sweep_quality.shared import DATA, settings
 
 _NEAR = 0.005  # of the best accuracy that any reached
 _LOG_LINES = 30
@@ -44,13 +44,14 @@ class Searched:
 class Contestant:
     name: str
     title: str
-    command: Callable[[Path, int, int], list[str]]  # of a folder, a number of trials, and a seed
+    command: Callable[[str, Path, int, int], list[str]]  # of the data, a folder, a number of trials, and a seed
     read: Callable[[Path], list[float]]
 
 
-def script(module: str, *more: str) -> Callable[[Path, int, int], list[str]]:
-    def command(scratch: Path, trials: int, seed: int) -> list[str]:
-        options = {"marks": scratch / "marks.jsonl", "scratch": scratch, "trials": trials, "seed": seed}
+def script(module: str, *more: str) -> Callable[[str, Path, int, int], list[str]]:
+    def command(data: str, scratch: Path, trials: int, seed: int) -> list[str]:
+        paths = {"marks": scratch / "marks.jsonl", "scratch": scratch}
+        options = {"data": data, **paths, "trials": trials, "seed": seed}
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         return [sys.executable, "-m", f"benchmarks.sweep_quality.{module}", *words, *more]
 
@@ -62,10 +63,11 @@ def read_marks(scratch: Path) -> list[float]:
     return [row["accuracy"] for row in sorted(rows, key=lambda row: row["time"])]
 
 
-def raylift_command(scratch: Path, trials: int, seed: int) -> list[str]:
-    sets = [f"tune.trials={trials}", f"tune.search.seed={seed}", f"train.seed={seed}"]
+def raylift_command(data: str, scratch: Path, trials: int, seed: int) -> list[str]:
+    file, sets = settings(data, seed)
+    sets = [f"tune.trials={trials}", f"tune.search.seed={seed}", *sets]
     options = [word for one in sets for word in ("--set", one)]
-    return [str(program("raylift")), "run", str(JOB_FILE), "--id", "bench", "--storage", str(scratch), *options]
+    return [str(program("raylift")), "run", str(file), "--id", "bench", "--storage", str(scratch), *options]
 
 
 def read_trials(scratch: Path) -> list[float]:
@@ -98,10 +100,10 @@ def main() -> None:
     machine = describe_machine() | {"packages": versions(Path(sys.executable), ["raylift", "ray", "optuna", "torch"])}
     found = [search(CONTESTANTS[name], seed, args) for seed in range(1, args.seeds + 1) for name in args.only]
     best = max(max(one.accuracies) for one in found)
-    settings = {"seeds": args.seeds, "trials": args.trials, "best": best, "near": _NEAR}
+    setting = {"data": args.data, "seeds": args.seeds, "trials": args.trials, "best": best, "near": _NEAR}
     runs = [{"contestant": one.contestant, "seed": one.seed, "accuracies": one.accuracies} for one in found]
-    document = {"benchmark": "sweep_quality", "machine": machine, "settings": settings, "runs": runs}
-    path = write_results("sweep_quality", document, args.out)
+    document = {"benchmark": "sweep_quality", "machine": machine, "settings": setting, "runs": runs}
+    path = write_results(f"sweep_quality-{args.data}", document, args.out)
     print(f"\n{summary(found, best - _NEAR)}\n\n{targets_table(targets(found, best - _NEAR))}\n")
     print(
         f"{args.seeds} seeds of {args.trials} trials of up to 9 epochs; the best accuracy was {best:.4f}, and near it"
@@ -111,6 +113,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sweep_quality", description=__doc__)
+    parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="NAME")
     parser.add_argument("--trials", type=int, default=40)
@@ -126,7 +129,7 @@ def search(contestant: Contestant, seed: int, args: argparse.Namespace) -> Searc
     with tempfile.TemporaryDirectory(prefix="rb-") as folder:
         scratch, log = Path(folder) / "run", Path(folder) / "output.log"
         scratch.mkdir()
-        command, env = contestant.command(scratch, args.trials, seed), clean_environment(RAY_TMPDIR=folder)
+        command, env = contestant.command(args.data, scratch, args.trials, seed), clean_environment(RAY_TMPDIR=folder)
         ran = run(command, cwd=ROOT, env=env, log=log, limit=args.limit)
         if ran.exit_code != 0:
             end = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]

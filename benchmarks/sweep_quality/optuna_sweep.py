@@ -22,8 +22,8 @@ def main(*, at_random: bool) -> None:
                 else trial.suggest_categorical(key, held)
             )
 
-        point = suggest(value, args.scratch, args.seed)
-        training = Trial(point, trial.number, scratch=args.scratch, seed=args.seed, marks=args.marks)
+        point = suggest(value, args.data, args.scratch, args.seed)
+        training = Trial(point, trial.number, data=args.data, scratch=args.scratch, seed=args.seed, marks=args.marks)
         accuracy = 0.0
         for epoch, accuracy in training.epochs():
             trial.report(accuracy, epoch)

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
+from benchmarks.sweep_quality.reviews import features
 from cluster.runs import Attempt, Run
 from cluster.storage.open import open_storage
 from cluster.trials import trial_run
 from launcher.spec import load
+from launcher.workdir import pack
 from trainers.config import TrainJob
 from trainers.context import StopReason
 from trainers.sweep.trial import OneRankTraining, data_key
@@ -28,14 +30,24 @@ from trainers.tasks.base import Prepared
 from trainers.tasks.registry import prepare
 from trainers.tuning import Tune, trial_job
 
-JOB_FILE = Path(__file__).resolve().parent / "sweep.yaml"
+_HERE = Path(__file__).resolve().parent
+DATA = ("digits", "sentiment")
 Point = dict[str, Any]
+
+
+def settings(data: str, seed: int) -> tuple[Path, list[str]]:
+    """Return the job file of a data set, and what --set changes in it for a seed: of the split, and of the weights."""
+    sets = [f"train.seed={seed}"]
+    if data == "sentiment":
+        sets += [f"params.split_seed={seed}", f"params.features={features()}"]
+    return _HERE / f"{data}.yaml", sets
 
 
 def arguments(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--marks", type=Path, required=True, help="file for what is measured")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for what a contestant writes")
+    parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--slots", type=int, default=2, help="trials that run at once, where they do")
@@ -43,15 +55,16 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 
 @cache
-def document(scratch: Path, seed: int) -> Mapping[str, Any]:
+def document(data: str, scratch: Path, seed: int) -> Mapping[str, Any]:
     """Return the job of every trial, and the space that raylift searches by default."""
-    return load(JOB_FILE, storage=str(scratch / "trials"), overrides=[f"train.seed={seed}"]).document
+    file, sets = settings(data, seed)
+    return load(file, storage=str(scratch / "trials"), overrides=sets).document
 
 
-def suggest(space: Callable[[str, str, Any], Any], scratch: Path, seed: int) -> Point:
+def suggest(space: Callable[[str, str, Any], Any], data: str, scratch: Path, seed: int) -> Point:
     """Draw a point; `space` is told a key, the kind of its domain and what that holds, and returns a value."""
     point: Point = {}
-    for key, domain in Tune.model_validate(document(scratch, seed)["tune"]).ordered.items():
+    for key, domain in Tune.model_validate(document(data, scratch, seed)["tune"]).ordered.items():
         if domain.counts(point):
             point[key] = space(key, domain.kind, getattr(domain, domain.kind))
     return point
@@ -60,13 +73,14 @@ def suggest(space: Callable[[str, str, Any], Any], scratch: Path, seed: int) -> 
 class Trial:
     """The training of one point."""
 
-    def __init__(self, point: Point, number: int, *, scratch: Path, seed: int, marks: Path) -> None:
-        job = trial_job(document(scratch, seed), point)
+    def __init__(self, point: Point, number: int, *, data: str, scratch: Path, seed: int, marks: Path) -> None:
+        job = trial_job(document(data, scratch, seed), point)
         stream = io.StringIO()
         YAML(typ="safe", pure=True).dump(job, stream)
-        run = trial_run(_sweep(scratch).run, f"{number:05d}")
+        sweep = _sweep(scratch, job.get("workdir"))
+        run = trial_run(sweep.run, f"{number:05d}")
         parsed = TrainJob.from_job(job)
-        self._training = OneRankTraining(run, parsed, stream.getvalue().encode(), _sweep(scratch), prepare=_prepare)
+        self._training = OneRankTraining(run, parsed, stream.getvalue().encode(), sweep, prepare=_prepare)
         self._marks = marks
         self.done = False
 
@@ -88,10 +102,13 @@ class Trial:
 
 
 @cache
-def _sweep(scratch: Path) -> Attempt:
+def _sweep(scratch: Path, workdir: str | None) -> Attempt:
     torch.set_num_threads(1)
     run = Run(open_storage(str(scratch / "trials")), f"sweep-{time.time_ns()}")
     run.create(b"task: image-classification\n")
+    if workdir is not None:
+        code = pack(Path(workdir), run.id, run.storage.uri)
+        run.storage.write(code.path, code.data)
     return run.claim()
 
 

@@ -23,9 +23,10 @@ class Trainable(tune.Trainable):
                 return float(np.exp(generator.uniform(*np.log(held))))
             return held[generator.integers(len(held))]
 
-        point = suggest(value, Path(settings["scratch"]), settings["seed"])
+        data, seed = settings["data"], settings["seed"]
+        point = suggest(value, data, Path(settings["scratch"]), seed)
         paths = {key: Path(settings[key]) for key in ("scratch", "marks")}
-        self._trial = Trial(point, config["seed"] % 10**9, seed=settings["seed"], **paths)
+        self._trial = Trial(point, config["seed"] % 10**9, data=data, seed=seed, **paths)
         self._epochs = self._trial.epochs()
 
     def step(self) -> dict[str, Any]:
@@ -49,7 +50,7 @@ class Trainable(tune.Trainable):
 def main() -> None:
     args = arguments(__doc__)
     ray.init(address="local", num_cpus=args.slots, include_dashboard=False, configure_logging=False)
-    settings = {"scratch": str(args.scratch), "marks": str(args.marks), "seed": args.seed}
+    settings = {"data": args.data, "scratch": str(args.scratch), "marks": str(args.marks), "seed": args.seed}
     numbers = np.random.default_rng(args.seed).integers(2**31, size=args.trials).tolist()
     tuner = tune.Tuner(
         Trainable,
