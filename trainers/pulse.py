@@ -52,6 +52,11 @@ class Reading:
     attempt: int = 0
     run_uri: str = ""
 
+    @property
+    def whose(self) -> tuple[int, str, int]:
+        """Which process shows this, and for which attempt of which run: of trials, one process has many."""
+        return self.pid, self.run_uri, self.attempt
+
     def packed(self) -> bytes:
         *numbers, _ = vars(self).values()
         return _LAYOUT.pack(*numbers) + self.run_uri.encode()

@@ -66,7 +66,7 @@ class Watchdog:
         there = [reading for path in self._folder.glob("rank-*") if (reading := read(path)) is not None]
         for reading in there:
             known = self._ranks.get(reading.rank)
-            if known is None or known.now.pid != reading.pid:
+            if known is None or known.now.whose != reading.whose:
                 self._ranks[reading.rank] = Watched(reading)
             else:
                 known.update(reading, awake)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -148,6 +148,7 @@ def test_a_trial_without_restarts_left_goes_on_elsewhere_if_it_saved_before_its_
 ) -> None:
     launch = Launch(run)
     launch.suggest("a")
+    launch.bridge.on_started("a")
     trial: Any = Ended("a", cause)
     launch.bridge.on_trial_complete("a", error=True)
     Listener(launch.bridge).on_trial_error(trial=trial)
@@ -158,9 +159,26 @@ def test_a_trial_without_restarts_left_goes_on_elsewhere_if_it_saved_before_its_
 def test_a_trial_whose_process_is_lost_too_often_has_failed(run: Run) -> None:
     launch = Launch(run)
     launch.suggest("a")
+    launch.bridge.on_started("a")
     launch.bridge.on_trial_complete("a", None, error=True)
     launch.bridge.on_lost("a", "its process was lost")
     assert (states(launch), launch.record.trials["00000"].message) == (["FAILED"], "its process was lost")
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_trial_whose_process_is_lost_before_it_begins_is_tried_again_but_not_for_ever(
+    run: Run, restarted: bool
+) -> None:
+    launch = Launch(run)
+    for name in ("a", "b", "c", "d"):
+        assert launch.suggest(name)["trial"] == "00000"
+        if restarted:  # the actor before had begun
+            launch.bridge.on_started(name)
+            Listener(launch.bridge).on_trial_recover(trial=cast("Any", Ended(name, TrainingError("no"))))
+        launch.bridge.on_trial_complete(name, None, error=True)
+        launch.bridge.on_lost(name, "its process was lost")
+    assert states(launch) == ["FAILED"]
+    assert launch.suggest("e")["trial"] == "00001"
 
 
 def test_a_trial_that_froze_too_often_has_failed_for_that(run: Run) -> None:
@@ -168,6 +186,7 @@ def test_a_trial_that_froze_too_often_has_failed_for_that(run: Run) -> None:
     launch.suggest("a")
     trial = trial_run(run, "00000")
     trial.create(run.job())
+    launch.bridge.on_started("a")
     write_rows(trial.claim(), "events", [{"event": "rank.ended", "rank": 0, "reason": "it froze"}])
     launch.bridge.on_lost("a", "its process was lost")
     assert launch.record.trials["00000"].message == "it was ended: it froze"

@@ -62,6 +62,12 @@ def test_values_that_no_job_file_may_have_fail_the_trial(sweep: Sweep) -> None:
     assert told["message"].startswith("no job file may have these values: ")
 
 
+def test_an_actor_begins_when_it_is_asked_for_as_tune_may_have_given_its_trial_to_another(sweep: Sweep) -> None:
+    sweep.begin(point={"train.epochs": 1})
+    sweep.actor.cleanup()
+    assert trial_run(sweep.run, "00000").attempts() == []
+
+
 def test_an_actor_trains_one_trial_after_another(sweep: Sweep) -> None:
     sweep.begin(point={"train.epochs": 1})
     assert sweep.actor.step()["state"] == "SUCCEEDED"

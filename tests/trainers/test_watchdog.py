@@ -149,6 +149,14 @@ def test_a_rank_that_was_started_again_has_no_past(tmp_path: Path) -> None:
     assert machine.after(7, 1) != {}
 
 
+def test_trials_too_short_to_beat_are_no_silence_though_one_process_trains_them_all(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, replace(RANK, beats=0, run_uri="sweep/trials/00000", attempt=1))
+    for number in range(1, 100):
+        machine.ranks[0] = replace(machine.ranks[0], run_uri=f"sweep/trials/{number:05d}")
+        assert machine.after(0.25, 0) == {}
+    assert machine.after(SILENT + 0.1, 0) == {0: "it froze: no sign of life for 8 s"}
+
+
 def test_a_rank_that_has_ended_is_forgotten(tmp_path: Path) -> None:
     machine = Machine(tmp_path, *pair(Phase.WAITING))
     machine.ranks.clear()

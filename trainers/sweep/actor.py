@@ -79,7 +79,7 @@ class TrialActor(ray_tune.Trainable):
             os.environ[notice.JOINED] = "1"
         self._data: dict[str, Prepared] = {}
         self._told: dict[str, Any] = {}  # the newest, of the trial that trains
-        self._begin(config)
+        self._begin(config)  # Tune may have given the trial to another actor meanwhile: it begins when it is asked for
 
     def step(self) -> dict[str, Any]:
         """Train up to the next evaluation, or to the trial's end."""
@@ -120,6 +120,8 @@ class TrialActor(ray_tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._end(StopReason.PRUNED)
         self._begin(new_config)
+        if self._training is not None:
+            self._training.start()  # while Tune hears that the actor is ready, and tells it to go on
         return True
 
     def cleanup(self) -> None:
@@ -152,7 +154,6 @@ class TrialActor(ray_tune.Trainable):
                 threads=self._shared.ranks.threads,
                 show_life=self._lifeline.show_life,
             )
-        self._training.start()  # while Tune hears that the actor is ready, and tells it to go on
 
     def _prepare(self, job: TrainJob) -> Prepared:
         """Return the data of a trial: that of all of them, or what its own values make of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ from trainers.tuning import Point, Tune
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as RayTrial
+
+
+_UNSTARTED = 3  # actors that may be lost before a trial begins in them, until it has failed
 
 
 class Bridge(RaySearcher):
@@ -52,6 +56,8 @@ class Bridge(RaySearcher):
         self._is_stopping = is_stopping
         self._on_resumed = on_resumed
         self._running: dict[str, Trial] = {}
+        self._started: set[str] = set()  # of these, those that an actor trains
+        self._unstarted: Counter[str] = Counter()  # how often a trial's actor was lost before it began
         self._proposed: Trial | None = None  # begun, but not safe in storage yet
         self._away_since: float | None = None  # when storage ceased to answer
         self._replay()
@@ -104,6 +110,7 @@ class Bridge(RaySearcher):
     def on_started(self, trial_id: str) -> None:
         """Take note that a trial which waited begins, or goes on."""
         if trial_id in self._running:
+            self._started.add(trial_id)
             self._record.is_now(self._running[trial_id], "RUNNING")
 
     def on_left(self, trial_id: str, why: str) -> None:
@@ -114,9 +121,21 @@ class Bridge(RaySearcher):
             if not self._is_stopping():
                 self._waiting.append(trial)
 
+    def on_restarting(self, trial_id: str) -> None:
+        """Take note that a trial's actor was lost, and it waits for another."""
+        self._started.discard(trial_id)
+
     def on_lost(self, trial_id: str, why: str) -> None:
-        """Take a trial for failed whose actor was lost more often than is allowed."""
+        """Take a trial for failed whose actor was lost more often than is allowed.
+
+        One whose actor was lost before it began, which Tune takes for a failure at once, is tried again.
+        """
         if trial_id in self._running:
+            name = self._running[trial_id].id
+            if trial_id not in self._started and self._unstarted[name] < _UNSTARTED:
+                self._unstarted[name] += 1
+                self.on_left(trial_id, why)
+                return
             why = self._record.verdict(self._running[trial_id]) or why
             self._record.close(self._running[trial_id], "FAILED", why)
             self._end(trial_id, "FAILED", why)
@@ -170,6 +189,7 @@ class Bridge(RaySearcher):
 
     def _end(self, trial_id: str, state: str, message: str) -> None:
         trial = self._running.pop(trial_id)
+        self._started.discard(trial_id)
         self._record.ended(trial, state, message)
         if state in ENDED:
             self._tell(trial.number)
@@ -213,6 +233,7 @@ class Listener(Callback):
         self._bridge.on_started(trial.trial_id)
 
     def on_trial_recover(self, *_: Any, trial: RayTrial, **__: Any) -> None:  # type: ignore[override]  # named, always
+        self._bridge.on_restarting(trial.trial_id)
         if _has_left(trial.get_pickled_error()):
             trial.max_failures += 1  # this was none
 
