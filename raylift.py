@@ -13,6 +13,7 @@ A job may also be made in Python, of the same classes that a job file is checked
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -160,7 +161,8 @@ def _settle(job: JobSpec, storage: str | None) -> LoadedJob:
     from launcher.workdir import settle_workdir
     from launcher.yaml_source import parse_option
 
-    document = parse_option(job.model_dump_json(), "JobSpec", "")
+    given = {key: value for key, value in frozen(job).items() if value is not None}  # `tune:` alone makes a sweep
+    document = parse_option(json.dumps(given), "JobSpec", "")
     document.value["storage"] = default_storage(storage or job.storage)
     settle_sources(document, Path.cwd())
     settle_workdir(document, Path.cwd())

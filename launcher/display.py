@@ -123,12 +123,14 @@ def describe_event(row: dict[str, Any], attempt: int) -> str:
         case "data.cleaned":
             shown = ", ".join(str(item) for item in row.get("items", [])[:3])
             return f"data: dropped {row['count']} of {row['split']} ({row['reason']}): {shown}"
+        case "warning":
+            return f"warning: {row['message']}"
         case "data.ready":
+            samples = f"data: {row['train']} to train on, {row['eval']} to evaluate"
+            if "image" not in row:  # of a task of one's own
+                return samples
             height, width, channels = row["image"]
-            return (
-                f"data: {row['train']} to train on, {row['eval']} to evaluate, {len(row['classes'])} classes, "
-                f"{height}x{width}x{channels}"
-            )
+            return f"{samples}, {len(row['classes'])} classes, {height}x{width}x{channels}"
         case "training":
             return (
                 f"training: {row['last_step']} steps, {_ranks(row['world_size'])} on {row['device']}, "

@@ -61,7 +61,8 @@ def _check_free(target: Path, *, force: bool) -> None:
     if target.samefile(Path.cwd()):
         raise UsageError(f"{target} is where you are: name a folder in it, such as model")
     held = sorted(entry.name for entry in target.iterdir())
-    others = [name for name in held if name not in _FILES]
+    is_export = {"config.json", "model.safetensors"} <= {*held}
+    others = [name for name in held if name not in _FILES or not is_export]
     if others:
         raise UsageError(f"{target} holds other things ({', '.join(others[:3])}): name a folder that is new or empty")
     if held and not force:

@@ -75,9 +75,11 @@ def check_space(document: Document, root: type[BaseModel], known: Sequence[Mista
 
 def _key(document: Document, root: type[BaseModel], key: str) -> Mistake | None:
     path: Keys = tuple(key.split("."))
-    if path[0] == "params" and document.get(path) is None:
-        params = document.get(("params",)) or {}
-        known = f"params has {', '.join(params)}{nearest(str(path[-1]), list(params))}" if params else "there are none"
+    around = document.get(path[:-1])
+    if path[0] == "params" and not (isinstance(around, dict) and path[-1] in around):
+        params = [str(each) for each in around] if isinstance(around, dict) else []
+        known = f"{'.'.join(map(str, path[:-1]))} has {', '.join(params)}{nearest(path[-1], params)}"
+        known = known if params else "there are none"
         problem = f"it searches a param that the job file does not give: {known}"
         return Mistake(document.place((*_SPACE, key), of_key=True), (*_SPACE, key), problem)
     if path[0] in SEARCHED and len(path) > 1 and blocks.at(root, path) is not None:

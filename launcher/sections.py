@@ -189,12 +189,16 @@ def _samples(data: ReportData) -> Html:
     ready = data.newest("data.ready")
     if not ready:
         return Html("")
-    height, width, channels = ready["image"]
-    classes = ready["classes"]
-    more = f" and {len(classes) - _CLASSES} more" if len(classes) > _CLASSES else ""
     facts: list[tuple[str, Content]] = [
         ("to train on", f"{ready['train']:,}"),
         ("to evaluate on", f"{ready['eval']:,}"),
+    ]
+    if "image" not in ready:  # of a task of one's own
+        return pieces.section("Data", pieces.facts(facts))
+    height, width, channels = ready["image"]
+    classes = ready["classes"]
+    more = f" and {len(classes) - _CLASSES} more" if len(classes) > _CLASSES else ""
+    facts += [
         ("image", f"{height}×{width}, {pieces.count(channels, 'channel')}"),
         (
             pieces.count(len(classes), "class", "classes"),

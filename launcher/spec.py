@@ -55,8 +55,8 @@ class JobSpec(TrainJob):
     )
     workdir: str | None = Field(
         default=None,
-        description="the folder with a task of your own, which a run takes along: what git has or would add, else what "
-        "is not hidden; it starts at the job file, whose folder is the default",
+        description="the folder with a task of your own, which a run takes along: what git has, or would add and is "
+        "not hidden; it starts at the job file, whose folder is the default",
     )
     env: dict[Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_no_nul)]] = Field(
         default={},

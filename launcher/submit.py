@@ -129,7 +129,7 @@ def _code(spec: JobSpec, run_id: str) -> Bundle | None:
         return None
     from launcher.workdir import pack
 
-    return pack(Path(spec.workdir), run_id, str(spec.storage))
+    return pack(Path(spec.workdir), spec.task, run_id, str(spec.storage))
 
 
 def _deadline(spec: JobSpec) -> int | None:

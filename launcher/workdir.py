@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,13 +46,19 @@ def settle_workdir(document: Document, folder: Path) -> None:
         document.mistakes.append(mistake)
 
 
-def pack(workdir: Path, run_id: str, storage: str) -> Bundle:
-    """Return the archive of a folder: what git has or would add; without git, all that is not hidden.
+def pack(workdir: Path, task: str, run_id: str, storage: str) -> Bundle:
+    """Return the archive of a folder: what git has, or would add and is not hidden; without git, what is not hidden.
 
-    Neither is what lies in the storage, should that be in the folder. Raises UsageError where it is too large.
+    Nor is what lies in the storage, should that be in the folder. Raises UsageError where it is too large, or has not
+    the module of the task.
     """
     left_out = Path(storage.removeprefix("file://")) if "://" not in storage or storage.startswith("file://") else None
     paths = [path for path in _paths(workdir) if left_out is None or left_out not in path.parents]
+    if (source := _source(workdir, task)) is not None and source not in paths:
+        raise UsageError(
+            f"workdir: git ignores {source.relative_to(workdir)}, so that a run would not take it along: take it out "
+            "of .gitignore"
+        )
     sizes = {path: path.stat().st_size for path in paths}
     if (total := sum(sizes.values())) > _LARGEST:
         largest = sorted(sizes, key=sizes.__getitem__, reverse=True)[:_SHOWN]
@@ -60,25 +67,35 @@ def pack(workdir: Path, run_id: str, storage: str) -> Bundle:
             f"workdir: {workdir} holds {size(total)}, and no more than {size(_LARGEST)} are taken along. Its largest: "
             f"{shown}. Name them in .gitignore, keep data in storage and its path in params, or set workdir"
         )
-    return bundle_of(
-        ((path.relative_to(workdir).as_posix(), path.read_bytes()) for path in paths), run_id, prefix=WORKDIR
-    )
+    try:
+        files = [(path.relative_to(workdir).as_posix(), path.read_bytes()) for path in paths]
+    except OSError as error:
+        raise UsageError(
+            f"workdir: {error.filename}: {error.strerror}; name it in .gitignore, or set workdir"
+        ) from error
+    return bundle_of(files, run_id, prefix=WORKDIR)
 
 
 def _paths(workdir: Path) -> list[Path]:
     names = _known_to_git(workdir)
-    found = [workdir / name for name in names] if names is not None else list(_walk(workdir))
+    found = [workdir / name for name in names] if names else list(_walk(workdir))
     return sorted(path for path in found if path.is_file() and "__pycache__" not in path.parts)
 
 
-def _known_to_git(workdir: Path) -> list[str] | None:
-    """Return the paths that git has, or would add; None where it knows nothing of the folder."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
-        done = subprocess.run(command, cwd=workdir, capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
+def _known_to_git(workdir: Path) -> set[str]:
+    """Return the paths that git has, in submodules too, or would add and are not hidden; none where it knows none."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}  # of a hook that runs us
+    found: set[str] = set()
+    for options in (["--cached", "--recurse-submodules"], ["--others", "--exclude-standard"]):
+        try:
+            command = ["git", "ls-files", "-z", *options]
+            done = subprocess.run(command, cwd=workdir, env=env, capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return set()
+        names = {os.fsdecode(name) for name in done.stdout.split(b"\0") if name}
+        is_new = "--others" in options
+        found |= {name for name in names if not is_new or not any(part.startswith(".") for part in Path(name).parts)}
+    return found
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -97,13 +114,11 @@ def _missing(document: Document, task: str, workdir: Path) -> Mistake | None:
     """Say why the class that a task names is not there, from its source alone: nothing is imported."""
     module, _, name = task.partition(":")
     place = document.place(_TASK)
-    if module.partition(".")[0] in _RESERVED:
-        return Mistake(
-            place, _TASK, f"{module.partition('.')[0]} is a package of raylift: give your module another name"
-        )
-    stem = workdir.joinpath(*module.split("."))
-    source = next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
-    if source is None:
+    first = module.partition(".")[0]
+    if first in _RESERVED or first in sys.stdlib_module_names:
+        whose = "raylift" if first in _RESERVED else "Python"
+        return Mistake(place, _TASK, f"{first} is the name of a module of {whose}: give yours another one")
+    if (source := _source(workdir, task)) is None:
         there = sorted(path.stem for path in workdir.glob("*.py"))
         known = f"its modules: {', '.join(there)}" if there else "there is no module in it"
         return Mistake(place, _TASK, f"there is no {module}.py in {workdir}; {known}{nearest(module, there)}")
@@ -122,15 +137,21 @@ def _missing(document: Document, task: str, workdir: Path) -> Mistake | None:
     return None
 
 
-def _names(tree: ast.Module) -> dict[str, ast.stmt]:
+def _source(workdir: Path, task: str) -> Path | None:
+    """Return the file of a task's module; None where there is none."""
+    stem = workdir.joinpath(*task.partition(":")[0].split("."))
+    return next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
+
+
+def _names(tree: ast.Module) -> dict[str, ast.AST]:
     """Return what a module's own statements define, by name; `*` stands for all of another module."""
-    found: dict[str, ast.stmt] = {}
+    found: dict[str, ast.AST] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if node in tree.body or node.name not in found:
                 found[node.name] = node
         elif isinstance(node, ast.Import | ast.ImportFrom):
             found |= {alias.asname or alias.name: node for alias in node.names}
-        elif isinstance(node, ast.Assign):
-            found |= {each.id: node for each in node.targets if isinstance(each, ast.Name)}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found[node.id] = node
     return found

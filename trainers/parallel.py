@@ -140,3 +140,8 @@ class Reduction:
                 )
             )
         return found
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether a model keeps statistics of its batches, which no worker shares with the others."""
+    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in model.modules())

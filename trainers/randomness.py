@@ -9,12 +9,23 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-MODEL, DROPOUT = 1, 2  # what a seed is for; data and augmentation have keys of their own
+MODEL, DROPOUT, OWN = 1, 2, 3  # what a seed is for; data and augmentation have keys of their own
 
 
 def seed_for(*key: int) -> int:
     """Return a 63-bit seed that is a function of the key's numbers."""
     return int(np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_all(seed: int) -> None:
+    """Seed what code of others may draw from on the CPU: torch, numpy and Python's own random."""
+    import random
+
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    seed_generator(torch.device("cpu"), seed)
 
 
 def seed_generator(device: torch.device, seed: int) -> None:

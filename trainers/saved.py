@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from cluster.bundles import own_code
 from cluster.errors import CorruptObjectError, UsageError
 from cluster.runs import Run
 from cluster.selection import fetch_model
@@ -23,7 +26,6 @@ from trainers.context import LocalContext
 from trainers.tasks.base import Prepared
 from trainers.tasks.images import ImageClassification
 from trainers.tasks.registry import build_task
-from trainers.user_code import code_of
 from trainers.whole import MODEL_FILE
 
 if TYPE_CHECKING:
@@ -84,7 +86,17 @@ def _load_checkpoint(source: str, which: str) -> Saved:
         checkpoint = fetch_model(run, which, Path(name), lambda text: print(f"warning: {text}", file=sys.stderr))
         began = [row for row in run.rows("events") if row["event"] == "training" and row["step"] < checkpoint.step]
         world_size = began[-1]["world_size"] if began else 1
-        return _build(source, Path(name), code_of(job, run), job, step=checkpoint.step, world_size=world_size)
+        return _build(source, Path(name), _code_of(job, run), job, step=checkpoint.step, world_size=world_size)
+
+
+def _code_of(job: TrainJob, run: Run) -> Path | None:
+    """Return a folder with the code of a task of one's own, which is gone when this process is."""
+    if not job.is_own:
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="raylift-code-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    own_code(run).extract(folder)
+    return folder
 
 
 def _build(source: str, folder: Path, code: Path | None, job: TrainJob, *, step: int, world_size: int) -> Saved:

@@ -58,6 +58,8 @@ def load_object(name: str, folder: Path) -> Any:
         sys.path.insert(0, str(folder))
         importlib.invalidate_caches()
     found = importlib.import_module(module)
+    if found.__file__ is None or not Path(found.__file__).is_relative_to(folder):
+        raise TrainingError(f"task: {module} is already the name of {found.__file__}: give your module another one")
     if not hasattr(found, attribute):
         raise TrainingError(f"task: {module} has no {attribute}")
     return getattr(found, attribute)
@@ -70,12 +72,12 @@ def told_of(error: BaseException, where: str) -> UserCodeError | None:
     """
     known = TracebackException.from_exception(error)
     theirs = [frame for each in _chain(known) for frame in each.stack if _folder_of(frame) is not None]
-    if not theirs and not isinstance(error, SyntaxError):
+    if not theirs:
         return None
     for each in _chain(known):
         called = list(dropwhile(lambda frame: _folder_of(frame) is None, each.stack)) or each.stack
         each.stack = StackSummary.from_list([_shown(frame) for frame in called if not _is_ours(frame)])
-    what = list(known.format_exception_only())[-1].strip()
+    what = f"{type(error).__name__}: {error}".splitlines()[0]
     if theirs:
         last = _shown(theirs[-1])
         what += f", in {last.filename}, line {last.lineno}, in {last.name}"

@@ -27,7 +27,7 @@ from trainers.watchdog import start_watchdog
 if TYPE_CHECKING:
     from trainers.config import TrainJob
     from trainers.control import Control
-    from trainers.loop import Outcome
+    from trainers.loop import Outcome, Trainer
     from trainers.record import Recorder
 
 
@@ -36,6 +36,10 @@ _GOES_ON = (
     StopReason.RESIZE,
     StopReason.PAUSED,
 )  # with another attempt: such an end has no result
+_BATCH_NORM = (
+    "the model has batch norm, whose statistics are those of each worker's own micro-batch: with another number of "
+    "workers the losses are others"
+)
 _NO_GPU_MEMORY = (
     "CUDA error: out of memory",
     "Cuda failure 2 ",
@@ -92,6 +96,7 @@ def run_rank(
     from trainers.control import Control
     from trainers.loop import Trainer
     from trainers.memory import keep_freed_memory, peak_memory
+    from trainers.parallel import has_batch_norm
     from trainers.peers import Peers
     from trainers.record import Recorder
     from trainers.sharding import is_sharded
@@ -120,6 +125,10 @@ def run_rank(
         trainer = Trainer(
             job, task, context, checkpointer=checkpointer, recorder=recorder, control=control, pulse=pulse
         )
+        if job.is_own:  # of others, whoever prepared it has told
+            recorder.event("data.ready", **_samples(trainer, context))
+            if context.world_size > 1 and has_batch_norm(trainer.model):
+                recorder.event("warning", message=_BATCH_NORM)
         if elastic is not None:
             _watch_the_number(context, attempt, control, recorder, elastic, last_step=trainer.last_step)
         outcome = trainer.run()
@@ -142,7 +151,7 @@ def run_rank(
         if context.rank == 0:
             _write_down(attempt, recorder, _result_of(outcome, control.why), seconds=time.monotonic() - started)
         return outcome
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # the latter of the user's code
         told = explain(error, context.rank, trainer.progress.step if trainer is not None else None)
         if isinstance(told, TrainingError):
             if isinstance(told, UserCodeError):
@@ -188,7 +197,20 @@ def show_life(context: WorkerContext, attempt: Attempt) -> Pulse:
     return Pulse(context.rank, folder, run_uri=attempt.run.uri, attempt=attempt.number)
 
 
-def explain(error: Exception, rank: int, step: int | None) -> RayliftError:
+def _samples(trainer: Trainer, context: WorkerContext) -> dict[str, int]:
+    """Return how many samples a task of the user's own has for each use. Raises TrainingError where ranks differ."""
+    found = {"train": len(trainer.train_data), "eval": len(trainer.eval_data) if trainer.eval_data is not None else 0}
+    for use, count in found.items():
+        if len({*(counts := context.gather(count))}) > 1:
+            raise TrainingError(
+                f"task: datasets() gave the ranks {', '.join(map(str, counts))} samples to {use}: they must be the same"
+            )
+    if not found["eval"] and trainer.config.early_stopping is not None:
+        raise TrainingError("train.early_stopping: the task has no data to evaluate on")
+    return found
+
+
+def explain(error: BaseException, rank: int, step: int | None) -> RayliftError:
     """Return what an exception of a rank means for the run: the user's to mend, or worth a retry.
 
     `step` is the last one that was done; None before training.

@@ -107,7 +107,7 @@ def _sweep(scratch: Path, workdir: str | None) -> Attempt:
     run = Run(open_storage(str(scratch / "trials")), f"sweep-{time.time_ns()}")
     run.create(b"task: image-classification\n")
     if workdir is not None:
-        code = pack(Path(workdir), run.id, run.storage.uri)
+        code = pack(Path(workdir), "sentiment:Sentiment", run.id, run.storage.uri)
         run.storage.write(code.path, code.data)
     return run.claim()
 

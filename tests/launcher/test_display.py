@@ -28,6 +28,8 @@ def shown(*rows: dict[str, Any], attempt: int = 1) -> list[str]:
     [
         ({"event": "claimed", "base": None}, "starting Ray and reading the data"),
         ({"event": "data.ready", **META}, "data: 8 to train on, 4 to evaluate, 2 classes, 8x8x1"),
+        ({"event": "warning", "message": "it is hot"}, "warning: it is hot"),
+        ({"event": "data.ready", "train": 8, "eval": 4}, "data: 8 to train on, 4 to evaluate"),
         (
             {
                 "event": "data.cleaned",

@@ -108,6 +108,14 @@ def test_a_folder_that_holds_something_is_refused_and_untouched(run: Run, tmp_pa
     assert [file.name for file in (tmp_path / "model").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize("name", ["code", "README.md"])
+def test_what_only_looks_a_little_like_an_export_is_not_replaced_by_force(run: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / "model" / name).mkdir(parents=True)
+    with pytest.raises(UsageError, match=f"holds other things .{name}."):
+        export(run, tmp_path / "model", force=True)
+    assert (tmp_path / "model" / name).is_dir()
+
+
 def test_an_earlier_export_is_replaced_by_force_alone(run: Run, tmp_path: Path) -> None:
     folder = export(run, tmp_path / "model", "10")
     with pytest.raises(UsageError, match="--force"):

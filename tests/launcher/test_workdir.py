@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 import launcher.workdir
+import raylift
 from cluster.bundles import own_code
 from cluster.errors import CorruptObjectError, TrainingError, UsageError
 from cluster.runs import Run
 from cluster.storage.open import open_storage
 from cluster.trials import trial_run
 from launcher.mistakes import JobFileError
-from launcher.spec import load
+from launcher.spec import JobSpec, load
 from launcher.submit import prepare
 from launcher.workdir import pack
 
@@ -51,6 +52,13 @@ def test_a_task_of_ones_own_starts_at_the_job_file_and_freezes_what_it_knows(min
     assert (loaded.spec.is_own, loaded.spec.workdir, loaded.spec.params) == (True, str(home), {"width": 8})
     assert {"model", "data"}.isdisjoint(loaded.document)
     assert load(home / "job.yaml").spec == loaded.spec
+
+
+def test_a_job_made_in_python_takes_its_code_from_the_working_folder(mine: Job, home: Path) -> None:
+    mine()
+    settled = raylift._settle(JobSpec(task="mine:Mine", params={"width": 8}), None)
+    assert (settled.spec.workdir, settled.spec.params) == (str(home), {"width": 8})
+    assert settled.document == load(home / "job.yaml", name="job").document
 
 
 def test_a_workdir_starts_at_the_job_file_and_one_of_the_command_line_where_that_is_typed(
@@ -95,7 +103,14 @@ def test_what_is_wrong_with_a_task_of_ones_own_is_told_with_its_place(
 
 
 @pytest.mark.parametrize(
-    "source", ["from other import Mine\n", "from other import *\n", "Mine = type('Mine', (), {})\n"]
+    "source",
+    [
+        "from other import Mine\n",
+        "from other import *\n",
+        "Mine = type('Mine', (), {})\n",
+        "Mine: type = make()\n",
+        "_, Mine = make()\n",
+    ],
 )
 def test_a_class_may_come_from_another_module(mine: Job, source: str) -> None:
     assert load(mine(source=source)).spec.task == "mine:Mine"
@@ -110,7 +125,26 @@ def test_a_module_may_lie_in_a_package(mine: Job, home: Path) -> None:
 
 def test_a_module_with_the_name_of_one_of_ours_is_refused(mine: Job, home: Path) -> None:
     (home / "trainers.py").write_text("class Mine: ...\n")
-    assert "trainers is a package of raylift: give your module another name" in mistakes(mine(), "task=trainers:Mine")
+    assert "trainers is the name of a module of raylift: give yours another one" in mistakes(
+        mine(), "task=trainers:Mine"
+    )
+
+
+@pytest.mark.parametrize(
+    ("params", "mistake"),
+    [
+        ("5", "--set params=5: 5 is not a block of names and values"),
+        ("{1: 2}", "it searches a param that the job file does not give: params has 1"),
+        ("{}", "it searches a param that the job file does not give: there are none"),
+    ],
+)
+def test_a_space_over_params_that_are_none_is_told(mine: Job, params: str, mistake: str) -> None:
+    assert mistake in mistakes(mine(), f"params={params}", "tune={trials: 2, space: {params.width: [8, 16]}}")
+
+
+def test_a_param_without_a_value_may_be_searched(mine: Job) -> None:
+    loaded = load(mine(), overrides=["params={limit: null}", "tune={trials: 2, space: {params.limit: [8, 16]}}"])
+    assert loaded.spec.params == {"limit": None}
 
 
 def test_a_task_that_is_none_is_told_with_those_that_are(job: Job) -> None:
@@ -150,20 +184,49 @@ def test_an_archive_has_the_folder_but_what_is_hidden_built_or_of_a_run(tmp_path
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    made = pack(tmp_path, "run", str(tmp_path / "runs"))
+    made = pack(tmp_path, "mine:Mine", "run", str(tmp_path / "runs"))
     assert names(made.data) == ["data/list.csv", "lib/more.py", "mine.py"]
-    assert pack(tmp_path, "run", str(tmp_path / "runs")) == made
+    assert pack(tmp_path, "mine:Mine", "run", str(tmp_path / "runs")) == made
     (tmp_path / "mine.py").write_text("changed")
-    assert pack(tmp_path, "run", str(tmp_path / "runs")).path != made.path
+    assert pack(tmp_path, "mine:Mine", "run", str(tmp_path / "runs")).path != made.path
 
 
 def test_where_git_is_its_rules_say_what_is_left_out(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
-    for name, text in {"mine.py": "", "new.py": "", "big.bin": "", ".gitignore": "*.bin\n", "gone.py": ""}.items():
+    for name, text in {
+        "mine.py": "",
+        "new.py": "",
+        ".env": "",
+        "big.bin": "",
+        ".gitignore": "*.bin\n",
+        "gone.py": "",
+    }.items():
         (tmp_path / name).write_text(text)
     subprocess.run(["git", "add", "mine.py", "gone.py"], cwd=tmp_path, check=True)
     (tmp_path / "gone.py").unlink()
-    assert names(pack(tmp_path, "run", "s3://bucket").data) == [".gitignore", "mine.py", "new.py"]
+    assert names(pack(tmp_path, "mine:Mine", "run", "s3://bucket").data) == ["mine.py", "new.py"]
+
+
+def test_a_module_that_git_ignores_is_told_before_a_run_misses_it(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    for name, text in {".gitignore": "mine.py\n", "mine.py": "", "other.py": ""}.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=r"git ignores mine\.py, so that a run would not take it along"):
+        pack(tmp_path, "mine:Mine", "run", "s3://bucket")
+
+
+def test_code_of_a_submodule_is_taken_along(tmp_path: Path) -> None:
+    for folder in (tmp_path / "lib", tmp_path / "work"):
+        subprocess.run(["git", "init", "--quiet", folder], check=True)
+    (tmp_path / "lib" / "more.py").write_text("")
+    (tmp_path / "work" / "mine.py").write_text("")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]
+    subprocess.run(["git", "add", "more.py"], cwd=tmp_path / "lib", check=True)
+    subprocess.run(["git", *who, "commit", "--quiet", "-m", "more"], cwd=tmp_path / "lib", check=True)
+    add = ["git", *who, "submodule", "--quiet", "add", str(tmp_path / "lib"), "lib"]
+    subprocess.run(add, cwd=tmp_path / "work", check=True)
+    made = pack(tmp_path / "work", "mine:Mine", "run", "s3://bucket")
+    assert names(made.data) == [".gitmodules", "lib/more.py", "mine.py"]
 
 
 def test_a_folder_that_is_too_large_is_refused_with_what_makes_it_so(
@@ -173,7 +236,7 @@ def test_a_folder_that_is_too_large_is_refused_with_what_makes_it_so(
     (tmp_path / "mine.py").write_text("")
     (tmp_path / "weights.bin").write_bytes(bytes(2000))
     with pytest.raises(UsageError, match=r"holds 2\.0 kB, and no more than 1\.0 kB.*: weights\.bin \(2\.0 kB\)"):
-        pack(tmp_path, "run", "s3://bucket")
+        pack(tmp_path, "mine:Mine", "run", "s3://bucket")
 
 
 def test_a_submission_has_the_code_that_its_trials_find_too(mine: Job, tmp_path: Path) -> None:

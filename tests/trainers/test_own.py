@@ -87,6 +87,22 @@ def test_a_task_is_handed_its_params_and_its_batches_are_dicts(write: Write) -> 
     assert mine.metrics().compute() == {}
 
 
+def test_what_a_task_draws_without_a_seed_is_the_same_for_every_rank_and_attempt(write: Write) -> None:
+    drawn_by_all = "torch.randperm(6) + torch.from_numpy(np.random.rand(6)) + random.random()"
+    source = TASK.replace("torch.arange(6.0))", f"self.drawn + {drawn_by_all})")
+    source = source.replace("self.params = params", "self.drawn = torch.rand(6)")
+    folder = write(f"import random\nimport numpy as np\n{source}")
+    drawn = []
+    for before in (1, 2):
+        torch.manual_seed(before)
+        mine = task(folder)
+        mine.build_model()  # draws from the generators too
+        drawn.append(mine.datasets()[0].batch(np.arange(6), None)["targets"])
+    assert torch.equal(*drawn)
+    other = OwnTask(job(train={"seed": 1}), {}, folder)
+    assert not torch.equal(drawn[0], other.datasets()[0].batch(np.arange(6), None)["targets"])
+
+
 def test_an_empty_share_is_a_batch_of_nothing(write: Write) -> None:
     train, _ = task(write(TASK)).datasets()
     assert {name: list(tensor.shape) for name, tensor in train.batch(np.array([], int), None).items()} == {
@@ -131,6 +147,12 @@ def test_samples_are_pairs_or_dicts(samples: Any) -> None:
             ("(error ** 2).sum(), len(error)", "error ** 2, 2"),
             "mine:Mine.loss returned shape [2]; it must return first",
         ),
+        (("len(error)", "len(error), 1"), "mine:Mine.loss returned int; it must return a tensor for the metrics"),
+        (
+            ("def loss", "def metrics(self): ...\n    def loss"),
+            "mine:Mine.loss returned tuple; it must return the model",
+        ),
+        (("return data, None", "return [('a', 1), ('b', 2)], None"), "a batch of mine:Mine, inputs is no tensor: give"),
         (("def loss", "def lose"), "mine:Mine has no loss; a task has build_model, datasets and loss"),
     ],
 )
@@ -172,6 +194,25 @@ def test_what_an_exception_came_of_is_told_too(write: Write) -> None:
     assert str(told) == "ValueError: give a width, in mine.py, line 11, in __init__ (rank 0, before the first step)"
     assert "KeyError: 'width'" in told.traceback
     assert "direct cause" in told.traceback
+
+
+def test_an_exit_of_theirs_and_one_with_notes_are_told_as_such(write: Write) -> None:
+    mine = task(write(TASK.replace("return data, None", "import sys; sys.exit('no data')")))
+    with pytest.raises(SystemExit) as raised:
+        mine.datasets()
+    assert str(explain(raised.value, 0, None)).startswith("SystemExit: no data, in mine.py, line 15, in datasets")
+    raised.value.add_note("and a note")
+    told = explain(raised.value, 0, None)
+    assert isinstance(told, UserCodeError)
+    assert str(told).startswith("SystemExit: no data, in mine.py")
+    assert "and a note" in told.traceback
+
+
+def test_a_module_whose_name_is_taken_is_told(write: Write, tmp_path: Path) -> None:
+    write(TASK)
+    (tmp_path / "numpy.py").write_text("class Mine: ...")
+    with pytest.raises(TrainingError, match=r"task: numpy is already the name of .*: give your module another one"):
+        load_object("numpy:Mine", tmp_path)
 
 
 def test_a_module_that_cannot_be_imported_is_the_users_to_mend(write: Write) -> None:

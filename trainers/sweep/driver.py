@@ -17,7 +17,7 @@ from ray.exceptions import RayTaskError
 from ray.tune.schedulers import TrialScheduler
 
 from cluster.config import Workers
-from cluster.errors import RayliftError
+from cluster.errors import RayliftError, TrainingError
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, means_of, ranked
@@ -197,7 +197,9 @@ def count_samples(job: TrainJob, uri: str) -> int:
     from trainers.user_code import code_of
 
     try:
-        train, _ = build_task(job, Prepared(arrays={}, meta={}), code_of(job, Run.at(uri))).datasets()
+        train, evaluation = build_task(job, Prepared(arrays={}, meta={}), code_of(job, Run.at(uri))).datasets()
+        if evaluation is None:
+            raise TrainingError("tune: trials are compared by an evaluation, and the task has no data for one")
         return len(train)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise explain(error, 0, None) from error

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 
 from cluster.errors import TrainingError
+from trainers.randomness import OWN, seed_all, seed_for
 from trainers.user_code import load_object
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class OwnTask:
         """Make that object, of the class in `folder`. Raises what that raises, and TrainingError."""
         self.meta = meta
         self._name = job.task
+        self._seed = seed_for(job.train.seed, OWN)
+        seed_all(self._seed)
         self._task = load_object(job.task, folder)(dict(job.params))
         missing = [name for name in ("build_model", "datasets", "loss") if not hasattr(self._task, name)]
         if missing:
@@ -55,7 +58,8 @@ class OwnTask:
         return model
 
     def datasets(self) -> tuple[Dataset, Dataset | None]:
-        """Return what to train on, and what to evaluate on where there is any."""
+        """Return what to train on, and what to evaluate on where there is any; random splits are always the same."""
+        seed_all(self._seed)
         found = self._task.datasets()
         if not isinstance(found, tuple) or len(found) != 2 or found[0] is None:
             raise self._wrong("datasets", found, "two: one to train on, and one to evaluate on, or None")
@@ -64,6 +68,8 @@ class OwnTask:
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         found = self._task.loss(model, batch)
+        if isinstance(found, tuple) and len(found) == 2 and hasattr(self._task, "metrics"):
+            raise self._wrong("loss", found, "the model's output as a third, as there are metrics() that take it")
         if not isinstance(found, tuple) or len(found) not in (2, 3) or not isinstance(found[0], Tensor):
             raise self._wrong(
                 "loss", found, "the sum over the samples and their number, and the model's output for metrics"
@@ -71,14 +77,19 @@ class OwnTask:
         total, count, output = found if len(found) == 3 else (*found, found[0].detach())
         if total.dim():
             raise self._wrong("loss", total, "first a sum: one number, not one for each sample")
-        return total, torch.as_tensor(count, dtype=torch.float32, device=total.device), output
+        if not isinstance(output, Tensor):
+            raise self._wrong("loss", output, "a tensor for the metrics")
+        if not isinstance(count, Tensor):
+            count = torch.full((), float(count), device=total.device)  # filled there: a copy would wait for a GPU
+        return total, count, output
 
     def metrics(self) -> Metrics:
         found: Metrics = self._task.metrics() if hasattr(self._task, "metrics") else NoMetrics()
         return found
 
     def _batched(self, dataset: Any) -> Dataset:
-        made: Dataset = dataset if hasattr(dataset, "batch") else Collated(dataset, self._collate, self._name)
+        is_ours = hasattr(dataset, "batch") and not hasattr(dataset, "__getitem__")
+        made: Dataset = dataset if is_ours else Collated(dataset, self._collate, self._name)
         if len(made) == 0:
             raise TrainingError(f"task: a dataset of {self._name} is empty")
         return made
@@ -112,10 +123,12 @@ class Collated:
         return found if len(samples) else {name: tensor[:0] for name, tensor in found.items()}
 
     def _named(self, found: Mapping[str, Tensor] | Sequence[Tensor]) -> Batch:
-        if isinstance(found, Mapping) and "targets" in found:
-            return dict(found)
         if isinstance(found, list | tuple) and len(found) == 2:
-            return {"inputs": found[0], "targets": found[1]}
+            found = {"inputs": found[0], "targets": found[1]}
+        if isinstance(found, Mapping) and "targets" in found:
+            if others := [name for name, value in found.items() if not isinstance(value, Tensor)]:
+                raise TrainingError(f"task: in a batch of {self._name}, {others[0]} is no tensor: give it a collate()")
+            return dict(found)
         keys = f"a dict of {', '.join(map(str, found))}" if isinstance(found, Mapping) else type(found).__name__
         raise TrainingError(
             f"task: a batch of {self._name} is {keys}; it must be a dict of tensors, `targets` among them, or a pair "
