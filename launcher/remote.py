@@ -95,8 +95,11 @@ class Watcher:
     def _watch(self) -> None:
         while True:
             try:
+                self._status = self._provider.describe(self._run.id)  # a watch says nothing of what is not there
                 for status in self._provider.changes(self._run.id):
                     self._status, self._trouble = status, ""
+            except RunNotFoundError:
+                pass
             except InfrastructureError as error:
                 self._trouble = str(error)
                 time.sleep(_RETRY)

@@ -128,6 +128,20 @@ def test_a_run_whose_job_failed_without_a_result_is_lost_with_the_reason(server:
     assert "its pods did not start within cluster.pre_running_deadline_seconds" in output
 
 
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_run_whose_job_is_gone_is_followed_to_its_end_at_once(
+    server: ApiServer, options: list[str], claimed: bool
+) -> None:
+    run = run_of(options)
+    assert raylift("run", *options, "--detach").returncode == 0
+    if claimed:
+        run.claim()
+    server.delete("RayJob", "raylift", run.id)
+    done = raylift("logs", "-f", run.uri, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "FAILED: nothing of it is in the cluster any more, and it left no result" in done.stdout
+
+
 def test_stop_now_ends_a_run_and_resume_launches_it_again(server: ApiServer, options: list[str]) -> None:
     run = run_of(options)
     assert raylift("run", *options, "--detach").returncode == 0
