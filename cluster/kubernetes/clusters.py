@@ -15,6 +15,7 @@ from cluster.kubernetes import api, reasons, rights
 from cluster.kubernetes.api import ApiError, Object
 from cluster.kubernetes.manifest import ON_CLUSTER, group_name, node_counts
 from cluster.kubernetes.named import CLUSTER_LABEL, CODE, IDLE, SECRETS, SETTINGS, ClusterRequest, render_cluster
+from cluster.kubernetes.pods import accelerators
 from cluster.kubernetes.provider import KubernetesProvider, owned
 from cluster.provider import LaunchRequest, Receipt, State
 
@@ -181,9 +182,20 @@ def _require_room(job: Object, cluster: KubernetesCluster) -> None:
     if wanted not in groups:
         has = ", ".join(groups)
         raise UsageError(f"the cluster {cluster.name} has workers of the kind {has}, and the job asks for {wanted}")
-    if (most := groups[wanted]["maxReplicas"]) < least:
-        key = "workers" if cluster.accelerators is None else "nodes"
+    most, (kind, count) = groups[wanted]["maxReplicas"], accelerators(cluster)
+    if not count:
+        if most < least:
+            raise UsageError(
+                f"the cluster {cluster.name} has {most} workers at most, and the job asks for {least}: "
+                f"--set cluster.workers={most}"
+            )
+        return
+    # ranks go wherever an accelerator is free, so that it does not matter on how many nodes they are
+    limits = groups[wanted]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    there = int(limits.get(cluster.accelerator_resource, 0))
+    if most * there < least * count:
+        change = f": --set cluster.nodes={most} --set cluster.accelerators={kind}:{there}" if there else ""
         raise UsageError(
-            f"the cluster {cluster.name} has {most} {'workers' if key == 'workers' else 'nodes'} at most, and the job "
-            f"asks for {least}: --set cluster.{key}={most}"
+            f"the cluster {cluster.name} has {most} × {there} {cluster.accelerator_resource} at most, and the job asks "
+            f"for {least} × {count}{change}"
         )

@@ -233,6 +233,33 @@ def test_a_run_that_does_not_fit_is_refused_before_it_is_made(
     assert clusters.place(launch()).ray_cluster
 
 
+@pytest.mark.parametrize(
+    ("asks", "fits"),
+    [
+        ({"accelerators": "H100:1"}, True),
+        ({"accelerators": "H100:2", "nodes": 2}, True),
+        ({"accelerators": "H100:4"}, True),  # on two nodes
+        ({"accelerators": "H100:8"}, False),
+        ({"accelerators": "H100:2", "nodes": 3}, False),
+        ({"accelerators": "H100:1", "accelerator_resource": "example.com/gpu"}, False),
+    ],
+)
+def test_a_run_is_on_a_cluster_that_has_all_its_accelerators(
+    server: ApiServer, clusters: NamedClusters, asks: Object, fits: bool
+) -> None:
+    def on_gpus(**keys: Any) -> KubernetesCluster:
+        return block(workers=None, **keys)
+
+    clusters.up(asked(cluster=on_gpus(accelerators="H100:2", nodes=2)))
+    take_up(server, NAME)
+    run = dataclasses.replace(launch(), cluster=on_gpus(name=NAME, **asks))
+    if fits:
+        assert clusters.place(run).ray_cluster
+        return
+    with pytest.raises(UsageError, match=r"the cluster dev has 2 × \d \S+ at most, and the job asks for \d × \d"):
+        clusters.place(run)
+
+
 def test_a_run_is_not_sent_to_a_cluster_that_has_ended(server: ApiServer, clusters: NamedClusters) -> None:
     clusters.up(asked())
     server.set_status("RayJob", "raylift", NAME, jobDeploymentStatus="Complete")
