@@ -28,8 +28,10 @@ def total(specs: Sequence[Object]) -> dict[str, list[str]]:
     asked: dict[str, list[str]] = {}
     for spec in specs:
         for container in spec["containers"]:
-            for resource, amount in container["resources"]["requests"].items():
-                asked.setdefault(resource, []).append(amount)
+            resources = container.get("resources", {})
+            # what is limited alone is asked for too
+            for resource, amount in {**resources.get("limits", {}), **resources.get("requests", {})}.items():
+                asked.setdefault(resource, []).append(str(amount))
     return asked
 
 
@@ -50,13 +52,42 @@ def _has_labels(node: Object, spec: Object) -> bool:
     )
     terms = required.get("nodeSelectorTerms", [])
     return all(labels.get(key) == value for key, value in spec.get("nodeSelector", {}).items()) and (
-        not terms or any(all(_matches(each, labels) for each in term["matchExpressions"]) for term in terms)
+        not terms or any(_is_of_term(node["metadata"]["name"], labels, term) for term in terms)
+    )
+
+
+def _is_of_term(name: str, labels: Mapping[str, str], term: Object) -> bool:
+    """Whether a node has all that a term says of its labels and of its name; a term that says nothing takes none."""
+    of_labels, of_fields = term.get("matchExpressions", []), term.get("matchFields", [])
+    return bool(of_labels or of_fields) and (
+        all(_matches(each, labels) for each in of_labels)
+        and all(_matches(each, {"metadata.name": name}) for each in of_fields)
     )
 
 
 def _matches(expression: Object, labels: Mapping[str, str]) -> bool:
-    has = labels.get(expression["key"]) in expression["values"]
-    return has if expression["operator"] == "In" else not has
+    found, values = labels.get(expression["key"]), expression.get("values", [])
+    match expression["operator"]:
+        case "In":
+            return found in values
+        case "NotIn":
+            return found not in values
+        case "Exists":
+            return found is not None
+        case "DoesNotExist":
+            return found is None
+        case "Gt":
+            return _is_more(found, values[0])
+        case _:  # Lt: the API server takes no other
+            return _is_more(values[0], found)
+
+
+def _is_more(number: str | None, than: str | None) -> bool:
+    """Compare labels that are numbers; with what is none, nothing matches."""
+    try:
+        return int(str(number)) > int(str(than))
+    except ValueError:
+        return False
 
 
 def _is_tolerated(node: Object, tolerations: Sequence[Object]) -> bool:

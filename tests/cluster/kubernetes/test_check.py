@@ -49,6 +49,10 @@ def node(name: str = "n", *, labels: Any = None, taints: Any = None, **allocatab
     }
 
 
+def affinity(term: dict[str, Any]) -> dict[str, Any]:
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
+
+
 def worker(case: str, **keys: Any) -> dict[str, Any]:
     spec = render(request(case, **keys))[0]["spec"]["rayClusterSpec"]
     template: dict[str, Any] = spec["workerGroupSpecs"][0]["template"]
@@ -147,6 +151,59 @@ def test_a_spot_machine_takes_what_asks_for_one(case: str, fits: bool) -> None:
     labels = {"cloud.google.com/gke-spot": "true", "cloud.google.com/gke-accelerator": kind}
     large = {"nvidia.com/gpu": "8", "cpu": "200", "memory": "2Ti", "ephemeral-storage": "1Ti"}
     assert bool(fitting([node(labels=labels, taints=taints, **large)], worker(case), parse_quantity)) is fits
+
+
+@pytest.mark.parametrize(
+    ("expression", "fits"),
+    [
+        ({"key": "zone", "operator": "In", "values": ["a", "b"]}, True),
+        ({"key": "zone", "operator": "NotIn", "values": ["a"]}, False),
+        ({"key": "other", "operator": "NotIn", "values": ["a"]}, True),
+        ({"key": "zone", "operator": "Exists"}, True),
+        ({"key": "other", "operator": "Exists"}, False),
+        ({"key": "zone", "operator": "DoesNotExist"}, False),
+        ({"key": "other", "operator": "DoesNotExist"}, True),
+        ({"key": "cores", "operator": "Gt", "values": ["8"]}, True),
+        ({"key": "cores", "operator": "Gt", "values": ["16"]}, False),
+        ({"key": "cores", "operator": "Lt", "values": ["17"]}, True),
+        ({"key": "cores", "operator": "Lt", "values": ["16"]}, False),
+        ({"key": "zone", "operator": "Gt", "values": ["1"]}, False),
+        ({"key": "other", "operator": "Lt", "values": ["1"]}, False),
+    ],
+)
+def test_a_node_fits_by_each_operator_of_an_affinity(expression: dict[str, Any], fits: bool) -> None:
+    there = node(labels={"zone": "a", "cores": "16"})
+    template = worker("plain", pod_template={"spec": {"affinity": affinity({"matchExpressions": [expression]})}})
+    assert bool(fitting([there], template, parse_quantity)) is fits
+
+
+@pytest.mark.parametrize(
+    ("term", "fits"),
+    [
+        ({"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]}, True),
+        ({"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["n"]}]}, False),
+        ({}, False),
+    ],
+)
+def test_a_node_fits_by_its_name_and_not_by_a_term_that_says_nothing(term: dict[str, Any], fits: bool) -> None:
+    template = worker("plain", pod_template={"spec": {"affinity": affinity(term)}})
+    assert bool(fitting([node()], template, parse_quantity)) is fits
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "fits"),
+    [
+        ({}, True),
+        ({"resources": {}}, True),
+        ({"resources": {"limits": {"cpu": 2}}}, True),
+        ({"resources": {"limits": {"cpu": 9}}}, False),
+        ({"resources": {"limits": {"cpu": 9}, "requests": {"cpu": "100m"}}}, True),
+    ],
+)
+def test_a_container_beside_rays_counts_with_what_it_asks_for(sidecar: dict[str, Any], fits: bool) -> None:
+    containers = [{"name": "logs", "image": "x", **sidecar}]
+    template = worker("plain", pod_template={"spec": {"containers": containers}})
+    assert bool(fitting([node()], template, parse_quantity)) is fits
 
 
 def test_a_node_that_is_cordoned_or_tainted_takes_nothing() -> None:
