@@ -14,6 +14,7 @@ RayliftError
 │   │   ├── StorageDeniedError      wrong or missing credentials
 │   │   └── StorageFullError        no space left
 │   ├── PreemptedError              a machine was taken away, with a notice; what was done is saved
+│   ├── MaybeLaunchedError          a launch failed, and it is not known whether its job is there all the same
 │   └── MissingExtraError           an optional package is not installed
 └── StoppedError                4   a person or the budget ended the run
 """
@@ -85,6 +86,10 @@ class StorageFullError(StorageError):
 
 class PreemptedError(InfrastructureError):
     """A machine is taken away; what was done is saved, and goes on elsewhere or later."""
+
+
+class MaybeLaunchedError(InfrastructureError):
+    """A launch failed, and nobody could be asked whether its job is there all the same; so its run is kept."""
 
 
 class MissingExtraError(InfrastructureError):

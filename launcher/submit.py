@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.config import KubernetesCluster
-from cluster.errors import UsageError
+from cluster.errors import MaybeLaunchedError, UsageError
 from cluster.provider import LaunchRequest, Plan, Provider, State
 from cluster.redaction import SHORTEST
 from cluster.registry import open_provider
@@ -53,7 +53,10 @@ def prepare(job: LoadedJob, run_id: str | None = None) -> Submission:
 
 
 def submit(submission: Submission) -> Run:
-    """Create the run and launch it. Raises RunExistsError, StorageError, InfrastructureError."""
+    """Create the run and launch it. Raises RunExistsError, StorageError, InfrastructureError.
+
+    A run whose launch fails leaves nothing in storage, unless its job may be there: that is found by what storage has.
+    """
     storage = open_storage(str(submission.spec.storage))
     check_storage(storage)
     run = Run(storage, submission.request.run_id)
@@ -62,7 +65,11 @@ def submit(submission: Submission) -> Run:
         undo.callback(run.delete)
         for bundle in filter(None, (submission.bundle, submission.code)):
             storage.write(bundle.path, bundle.data)
-        submission.provider.launch(submission.request)
+        try:
+            submission.provider.launch(submission.request)
+        except MaybeLaunchedError:
+            undo.pop_all()
+            raise
         undo.pop_all()
     return run
 

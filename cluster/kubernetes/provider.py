@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from cluster.config import KubernetesCluster
-from cluster.errors import InfrastructureError, RunExistsError, RunNotFoundError
+from cluster.errors import InfrastructureError, MaybeLaunchedError, RunExistsError, RunNotFoundError
 from cluster.kubernetes import api, reasons, rights
 from cluster.kubernetes.api import Api, ApiError, Kind, Object
 from cluster.kubernetes.manifest import ON_CLUSTER, RAY_CLUSTER, URI_ANNOTATION, object_name, render
@@ -43,17 +44,22 @@ class KubernetesProvider:
         return plan(request)
 
     def launch(self, request: LaunchRequest) -> None:
-        """Apply the run's RayJob, and its Secret, which goes with it. The same run launched twice is one job."""
+        """Apply the run's RayJob, and its Secret, which goes with it. The same run launched twice is one job.
+
+        A job of a launch that fails is deleted again. Raises MaybeLaunchedError where that could not be done.
+        """
         job, *others = render(request)
         rights.require(self.server, self.namespace)
         made = self._launched(request)
-        with contextlib.ExitStack() as undo:
-            if made is None:
-                undo.callback(self._withdraw, request)
-                made = self._apply_job(job, request)
+        is_new = made is None
+        try:
+            made = made or self._apply_job(job, request)
             for secret in others:
                 self._apply(api.SECRETS, owned(secret, made), request)
-            undo.pop_all()
+        except BaseException as error:
+            if is_new:
+                self._withdraw(request, error)
+            raise
 
     def describe(self, run_id: str) -> RunStatus:
         job = self.server.find(api.RAY_JOBS, self.namespace, object_name(run_id))
@@ -162,12 +168,19 @@ class KubernetesProvider:
         self.clear(request.run_id)
         return None
 
-    def _withdraw(self, request: LaunchRequest) -> None:
+    def _withdraw(self, request: LaunchRequest, failure: BaseException) -> None:
         """Delete what a launch that failed has made; a job of that name may be another run's."""
-        with contextlib.suppress(ApiError):  # the failure itself is what is told
+        try:
             job = self.server.find(api.RAY_JOBS, self.namespace, object_name(request.run_id))
             if job is not None and _uri(job) == request.run_uri:
                 self.stop(request.run_id)
+        except ApiError:
+            uri, said = shlex.quote(request.run_uri), str(failure) or type(failure).__name__
+            raise MaybeLaunchedError(
+                f"{said}. Its RayJob {request.run_id} may be in the namespace {self.namespace} all the same, and "
+                f"start. Complete the launch: raylift resume {uri}; or take all of it away: raylift stop --now {uri}, "
+                f"then raylift rm {uri}"
+            ) from failure
 
     def _status(self, job: Object) -> RunStatus:
         run_id = job["metadata"]["labels"].get(RUN_LABEL, job["metadata"]["name"])

@@ -61,6 +61,21 @@ def test_a_launch_that_is_refused_leaves_neither_a_run_nor_a_job(server: ApiServ
     assert json.loads(raylift("ps", "--storage", run_of(options).storage.uri, "--json").stdout) == []
 
 
+def test_a_launch_that_fails_and_cannot_be_undone_leaves_a_run_by_which_its_job_is_found(
+    server: ApiServer, options: list[str]
+) -> None:
+    run = run_of(options)
+    server.faults += [Fault("PATCH /api/v1", status=403), Fault("DELETE", status=403, message="deletions are closed")]
+    done = raylift("run", *options, "--detach")
+    assert done.returncode == 3
+    assert f"raylift stop --now {run.uri}, then raylift rm {run.uri}" in done.stderr
+    assert len(server.all("RayJob")) == 1
+    assert raylift("stop", "--now", run.uri).returncode == 0
+    assert raylift("rm", run.uri, "--yes").returncode == 0
+    assert server.all("RayJob") == []
+    assert not list(run.storage.list(""))
+
+
 def test_a_followed_run_tells_why_it_waits_shows_its_end_and_is_taken_away(
     server: ApiServer, options: list[str]
 ) -> None:

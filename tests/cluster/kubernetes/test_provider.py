@@ -16,7 +16,13 @@ from typing import Any
 import pytest
 
 from cluster.config import KubernetesCluster
-from cluster.errors import InfrastructureError, MissingExtraError, RunExistsError, RunNotFoundError
+from cluster.errors import (
+    InfrastructureError,
+    MaybeLaunchedError,
+    MissingExtraError,
+    RunExistsError,
+    RunNotFoundError,
+)
 from cluster.kubernetes import api, rights
 from cluster.kubernetes.api import Api, ApiError
 from cluster.kubernetes.documents import to_yaml
@@ -225,6 +231,32 @@ def test_a_server_that_stays_busy_is_an_error_and_nothing_is_left(
     with pytest.raises(InfrastructureError, match="answered 500 to PATCH /api/v1/namespaces/raylift/secrets"):
         kubernetes.launch(run)
     assert server.all("RayJob") == server.all("Secret") == []
+
+
+@pytest.mark.parametrize("call", [PATCH, "PATCH /api/v1"])
+def test_a_launch_whose_reply_is_lost_and_whose_server_then_goes_says_that_its_job_may_be_there(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    alive: Callable[..., Any] = Api._call
+    gone: list[str] = []
+
+    def going(self: Api, method: str, path: str, *arguments: Any, **more: Any) -> Any:
+        if not gone:
+            answer = alive(self, method, path, *arguments, **more)
+            if not f"{method} {path}".startswith(call):
+                return answer
+        gone.append(path)
+        raise ApiError("it does not answer", status=0, reason="Unreachable", details="")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Api, "_call", going)
+        with pytest.raises(MaybeLaunchedError, match=r"it does not answer\. Its RayJob") as raised:
+            kubernetes.launch(run)
+    assert f"raylift resume {run.run_uri}" in str(raised.value)
+    assert f"raylift stop --now {run.run_uri}, then raylift rm {run.run_uri}" in str(raised.value)
+    assert job_of(server)["metadata"]["generation"] == 1
+    kubernetes.launch(run)
+    assert len(server.all("RayJob")) == len(server.all("Secret")) == 1
 
 
 def test_a_lost_reply_is_not_a_second_job(
