@@ -225,7 +225,11 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
 
 
 def _deadline(request: LaunchRequest, cluster: KubernetesCluster) -> dict[str, int]:
-    """Return when KubeRay ends what has not ended by itself: its clock starts before there are pods."""
+    """Return when KubeRay ends what has not ended by itself: its clock starts before there are pods.
+
+    It starts anew with each try (KubeRay's initRayJobStatusIfNeed), so that a run whose driver is lost again and again
+    may take `max_failures` + 1 times as long until KubeRay ends it. The driver itself counts over all tries.
+    """
     if request.deadline is None:
         return {}
     margin = cluster.pre_running_deadline_seconds + cluster.termination_grace_period_seconds
