@@ -33,6 +33,7 @@ ClusterOption = Annotated[
     str | None, typer.Option("--cluster", metavar="NAME", help="Run on a cluster that raylift up has made.")
 ]
 NameOption = Annotated[str | None, typer.Option("--name", help="The name that the run's id starts with.")]
+IdOption = Annotated[str | None, typer.Option("--id", help="The run's id; made from its name unless given.")]
 EnvOption = Annotated[
     list[str] | None, typer.Option("--env", metavar="KEY=VALUE", help="An environment variable. Repeatable.")
 ]

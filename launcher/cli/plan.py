@@ -9,6 +9,7 @@ import typer
 from launcher.cli.common import (
     ClusterOption,
     EnvOption,
+    IdOption,
     JobFile,
     JsonOption,
     NameOption,
@@ -25,6 +26,7 @@ def plan_command(
     on: OnOption = None,
     cluster: ClusterOption = None,
     name: NameOption = None,
+    run_id: IdOption = None,
     storage: StorageOption = None,
     env: EnvOption = None,
     secret: SecretOption = None,
@@ -50,7 +52,7 @@ def plan_command(
         secrets=secret or [],
         cluster=cluster,
     )
-    submission = prepare(job)
+    submission = prepare(job, run_id)
     if yaml:
         if not submission.plan.manifest:
             raise UsageError(f"--yaml: provider {submission.plan.provider} applies no manifest; kubernetes does")

@@ -9,6 +9,7 @@ import typer
 from launcher.cli.common import (
     ClusterOption,
     EnvOption,
+    IdOption,
     JobFile,
     JsonOption,
     NameOption,
@@ -26,7 +27,7 @@ def run_command(
     on: OnOption = None,
     cluster: ClusterOption = None,
     name: NameOption = None,
-    run_id: Annotated[str | None, typer.Option("--id", help="The run's id; made from its name unless given.")] = None,
+    run_id: IdOption = None,
     storage: StorageOption = None,
     env: EnvOption = None,
     secret: SecretOption = None,

@@ -42,6 +42,16 @@ def test_a_plan_in_yaml_is_what_would_be_applied_and_nothing_else(job_file: Path
     assert manifest["metadata"]["annotations"]["raylift.dev/run-uri"].startswith(f"{STORAGE}/job-")
 
 
+def test_a_plan_of_a_run_with_an_id_is_that_of_the_same_run_each_time(job_file: Path) -> None:
+    options = ("--on", "k8s.yaml", "--storage", STORAGE, "--id", "mine")
+    first, second = (raylift("plan", job_file, *options, "--yaml") for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout
+    (manifest,) = yaml.safe_load_all(first.stdout)
+    assert manifest["metadata"]["name"] == "mine"
+    assert manifest["metadata"]["annotations"]["raylift.dev/run-uri"] == f"{STORAGE}/mine"
+
+
 @pytest.mark.parametrize(
     ("budget", "hours"), [("max_usd: 20", 5), ("max_usd: 20, max_hours: 2", 2), ("max_usd: 20, max_hours: 9", 5)]
 )
