@@ -18,13 +18,15 @@ def command(what: str) -> list[str]:
     return ["python", "-c", Path(__file__).with_name("fetch.py").read_text(), what]
 
 
-def with_bundle(template: Manifest, uri: str, *, on_gpus: bool) -> Manifest:
+def with_bundle(template: Manifest, changed: Manifest, uri: str, *, on_gpus: bool) -> Manifest:
     """Return the template of a pod of Ray that runs the raylift of an archive in storage, with what its lock pins.
 
-    The first container has the environment of Ray's, for storage, and no more than it asks for.
+    The first container has the environment of Ray's, for storage, and no more than it asks for: that of the template as
+    the cluster block has `changed` it, such as by a proxy, a package index, or the certificates that they are known by.
     """
     pod: Manifest = json.loads(json.dumps(template))
     spec, ray = pod["spec"], pod["spec"]["containers"][0]
+    as_changed = json.loads(json.dumps(changed))["spec"]["containers"][0]
     digest = uri.rpartition("/")[2].removesuffix(".zip")
     mount = {"name": _VOLUME, "mountPath": _FOLDER}
     ray["volumeMounts"].append(mount)
@@ -32,22 +34,29 @@ def with_bundle(template: Manifest, uri: str, *, on_gpus: bool) -> Manifest:
         {"name": _VOLUME, "emptyDir": {"sizeLimit": ray["resources"]["limits"]["ephemeral-storage"]}}
     )
     client = CLIENTS[uri.partition("://")[0]]
+    env = [each for each in as_changed.get("env", []) if "resourceFieldRef" not in each.get("valueFrom", {})]
+    if "UV_CACHE_DIR" not in [each["name"] for each in env]:
+        env.append({"name": "UV_CACHE_DIR", "value": f"{_FOLDER}/cache"})
+    mounts = [each for each in as_changed.get("volumeMounts", []) if each["name"] not in ("shared-memory", _VOLUME)]
     fetch = {
         "name": FETCHING,
-        **{key: ray[key] for key in ("image", "imagePullPolicy", "workingDir", "securityContext")},
+        **_these(as_changed, "image", "imagePullPolicy", "workingDir", "securityContext"),
         "command": command("fetch"),
         "args": [uri.replace("$", "$$"), _FOLDER, client, *([] if on_gpus else ["--torch-backend=cpu"])],
-        "env": [each for each in ray["env"] if "resourceFieldRef" not in each.get("valueFrom", {})]
-        + [{"name": "UV_CACHE_DIR", "value": f"{_FOLDER}/cache"}],
-        **({"envFrom": ray["envFrom"]} if "envFrom" in ray else {}),
+        "env": env,
+        **_these(as_changed, "envFrom"),
         # accelerators are for training
         "resources": {
             key: {name: amount for name, amount in each.items() if "/" not in name}
-            for key, each in ray["resources"].items()
+            for key, each in _these(as_changed.get("resources", {}), "requests", "limits").items()
         },
-        "volumeMounts": [each for each in ray["volumeMounts"] if each["name"] != "shared-memory"],
+        "volumeMounts": [*mounts, mount],
     }
     there = f"{_FOLDER}/{digest}"
     ray["env"].append({"name": "PYTHONPATH", "value": f"{there}/code:{there}/packages"})
     spec["initContainers"] = [fetch]
     return pod
+
+
+def _these(container: Manifest, *keys: str) -> Manifest:
+    return {key: container[key] for key in keys if key in container}

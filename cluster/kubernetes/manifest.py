@@ -101,15 +101,14 @@ def ray_cluster(
     secrets = [*secrets, *filter(None, [cluster.storage_secret])]
     head = pods.head_pod(run_id, cluster, env, secrets)
     worker = pods.worker_pod(run_id, cluster, env, secrets)
-    if bundle:
-        head, worker = (with_bundle(each, bundle, on_gpus=count > 0) for each in (head, worker))
+    head, worker = (_as_the_block_says(each, cluster, bundle) for each in (head, worker))
     spec: Manifest = {
         "rayVersion": RAY_VERSION,
         "authOptions": {"mode": "token"},  # KubeRay makes the token, in a Secret that goes with the cluster
         "headGroupSpec": {
             "serviceType": "ClusterIP",
             "rayStartParams": {"num-cpus": "0", **_PORTS},  # no rank is placed here
-            "template": merge(head, cluster.pod_template),
+            "template": head,
         },
         "workerGroupSpecs": [
             {
@@ -119,7 +118,7 @@ def ray_cluster(
                 "maxReplicas": most,
                 # a rank takes one processor of Ray's, or one accelerator: so a pod on processors has room for one
                 "rayStartParams": {**_PORTS} if count else {"num-cpus": "1", **_PORTS},
-                "template": merge(worker, cluster.pod_template),
+                "template": worker,
             }
         ],
     }
@@ -131,6 +130,15 @@ def ray_cluster(
     if cluster.network_policy:
         spec["networkPolicy"] = {"mode": "DenyAll"}
     return spec
+
+
+def _as_the_block_says(template: Manifest, cluster: KubernetesCluster, bundle: str) -> Manifest:
+    """Return the template of a pod with what fetches raylift, if it has to, and with what the cluster block adds."""
+    changed: Manifest = merge(template, cluster.pod_template)
+    if bundle:
+        _, count = pods.accelerators(cluster)
+        changed = merge(with_bundle(template, changed, bundle, on_gpus=count > 0), cluster.pod_template)
+    return changed
 
 
 def secret_of(name: str, cluster: KubernetesCluster, variables: Mapping[str, str]) -> Manifest:

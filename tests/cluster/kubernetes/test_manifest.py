@@ -252,6 +252,30 @@ def test_what_pods_fetch_may_be_kept_on_their_node() -> None:
     assert {"name": "raylift", "hostPath": folder} in volumes
 
 
+def test_what_a_pod_template_gives_ray_is_given_to_what_fetches_raylift_too() -> None:
+    ray = {
+        "name": "ray",
+        "image": "mirror.example/ray:2.60.0",
+        "env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}, {"name": "HOME", "value": "/tmp/home"}],
+        "envFrom": [{"configMapRef": {"name": "index"}}],
+        "volumeMounts": [{"name": "certificates", "mountPath": "/etc/ssl/certs"}],
+        "resources": {"limits": {"memory": "6Gi"}},
+    }
+    volume = {"name": "certificates", "configMap": {"name": "certificates"}}
+    run = without_image()
+    assert isinstance(run.cluster, KubernetesCluster)
+    cluster = run.cluster.model_copy(update={"pod_template": {"spec": {"containers": [ray], "volumes": [volume]}}})
+    for template in list(templates(render(dataclasses.replace(run, cluster=cluster))[0]).values())[:2]:
+        (first,), (second,) = template["spec"]["initContainers"], template["spec"]["containers"]
+        given = {each["name"]: each.get("value") for each in first["env"]}
+        assert (given["HTTPS_PROXY"], given["HOME"]) == ("http://proxy:3128", "/tmp/home")
+        assert first["image"] == second["image"] == "mirror.example/ray:2.60.0"
+        assert first["envFrom"] == second["envFrom"] == [{"configMapRef": {"name": "index"}}]
+        assert first["resources"]["limits"]["memory"] == "6Gi"
+        mounts = {each["name"]: each["mountPath"] for each in first["volumeMounts"]}
+        assert mounts == {"scratch": "/tmp", "raylift": "/tmp/raylift", "certificates": "/etc/ssl/certs"}
+
+
 # What a cluster block changes
 
 
