@@ -162,6 +162,12 @@ class KubernetesCluster(Block):
     service_account: str = Field(
         default="raylift-run", pattern=_NAME, description="of the pods; a cloud's identity for storage hangs on it"
     )
+    head_service_account: str | None = Field(
+        default=None,
+        pattern=_NAME,
+        description="of the head where workers are a range: KubeRay lets it change the cluster; "
+        "default: one that KubeRay makes, which has no identity",
+    )
     storage_secret: str | None = Field(
         default=None,
         pattern=_NAME,
@@ -211,6 +217,11 @@ class KubernetesCluster(Block):
             raise ValueError(
                 f"accelerators: {self.accelerators} is of no kind that is known here: {', '.join(_KINDS)}; "
                 "GPU:1 takes any, and node_selector can say which"
+            )
+        if self.head_service_account == self.service_account:
+            raise ValueError(
+                f"head_service_account: {self.head_service_account} is that of all pods, and KubeRay would let them "
+                "change clusters: name another"
             )
         if isinstance(self.nodes, Nodes):
             raise ValueError("nodes: a range is not there yet for a run on accelerators: give one number")

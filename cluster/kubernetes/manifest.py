@@ -17,6 +17,7 @@ from cluster.config import KubernetesCluster, LocalCluster, Nodes, Workers
 from cluster.errors import UsageError
 from cluster.kubernetes import pods
 from cluster.kubernetes.bundled import with_bundle
+from cluster.kubernetes.identity import require_identity
 from cluster.kubernetes.pods import Manifest
 from cluster.kubernetes.versions import RAY_VERSION
 from cluster.provider import LaunchRequest
@@ -38,7 +39,10 @@ _IDLE = 120  # seconds until a node that nobody needs is given back
 
 
 def render(request: LaunchRequest) -> list[Manifest]:
-    """Return what is applied for a run, in this order. Raises UsageError where Kubernetes takes no such name."""
+    """Return what is applied for a run, in this order.
+
+    Raises UsageError where Kubernetes takes no such name, or where the head could not go to storage.
+    """
     cluster = request.cluster
     assert isinstance(cluster, KubernetesCluster)
     name = object_name(request.run_id)
@@ -65,6 +69,7 @@ def render(request: LaunchRequest) -> list[Manifest]:
         },
     )
     documents = [merge(job, cluster.overrides)]
+    require_identity(documents[0], {*request.env, *request.secrets})
     if secrets:
         documents.append(secret_of(name, cluster, {**request.env, **request.secrets}))
     return documents
@@ -123,9 +128,8 @@ def ray_cluster(
         ],
     }
     if least != most:
-        # KubeRay gives the autoscaler, in the head's pod, a service account of its own: see k8s/base
-        for key in ("serviceAccountName", "automountServiceAccountToken"):
-            spec["headGroupSpec"]["template"]["spec"].pop(key, None)
+        # KubeRay gives the autoscaler, in the head's pod, a service account of its own, unless it has one: see k8s/base
+        spec["headGroupSpec"]["template"] = merge(head, {"spec": _autoscalers_account(cluster)})
         spec |= {"enableInTreeAutoscaling": True, "autoscalerOptions": _autoscaler(cluster)}
     if cluster.network_policy:
         spec["networkPolicy"] = {"mode": "DenyAll"}
@@ -265,6 +269,11 @@ def of_its_pod() -> list[Manifest]:
             "valueFrom": {"resourceFieldRef": {"containerName": pods.CONTAINER, "resource": "limits.cpu"}},
         },
     ]
+
+
+def _autoscalers_account(cluster: KubernetesCluster) -> Manifest:
+    account = cluster.head_service_account
+    return {"serviceAccountName": account, "automountServiceAccountToken": True if account is not None else None}
 
 
 def _autoscaler(cluster: KubernetesCluster) -> Manifest:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from cluster import code
 from cluster.config import KubernetesCluster
 from cluster.errors import UsageError
+from cluster.kubernetes.identity import require_identity
 from cluster.kubernetes.manifest import (
     NAME_LENGTH,
     merge,
@@ -51,7 +52,10 @@ class ClusterRequest:
 
 
 def render_cluster(request: ClusterRequest) -> list[Manifest]:
-    """Return what is applied for a cluster, in this order. Raises UsageError where it cannot have such a name."""
+    """Return what is applied for a cluster, in this order.
+
+    Raises UsageError where it cannot have such a name, or where its head could not go to storage.
+    """
     cluster, name = request.cluster, _name(request.name)
     secrets = [name] if request.secrets else []
     env = [
@@ -82,6 +86,7 @@ def render_cluster(request: ClusterRequest) -> list[Manifest]:
         },
     )
     job = merge(job, cluster.overrides)
+    require_identity(job, request.secrets)
     job["metadata"]["annotations"][SETTINGS] = _digest(job)
     return [job, *([secret_of(name, cluster, request.secrets)] if secrets else [])]
 

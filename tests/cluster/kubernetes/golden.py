@@ -20,7 +20,12 @@ FOLDER = Path(__file__).with_name("golden")
 RUN_ID = "digits-261125025111-3c1e"
 CASES: Mapping[str, dict[str, Any]] = {
     "processors": {"workers": 2},
-    "elastic-queue": {"workers": {"min": 1, "max": 4}, "queue": "raylift", "priority_class": "research"},
+    "elastic-queue": {
+        "workers": {"min": 1, "max": 4},
+        "head_service_account": "raylift-head",
+        "queue": "raylift",
+        "priority_class": "research",
+    },
     "eight-gpus-a-node": {
         "namespace": "ml",
         "nodes": 2,
@@ -47,6 +52,7 @@ CASES: Mapping[str, dict[str, Any]] = {
     "spot-alone": {"nodes": 4, "accelerators": "A100:1", "spot": True, "service_account": "trainer"},
 }
 _PLAIN = {"provider": "kubernetes", "image": "registry.example/raylift:0.1.0"}
+_SECRET = {"storage_secret": "raylift-storage"}
 ENV = {"LOG_LEVEL": "info", "GREETING": 'say "hello"\n'}
 
 
@@ -72,7 +78,7 @@ def without_image() -> LaunchRequest:
 
 def named_cluster() -> ClusterRequest:
     """Return a cluster with a name, and a secret in it."""
-    cluster = KubernetesCluster.model_validate({**_PLAIN, "workers": {"min": 1, "max": 4}})
+    cluster = KubernetesCluster.model_validate({**_PLAIN, "workers": {"min": 1, "max": 4}, **_SECRET})
     return ClusterRequest(name="dev", cluster=cluster, idle=1800, deadline=8 * 3600, secrets={"HF_TOKEN": "hf_0123"})
 
 

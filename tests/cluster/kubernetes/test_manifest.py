@@ -21,6 +21,7 @@ from cluster.errors import UsageError
 from cluster.kubernetes import pods
 from cluster.kubernetes.documents import to_yaml
 from cluster.kubernetes.manifest import NAME_LENGTH, driver_cluster, merge, object_name, render
+from cluster.kubernetes.named import ClusterRequest, render_cluster
 from cluster.kubernetes.planned import plan
 from cluster.kubernetes.versions import CLIENTS, RAY_VERSION, TORCH
 from cluster.runs import RUN_ID, new_run_id
@@ -165,7 +166,8 @@ def test_no_pod_is_handed_a_token_of_kubernetes_but_the_head_with_an_autoscaler(
     for name, template in templates(job(case)).items():
         account = block(case).service_account
         if name == "head" and case == "elastic-queue":
-            assert not {"serviceAccountName", "automountServiceAccountToken"} & template["spec"].keys()
+            assert template["spec"]["automountServiceAccountToken"] is True
+            assert template["spec"]["serviceAccountName"] == "raylift-head"
         else:
             assert template["spec"]["automountServiceAccountToken"] is False
             assert template["spec"]["serviceAccountName"] == account
@@ -295,6 +297,44 @@ def test_a_range_of_workers_has_an_autoscaler_and_the_driver_is_told_of_it() -> 
     assert (workers["minReplicas"], workers["maxReplicas"]) == (1, 4)
     told = driver_cluster(block("elastic-queue"))
     assert told.workers == Workers(min=1, max=4)
+
+
+RANGE: dict[str, Any] = {"workers": {"min": 1, "max": 4}}
+OTHER_ACCOUNT = {"template": {"spec": {"serviceAccountName": "other"}}}
+FROM_A_MAP = {"spec": {"containers": [{"name": "ray", "envFrom": [{"configMapRef": {"name": "credentials"}}]}]}}
+
+
+def test_a_head_with_an_autoscaler_whose_credentials_are_in_a_secret_has_the_account_that_kuberay_makes() -> None:
+    head = ray_cluster("plain", **RANGE, storage_secret="raylift-storage")["headGroupSpec"]["template"]["spec"]
+    assert not {"serviceAccountName", "automountServiceAccountToken"} & head.keys()
+
+
+def test_a_range_of_workers_whose_head_could_not_go_to_storage_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"with a range, KubeRay gives the head .*storage_secret; or"):
+        render(request("plain", **RANGE))
+    with pytest.raises(UsageError, match="which no bucket knows"):
+        render(dataclasses.replace(request("plain", **RANGE), env={"AWS_REGION": "eu-central-1"}))
+    cluster = request("plain", **RANGE).cluster
+    assert isinstance(cluster, KubernetesCluster)
+    with pytest.raises(UsageError, match="which no bucket knows"):
+        render_cluster(ClusterRequest(name="dev", cluster=cluster, idle=60, secrets={"HF_TOKEN": "hunter2!"}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "secrets"),
+    [
+        ({"head_service_account": "raylift-head"}, {}),
+        ({"pod_template": FROM_A_MAP}, {}),
+        ({}, {"AWS_ACCESS_KEY_ID": "0123456789"}),
+        ({"overrides": {"spec": {"rayClusterSpec": {"headGroupSpec": OTHER_ACCOUNT}}}}, {}),
+        ({"workers": 4}, {}),
+    ],
+)
+def test_a_head_that_gets_credentials_in_any_way_is_taken(keys: dict[str, Any], secrets: dict[str, str]) -> None:
+    run = dataclasses.replace(request("plain", **{**RANGE, **keys}), secrets=secrets)
+    assert render(run)[0]["kind"] == "RayJob"
+    assert isinstance(run.cluster, KubernetesCluster)
+    assert render_cluster(ClusterRequest(name="dev", cluster=run.cluster, idle=60, secrets=secrets))
 
 
 def test_a_number_of_workers_has_no_autoscaler() -> None:
@@ -440,6 +480,7 @@ def test_every_id_that_a_run_may_have_is_short_enough() -> None:
         ({"workers": 2, "accelerators": "L4:1"}, "workers are ranks on processors"),
         ({"nodes": 2}, "nodes are pods with accelerators, and there are none"),
         ({"nodes": {"min": 1, "max": 2}, "accelerators": "L4:1"}, "a range is not there yet"),
+        ({"head_service_account": "raylift-run"}, "raylift-run is that of all pods, and KubeRay would let them change"),
         ({"accelerators": "RTX:1"}, "RTX:1 is of no kind that is known here: GPU, T4, V100"),
         ({"resources": {"memory": "4G"}}, "String should match pattern"),
         ({"image": ""}, "at least 1 character"),
