@@ -1,7 +1,8 @@
 """Whether pods can write to a storage: asked by one that does nothing else, as short as it lives.
 
-Whoever launches runs may make no pods, but RayClusters. So the pod is the head of one: its first container writes to
-storage, and the cluster is deleted as soon as that has ended.
+Whoever launches runs may make no pods, but RayJobs. So the pod is the head of one: its first container writes to
+storage, and the job is deleted as soon as that has ended. Where nobody is left to do so, KubeRay takes the pod away,
+and the next check what then is left of the job.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from cluster.errors import InfrastructureError
 from cluster.kubernetes import api, pods, reasons
 from cluster.kubernetes.api import Api, ApiError, Object
 from cluster.kubernetes.bundled import command
-from cluster.kubernetes.manifest import merge
+from cluster.kubernetes.manifest import merge, ray_job
 from cluster.kubernetes.pods import RUN_LABEL, Manifest
 from cluster.kubernetes.versions import CLIENTS, RAY_VERSION
 
+_LABEL = "raylift.dev/check"  # of the RayJob of one
 _PROBE = "raylift-probe"
 _PATIENCE = 300.0  # seconds: an image may have to be pulled
 _GONE = 60.0
@@ -29,13 +31,14 @@ _SMALL = Resources(cpu=0.5, memory="1Gi", disk="2Gi")
 
 def probe(server: Api, cluster: KubernetesCluster, storage: str) -> None:
     """Have a pod write to a storage, read and delete. Raises InfrastructureError with what it said, or why it waits."""
+    _sweep(server, cluster.namespace)
     document = render_probe(cluster, storage, f"raylift-check-{secrets.token_hex(3)}")
     with _applied(server, document) as name:
         _wait_for_its_end(server, cluster.namespace, name)
 
 
 def render_probe(cluster: KubernetesCluster, storage: str, name: str) -> Manifest:
-    """Return a RayCluster of a head alone, with the image, account, Secret and placement of a run's. Pure."""
+    """Return a RayJob of a head alone, with the image, account, Secret and placement of a run's. Pure."""
     small = cluster.model_copy(update={"head": _SMALL, "termination_grace_period_seconds": 30})
     head = pods.head_pod(name, small, [], [cluster.storage_secret] if cluster.storage_secret else [])
     template = merge(head, cluster.pod_template)
@@ -46,33 +49,45 @@ def render_probe(cluster: KubernetesCluster, storage: str, name: str) -> Manifes
     first |= {"name": _PROBE, "command": command("probe")}
     first["args"] = [uri.replace("$", "$$"), "/tmp/raylift", CLIENTS[uri.partition("://")[0]]]
     template["spec"]["initContainers"] = [first]
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayCluster",
-        "metadata": {"name": name, "namespace": cluster.namespace, "labels": pods.labels(name)},
-        "spec": {
+    spec = {
+        "entrypoint": "true",
+        "submissionMode": "HTTPMode",  # by the operator: no other pod is needed
+        "backoffLimit": 0,
+        "activeDeadlineSeconds": round(_PATIENCE + _GONE),
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": 0,
+        "rayClusterSpec": {
             "rayVersion": RAY_VERSION,
             "authOptions": {"mode": "token"},
             "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": template},
+            "workerGroupSpecs": [],
         },
     }
+    return ray_job(name, cluster, labels={_LABEL: name}, annotations={}, spec=spec)
+
+
+def _sweep(server: Api, namespace: str) -> None:
+    """Delete the jobs of checks that died before they did so themselves; one that goes on may be somebody else's."""
+    for job in server.select(api.RAY_JOBS, namespace, _LABEL):
+        if reasons.where_it_stands(job, [], [], None)[0].is_final:
+            server.delete(api.RAY_JOBS, namespace, job["metadata"]["name"])
 
 
 @contextlib.contextmanager
 def _applied(server: Api, document: Manifest) -> Iterator[str]:
-    """Have a cluster for as long as the block lasts. Raises InfrastructureError where it does not go."""
+    """Have a job for as long as the block lasts. Raises InfrastructureError where it does not go."""
     namespace, name = document["metadata"]["namespace"], document["metadata"]["name"]
     try:
-        server.apply(api.RAY_CLUSTERS, document, "raylift-check")
+        server.apply(api.RAY_JOBS, document, "raylift-check")
         yield name
     finally:
         with contextlib.suppress(ApiError):
-            server.delete(api.RAY_CLUSTERS, namespace, name)
+            server.delete(api.RAY_JOBS, namespace, name)
     deadline = time.monotonic() + _GONE
-    while _pods(server, namespace, name) or server.find(api.RAY_CLUSTERS, namespace, name) is not None:
+    while _is_there(server, namespace, name):
         if time.monotonic() > deadline:
             raise InfrastructureError(
-                f"the RayCluster {name} of this check is still there: kubectl delete raycluster {name}"
+                f"the RayJob {name} of this check is still there: kubectl delete rayjob --namespace {namespace} {name}"
             )
         time.sleep(_POLL)
 
@@ -94,6 +109,12 @@ def _wait_for_its_end(server: Api, namespace: str, name: str) -> None:
 
 def _pods(server: Api, namespace: str, name: str) -> list[Object]:
     return server.select(api.PODS, namespace, f"{RUN_LABEL}={name}")
+
+
+def _is_there(server: Api, namespace: str, name: str) -> bool:
+    """Whether something of a check is still there."""
+    label = f"{RUN_LABEL}={name}"
+    return any(server.select(kind, namespace, label) for kind in (api.RAY_JOBS, api.RAY_CLUSTERS, api.PODS))
 
 
 def _exit_code(pod: Object) -> int | None:

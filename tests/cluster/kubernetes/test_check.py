@@ -19,6 +19,7 @@ from cluster.kubernetes.manifest import render
 from launcher.cluster_checks import check_cluster
 from tests.cluster.kubernetes.golden import request
 from tests.harness import raylift
+from tests.stand_ins.kubernetes.kuberay import mistake_in
 from tests.stand_ins.kubernetes.schemas import kuberay_crds, mistakes, schema_of, unknown_fields
 from tests.stand_ins.kubernetes.server import ApiServer
 
@@ -225,18 +226,47 @@ def test_a_check_whose_pod_does_not_start_says_why_and_leaves_nothing(
     server_of = Api(None)
     with pytest.raises(InfrastructureError, match="not known after 0 s: KubeRay made no pod"):
         probing.probe(server_of, cluster, "s3://bucket/runs")
-    assert server.all("RayCluster") == []
+    assert server.all("RayJob") == []
 
 
-def test_the_cluster_of_a_check_is_one_that_kuberay_and_the_namespace_take() -> None:
+def test_what_a_check_that_was_killed_has_left_goes_by_itself_or_with_the_next_one(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Death(BaseException):
+        """The process is gone: nothing of it is undone."""
+
+    def die(*_: Any) -> None:
+        raise Death
+
+    cluster = request("spot-with-fallback").cluster
+    assert isinstance(cluster, KubernetesCluster)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(probing, "_wait_for_its_end", die)
+            patch.setattr(Api, "delete", die)
+            with pytest.raises(Death):
+                probing.probe(Api(None), cluster, "s3://bucket/runs")
+    over, goes_on = (job["metadata"]["name"] for job in server.all("RayJob"))
+    for job in server.all("RayJob"):
+        assert job["spec"]["activeDeadlineSeconds"] < 600
+        assert (job["spec"]["shutdownAfterJobFinishes"], job["spec"]["ttlSecondsAfterFinished"]) == (True, 0)
+    server.set_status("RayJob", "raylift", over, jobDeploymentStatus="Failed", reason="DeadlineExceeded")
+    monkeypatch.setattr(probing, "_POLL", 0.02)
+    monkeypatch.setattr(probing, "_wait_for_its_end", lambda *_: None)
+    probing.probe(Api(None), cluster, "s3://bucket/runs")
+    assert [job["metadata"]["name"] for job in server.all("RayJob")] == [goes_on]
+
+
+def test_the_job_of_a_check_is_one_that_kuberay_and_the_namespace_take() -> None:
     cluster = request("spot-with-fallback").cluster
     assert isinstance(cluster, KubernetesCluster)
     document = probing.render_probe(cluster, "gs://bucket/runs", "raylift-check-0123ab")
-    (definition,) = (each for each in kuberay_crds() if each["spec"]["names"]["kind"] == "RayCluster")
+    (definition,) = (each for each in kuberay_crds() if each["spec"]["names"]["kind"] == "RayJob")
     schema = schema_of(definition, "v1")
     assert unknown_fields(schema, document) == []
     assert mistakes(schema, document) == []
-    spec = document["spec"]["headGroupSpec"]["template"]["spec"]
+    assert mistake_in(document["spec"]) == ""
+    spec = document["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     (first,), (ray,) = spec["initContainers"], spec["containers"]
     assert first["securityContext"] == ray["securityContext"]
     assert first["envFrom"] == [{"secretRef": {"name": "raylift-storage"}}]
