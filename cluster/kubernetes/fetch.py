@@ -6,7 +6,8 @@
 `fetch` takes the archive at URI out of storage with the package CLIENT, such as boto3==1.44.5, checks that it is the
 one of that name, unpacks it to FOLDER/<digest>/code, and has uv install its requirements.lock to
 FOLDER/<digest>/packages, with the OPTIONs. What is there already, in a folder that pods of a node share, is left alone.
-`probe` writes an object to URI, where none may be yet, reads it and deletes it.
+`probe` writes an object to URI, where none may be yet, reads it, deletes it, and prints what came of it, after TOLD. It
+ends well whatever that is: KubeRay deletes a head whose container has failed before anybody has read what it printed.
 As nothing of ours is there yet, this uses the standard library alone.
 """
 
@@ -24,6 +25,7 @@ import tempfile
 import zipfile
 from typing import Any
 
+TOLD, DONE = "raylift check: ", "done"
 _UV = "uv==0.13.9"
 
 
@@ -74,7 +76,7 @@ def download(uri: str, folder: str, client: str) -> bytes:
 
 
 def probe(uri: str, folder: str, client: str) -> None:
-    """Write an object where none may be, read it and delete it: all that a run needs. Ends with the error, if any."""
+    """Write an object where none may be, read it and delete it: all that a run needs. Prints the error, or DONE."""
     data = b"raylift check"
     try:
         module, bucket, key = opened(uri, folder, client)
@@ -88,10 +90,10 @@ def probe(uri: str, folder: str, client: str) -> None:
             blob.upload_from_string(data, if_generation_match=0)
             found = blob.download_as_bytes()
             blob.delete()
+        outcome = DONE if found == data else "what was read is not what was written"
     except Exception as error:  # of either client, whatever it raises
-        sys.exit(f"{type(error).__name__}: {error}")
-    if found != data:
-        sys.exit("what was read is not what was written")
+        outcome = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    print(f"{TOLD}{outcome}", flush=True)
 
 
 def opened(uri: str, folder: str, client: str) -> tuple[Any, str, str]:

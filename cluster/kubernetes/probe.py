@@ -17,6 +17,7 @@ from cluster.errors import InfrastructureError
 from cluster.kubernetes import api, pods, reasons
 from cluster.kubernetes.api import Api, ApiError, Object
 from cluster.kubernetes.bundled import command
+from cluster.kubernetes.fetch import DONE, TOLD
 from cluster.kubernetes.manifest import merge, ray_job
 from cluster.kubernetes.pods import RUN_LABEL, Manifest
 from cluster.kubernetes.versions import CLIENTS, RAY_VERSION
@@ -98,9 +99,11 @@ def _wait_for_its_end(server: Api, namespace: str, name: str) -> None:
         found = _pods(server, namespace, name)
         for pod in found:
             if (exit_code := _exit_code(pod)) is not None:
-                if exit_code:
-                    raise InfrastructureError(_said(server, pod) or f"it ended with exit code {exit_code}")
-                return
+                printed = _printed(server, pod)
+                told = next((each.removeprefix(TOLD) for each in reversed(printed) if each.startswith(TOLD)), "")
+                if told == DONE:
+                    return
+                raise InfrastructureError(told or f"it ended with exit code {exit_code}: {' '.join(printed[-1:])}")
         if time.monotonic() > deadline:
             why = reasons.trouble(found) or ("its pod has not started" if found else "KubeRay made no pod")
             raise InfrastructureError(f"not known after {_PATIENCE:.0f} s: {why}")
@@ -124,10 +127,10 @@ def _exit_code(pod: Object) -> int | None:
     return None
 
 
-def _said(server: Api, pod: Object) -> str:
-    """Return the last line that the container printed."""
+def _printed(server: Api, pod: Object) -> list[str]:
+    """Return the lines that the container printed."""
     path = f"{api.PODS.path(pod['metadata']['namespace'], pod['metadata']['name'])}/log"
     with contextlib.suppress(ApiError):
         lines = b"".join(server.lines(path, container=_PROBE)).decode(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "")
-    return ""
+        return [line for line in lines if line.strip()]
+    return []

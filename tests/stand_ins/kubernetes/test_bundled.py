@@ -90,4 +90,4 @@ def test_a_check_has_a_pod_write_to_storage_and_leaves_nothing(
     ok, said = there()
     assert not ok
     assert "SignatureDoesNotMatch" in said
-    assert server.all("RayCluster") == server.all("Pod") == []
+    assert server.all("RayJob") == server.all("RayCluster") == server.all("Pod") == []
