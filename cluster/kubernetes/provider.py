@@ -25,6 +25,19 @@ from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus, 
 _WORKLOADS = Kind("kueue.x-k8s.io", "v1beta2", "workloads")
 _SUBMITTER = "ray-job-submitter"
 _OF_JOB = "ray.io/originated-from-cr-name"  # KubeRay's own label
+# what KubeRay makes for an autoscaler, and for cluster.network_policy; it can be looked at where one may
+_BESIDE = (api.ACCOUNTS, api.ROLES, api.BINDINGS, api.POLICIES)
+_SINGULAR = {
+    api.RAY_JOBS: "RayJob",
+    api.RAY_CLUSTERS: "RayCluster",
+    api.PODS: "Pod",
+    api.JOBS: "Job",
+    api.SERVICES: "Service",
+    api.ACCOUNTS: "ServiceAccount",
+    api.ROLES: "Role",
+    api.BINDINGS: "RoleBinding",
+    api.POLICIES: "NetworkPolicy",
+}
 _POLL = 1.0  # seconds
 _BEYOND_GRACE = 60.0  # seconds that a teardown waits, beside the grace period of the pods
 
@@ -35,6 +48,7 @@ class KubernetesProvider:
     def __init__(self, cluster: KubernetesCluster) -> None:
         self.cluster = cluster
         self.namespace = cluster.namespace
+        self._unseen: set[Kind] = set()  # that this person may not list
 
     @cached_property
     def server(self) -> Api:
@@ -107,12 +121,17 @@ class KubernetesProvider:
         self.stop(run_id)
         for cluster in self.server.select(api.RAY_CLUSTERS, self.namespace, f"{RUN_LABEL}={run_id}"):
             self.server.delete(api.RAY_CLUSTERS, self.namespace, cluster["metadata"]["name"])
-        had_secret = self.server.delete(api.SECRETS, self.namespace, name)
+        secrets = [name] if self.server.delete(api.SECRETS, self.namespace, name) else []
         left = self._wait_until_gone(run_id)
-        # secrets may not be read, but a second deletion that finds nothing is proof enough
-        if had_secret and self.server.delete(api.SECRETS, self.namespace, name):
-            left.append(Resource(kind="Secret", name=name, run_id=run_id, detail="is still being deleted"))
-        removed = [*found, *([Resource(kind="Secret", name=name, run_id=run_id)] if had_secret else [])]
+        held = {each.name for each in left if each.kind == "RayCluster"}
+        # KubeRay's token is in a Secret of the cluster's name, which goes after that
+        tokens = [each.name for each in found if each.kind == "RayCluster" and each.name not in held]
+        secrets += [each for each in tokens if self.server.delete(api.SECRETS, self.namespace, each)]
+        for each in secrets:
+            # secrets may not be read, but a second deletion that finds nothing is proof enough
+            if self.server.delete(api.SECRETS, self.namespace, each):
+                left.append(Resource(kind="Secret", name=each, run_id=run_id, detail="is still being deleted"))
+        removed = [*found, *(Resource(kind="Secret", name=each, run_id=run_id) for each in secrets)]
         return Receipt(removed=removed, leftovers=left)
 
     def clear(self, run_id: str) -> None:
@@ -245,8 +264,9 @@ class KubernetesProvider:
             (api.SERVICES, of_job),
         )
         found = [_resource(kind, each) for kind, labels in selected for each in self._list(kind, labels)]
-        services = [each for each in self._list(api.SERVICES, RAY_CLUSTER) if _is_of(each, name)]
-        return found + [_resource(api.SERVICES, each) for each in services]
+        of_clusters = [(api.SERVICES, each) for each in self._list(api.SERVICES, RAY_CLUSTER)]
+        of_clusters += [(kind, each) for kind in _BESIDE for each in self._list_where_one_may(kind, RAY_CLUSTER)]
+        return found + [_resource(kind, each) for kind, each in of_clusters if _is_of(each, name)]
 
     def _wait_until_gone(self, run_id: str) -> list[Resource]:
         deadline = time.monotonic() + self.cluster.termination_grace_period_seconds + _BEYOND_GRACE
@@ -256,6 +276,16 @@ class KubernetesProvider:
 
     def _list(self, kind: Kind, labels: str) -> list[Object]:
         return self.server.select(kind, self.namespace, labels)
+
+    def _list_where_one_may(self, kind: Kind, labels: str) -> list[Object]:
+        if kind not in self._unseen:
+            try:
+                return self._list(kind, labels)
+            except ApiError as error:
+                if error.status != 403:
+                    raise
+                self._unseen.add(kind)
+        return []
 
     def _list_everywhere(self, kind: Kind, labels: str) -> list[Object]:
         try:
@@ -283,9 +313,9 @@ def owned(document: Object, owner: Object) -> Object:
     return {**document, "metadata": {**document["metadata"], "ownerReferences": [reference]}}
 
 
-def _is_of(service: Object, name: str) -> bool:
-    """Whether a service is that of a cluster which KubeRay made for a RayJob: that has five more characters."""
-    cluster, dash, rest = str(service["metadata"]["labels"][RAY_CLUSTER]).rpartition("-")
+def _is_of(found: Object, name: str) -> bool:
+    """Whether an object is that of a cluster which KubeRay made for a RayJob: that has five more characters."""
+    cluster, dash, rest = str(found["metadata"]["labels"][RAY_CLUSTER]).rpartition("-")
     return cluster == name and bool(dash) and len(rest) == 5
 
 
@@ -301,9 +331,8 @@ def _resource(kind: Kind, found: Object) -> Resource:
         detail += f", being deleted{held}"
     elif phase := found.get("status", {}).get("phase") or found.get("status", {}).get("jobDeploymentStatus"):
         detail += f", {phase}"
-    singular = {api.RAY_JOBS: "RayJob", api.RAY_CLUSTERS: "RayCluster", api.PODS: "Pod", api.SERVICES: "Service"}
     return Resource(
-        kind=singular.get(kind, "Job"),
+        kind=_SINGULAR[kind],
         name=metadata["name"],
         run_id=metadata.get("labels", {}).get(RUN_LABEL),
         detail=detail,
