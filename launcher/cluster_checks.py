@@ -35,7 +35,7 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
     found = [
         Finding("api", True, f"Kubernetes {version} at {server.host}"),
         _asked("kuberay", lambda: _kuberay(server)),
-        _asked("rights", lambda: _rights(server, cluster.namespace)),
+        _asked("rights", lambda: _rights(server, cluster.namespace, probing="://" in storage)),
         _asked("manifest", lambda: _manifest(server, job)),
         _asked("quota", lambda: _quota(server, cluster.namespace, pods)),
         _asked("nodes", lambda: _nodes(server, head, worker)),
@@ -67,12 +67,12 @@ def _kuberay(server: Api) -> tuple[bool, str]:
     return True, "ray.io/v1 with RayJob and RayCluster"
 
 
-def _rights(server: Api, namespace: str) -> tuple[bool, str]:
-    missing = rights.missing(server, namespace)
-    if missing:
+def _rights(server: Api, namespace: str, *, probing: bool) -> tuple[bool, str]:
+    needed = (*rights.NEEDED, *(rights.PROBING if probing else ()))
+    if missing := rights.missing(server, namespace, needed):
         named = ", ".join(map(str, missing))
         return False, f"in the namespace {namespace} you may not: {named}. See k8s/base/role.yaml"
-    return True, f"all {len(rights.NEEDED)} that are needed in the namespace {namespace}"
+    return True, f"all {len(needed)} that are needed in the namespace {namespace}"
 
 
 def _manifest(server: Api, job: dict[str, Any]) -> tuple[bool, str]:

@@ -1,7 +1,8 @@
-"""What launching a run takes of a person's rights: no more than the Role of k8s/base gives."""
+"""What raylift takes of a person's rights: the Role of k8s/base gives that and no more."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -30,25 +31,26 @@ class Right:
         return f"{self.verb} {self.kind.name}{'/' + self.subresource if self.subresource else ''}"
 
 
-NEEDED = (
+NEEDED = (  # by a launch, and by what follows and ends it
     *(Right(verb, api.RAY_JOBS) for verb in ("create", "patch", "get", "list", "watch", "delete")),
     *(Right(verb, api.RAY_CLUSTERS) for verb in ("get", "list", "delete")),
     *(Right(verb, api.SECRETS) for verb in ("create", "patch", "delete")),
-    *(Right(verb, api.PODS) for verb in ("get", "list", "watch")),
+    *(Right(verb, api.PODS) for verb in ("get", "list")),
     Right("get", api.PODS, "log"),
     Right("list", api.EVENTS),
     Right("list", api.SERVICES),
     Right("list", api.JOBS),
 )
+PROBING = tuple(Right(verb, api.RAY_CLUSTERS) for verb in ("create", "patch"))  # beside these: cluster.kubernetes.probe
 
 
-def missing(server: Api, namespace: str) -> list[Right]:
-    """Return which of these rights a person lacks. Raises ApiError.
+def missing(server: Api, namespace: str, needed: Sequence[Right] = NEEDED) -> list[Right]:
+    """Return which of the rights a person lacks. Raises ApiError.
 
     One call lists what a person may; what is not there is asked for, as not all that decide over rights can be listed.
     """
     rules = server.rules(namespace)
-    doubtful = [right for right in NEEDED if not any(right.is_given_by(rule) for rule in rules)]
+    doubtful = [right for right in needed if not any(right.is_given_by(rule) for rule in rules)]
     with ThreadPoolExecutor(8) as pool:
         allowed = list(pool.map(lambda each: server.may(each.verb, each.kind, namespace, each.subresource), doubtful))
     return [right for right, has in zip(doubtful, allowed, strict=True) if not has]

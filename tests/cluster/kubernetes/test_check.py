@@ -16,6 +16,8 @@ from cluster.kubernetes import probe as probing
 from cluster.kubernetes.api import Api
 from cluster.kubernetes.fits import fitting
 from cluster.kubernetes.manifest import render
+from launcher import cluster_checks
+from launcher.checks import Finding
 from launcher.cluster_checks import check_cluster
 from tests.cluster.kubernetes.golden import request
 from tests.harness import raylift
@@ -106,6 +108,23 @@ def test_rights_that_are_missing_are_named(server: ApiServer, check: Check) -> N
     ok, said = check()["rights"]
     assert not ok
     assert "you may not: create rayjobs.ray.io, patch rayjobs.ray.io" in said
+
+
+def test_what_the_pod_that_tries_storage_takes_is_asked_for_only_where_there_is_one(
+    server: ApiServer, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget(role: Any) -> None:
+        (rule,) = (each for each in role["rules"] if "rayclusters" in each["resources"])
+        rule["verbs"] = ["get", "list", "delete"]
+
+    server.change("Role", "raylift", "raylift-launcher", forget)
+    assert check()["rights"][0]
+    monkeypatch.setattr(cluster_checks, "check_storage_at", lambda _storage: Finding("storage", True, ""))
+    cluster = request("plain").cluster
+    assert isinstance(cluster, KubernetesCluster)
+    (found,) = (each for each in cluster_checks.check_cluster(cluster, "s3://bucket/runs") if each.name == "rights")
+    assert not found.ok
+    assert "you may not: create rayclusters.ray.io, patch rayclusters.ray.io" in found.detail
 
 
 def test_a_webhook_that_would_refuse_is_quoted(server: ApiServer, check: Check) -> None:

@@ -31,8 +31,6 @@ from cluster.kubernetes.provider import KubernetesProvider
 from cluster.provider import LaunchRequest, State
 from tests.cluster.kubernetes.golden import RUN_ID, request
 from tests.cluster.kubernetes.kuberay import submit, take_up
-from tests.k8s.manifests import K8S, may, of_kind
-from tests.k8s.manifests import render as render_base
 from tests.stand_ins.kubernetes.access import User
 from tests.stand_ins.kubernetes.server import ApiServer, Fault
 
@@ -366,13 +364,6 @@ def test_a_right_that_is_missing_is_named_before_anything_is_made(
         kubernetes.launch(run)
     assert raised.value.exit_code == 3
     assert server.all("RayJob") == server.all("Secret") == []
-
-
-def test_the_role_of_the_base_allows_all_that_is_needed() -> None:
-    role = of_kind(render_base(K8S / "base"), "Role")["raylift-launcher"]
-    for right in rights.NEEDED:
-        resource = right.kind.plural + (f"/{right.subresource}" if right.subresource else "")
-        assert may(role, right.verb, resource, right.kind.group), str(right)
 
 
 def as_admin(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:

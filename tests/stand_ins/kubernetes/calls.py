@@ -344,6 +344,7 @@ class Call:
         if not access.may(self.store, self.user, action):
             named = f' "{self.name}"' if self.name else ""
             raise RefusedError(403, f"{self.kind.qualified}{named} is forbidden: {action.denied(self.user)}")
+        self.api.actions.add((verb, self.kind.group, resource))
 
     def _is_dry(self) -> bool:
         return self.query.get("dryRun") == "All"

@@ -64,6 +64,7 @@ class ApiServer:
         self.tokens: dict[str, User] = {"admin-token": User("admin", is_admin=True)}
         self.faults: list[Fault] = []
         self.calls: list[str] = []
+        self.actions: set[tuple[str, str, str]] = set()  # verb, group and resource of what came and was allowed
         self.errors: list[str] = []  # in the stand-in itself
         self.logs: dict[str, bytearray] = {}  # by uid of a pod
         self.tells_rules = True  # not all that decide over rights can list them
