@@ -12,11 +12,14 @@ from cluster.kubernetes.api import Api, ApiError, Kind
 from cluster.kubernetes.fits import fitting, total
 from cluster.kubernetes.manifest import node_counts, render
 from cluster.kubernetes.probe import probe
+from cluster.kubernetes.reach import may_reach
 from cluster.provider import LaunchRequest
 from launcher.checks import Finding, check_storage_at
 
 _QUOTAS = Kind("", "v1", "resourcequotas")
 _NODES = Kind("", "v1", "nodes")
+_POLICIES = Kind("networking.k8s.io", "v1", "networkpolicies")
+_SLICES = Kind("discovery.k8s.io", "v1", "endpointslices")
 
 
 def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
@@ -39,6 +42,11 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
         _asked("manifest", lambda: _manifest(server, job)),
         _asked("quota", lambda: _quota(server, cluster.namespace, pods)),
         _asked("nodes", lambda: _nodes(server, head, worker)),
+        *(
+            [_asked("autoscaler", lambda: _autoscaler(server, cluster.namespace, head))]
+            if "autoscalerOptions" in spec
+            else []
+        ),
         check_storage_at(storage),
     ]
     if "://" not in storage or not all(each.ok for each in found if each.name in ("kuberay", "rights", "manifest")):
@@ -119,3 +127,29 @@ def _nodes(server: Api, head: dict[str, Any], worker: dict[str, Any]) -> tuple[b
     if heads and workers:
         return True, told
     return False, f"{told}; only where the cluster adds nodes by itself will this run start"
+
+
+def _autoscaler(server: Api, namespace: str, head: dict[str, Any]) -> tuple[bool, str]:
+    """Look whether network policies let an autoscaler, which is in the head's pod, out to the API server."""
+    opens = "k8s/components/autoscaler opens the way"
+    try:
+        policies = server.select(_POLICIES, namespace)
+        slices = server.select(_SLICES, "default", "kubernetes.io/service-name=kubernetes")
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return True, f"you may not read whether network policies keep it from the API server; {opens}"
+    if not policies:
+        return True, f"no network policy is in the namespace {namespace}"
+    labels = {**head["metadata"]["labels"], "ray.io/node-type": "head"}
+    there = [
+        (address, int(port["port"]))
+        for each in slices
+        for endpoint in each.get("endpoints") or []
+        for address in endpoint["addresses"]
+        for port in each.get("ports") or []
+    ]
+    named = ", ".join(f"{address}:{port}" for address, port in there)
+    if all(may_reach(policies, labels, address, port) for address, port in there):
+        return True, f"network policies let the head out to the API server, {named}"
+    return False, f"no network policy lets the head out to the API server, {named}, so no worker would come; {opens}"

@@ -28,7 +28,11 @@ CLUSTER_QUEUE = K8S / "components" / "kueue" / "cluster-queue.yaml"
 EVERYTHING = """
 namespace: ml
 resources: [base]
-components: [components/kueue, components/workload-identity-eks, components/workload-identity-gke]
+components:
+  - components/autoscaler
+  - components/kueue
+  - components/workload-identity-eks
+  - components/workload-identity-gke
 """
 OURS = {"app.kubernetes.io/managed-by": "raylift"}
 WORKER = Pod({**OURS, "raylift.dev/run": "digits-261125025111-3c1e", "ray.io/node-type": "worker"})
@@ -212,6 +216,15 @@ def test_in_kind_an_autoscaler_reaches_the_api_server_and_a_worker_does_not() ->
     kind = render(K8S / "overlays" / "kind")
     assert may_send(kind, HEAD, "172.18.0.2", 6443)
     assert not may_send(kind, WORKER, "172.18.0.2", 6443)
+
+
+def test_an_autoscaler_reaches_the_api_server_where_an_overlay_says_and_nothing_else(tmp_path: Path) -> None:
+    file = (K8S / "components" / "autoscaler" / "kustomization.yaml").read_text()
+    example = "".join(f"{line[4:]}\n" for line in file.splitlines() if line.startswith("#   "))
+    overlay = render_with(tmp_path, "resources: [base]\n" + example.replace("../../", ""))
+    tried = {(each, port) for each in (*METADATA, *CLUSTER, "10.0.0.2") for port in (80, 443, 6443)}
+    assert {(each, port) for each, port in tried if may_send(overlay, HEAD, each, port)} == {("10.0.0.2", 443)}
+    assert not may_send(overlay, WORKER, "10.0.0.2", 443)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from launcher.checks import Finding
 from launcher.cluster_checks import check_cluster
 from tests.cluster.kubernetes.golden import request
 from tests.harness import raylift
+from tests.k8s.manifests import K8S
+from tests.k8s.manifests import render as render_folder
 from tests.stand_ins.kubernetes.kuberay import mistake_in
 from tests.stand_ins.kubernetes.schemas import kuberay_crds, mistakes, schema_of, unknown_fields
 from tests.stand_ins.kubernetes.server import ApiServer
@@ -291,3 +293,52 @@ def test_the_job_of_a_check_is_one_that_kuberay_and_the_namespace_take() -> None
     assert first["envFrom"] == [{"secretRef": {"name": "raylift-storage"}}]
     assert first["args"][0] == "gs://bucket/runs/.raylift/raylift-check-0123ab"
     assert "nvidia.com/gpu" not in first["resources"]["requests"]
+
+
+# An autoscaler's way to the API server
+
+
+def endpoints(server: ApiServer, address: str, port: int) -> None:
+    labels = {"kubernetes.io/service-name": "kubernetes"}
+    there = {"endpoints": [{"addresses": [address]}], "ports": [{"port": port}], "addressType": "IPv4"}
+    server.create("EndpointSlice", {"metadata": {"name": "kubernetes", "labels": labels}, **there}, "default")
+
+
+def test_an_autoscaler_that_is_kept_from_the_api_server_is_found(
+    server: ApiServer, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_admin(server, monkeypatch)
+    endpoints(server, "172.18.0.2", 6443)
+    ok, said = check(workers={"min": 1, "max": 4})["autoscaler"]
+    assert not ok
+    assert said.startswith("no network policy lets the head out to the API server, 172.18.0.2:6443, so no worker")
+    assert said.endswith("k8s/components/autoscaler opens the way")
+    for document in render_folder(K8S / "overlays" / "kind"):
+        if document["metadata"]["name"] == "autoscaler":
+            server.create("NetworkPolicy", document, "raylift")
+    assert check(workers={"min": 1, "max": 4})["autoscaler"] == (
+        True,
+        "network policies let the head out to the API server, 172.18.0.2:6443",
+    )
+
+
+def test_whoever_may_not_look_is_told_what_an_autoscaler_needs(check: Check) -> None:
+    ok, said = check(workers={"min": 1, "max": 4})["autoscaler"]
+    assert ok
+    assert said == (
+        "you may not read whether network policies keep it from the API server; k8s/components/autoscaler opens the way"
+    )
+
+
+def test_without_a_range_there_is_no_autoscaler_to_look_at(check: Check) -> None:
+    assert "autoscaler" not in check()
+
+
+def test_where_there_are_no_network_policies_nothing_keeps_an_autoscaler(
+    server: ApiServer, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_admin(server, monkeypatch)
+    for policy in server.all("NetworkPolicy"):
+        server.delete("NetworkPolicy", "raylift", policy["metadata"]["name"])
+    ok, said = check(workers={"min": 1, "max": 4})["autoscaler"]
+    assert (ok, said) == (True, "no network policy is in the namespace raylift")
