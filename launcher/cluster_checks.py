@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cluster.config import KubernetesCluster
 from cluster.errors import InfrastructureError
 from cluster.kubernetes import api, rights
 from cluster.kubernetes.api import Api, ApiError, Kind
-from cluster.kubernetes.fits import fitting, total
+from cluster.kubernetes.fits import fitting
 from cluster.kubernetes.manifest import node_counts, render
 from cluster.kubernetes.probe import probe
 from cluster.kubernetes.reach import may_reach
+from cluster.kubernetes.versions import CLIENTS, KUBERAY
 from cluster.provider import LaunchRequest
 from launcher.checks import Finding, check_storage_at
 
@@ -20,6 +21,15 @@ _QUOTAS = Kind("", "v1", "resourcequotas")
 _NODES = Kind("", "v1", "nodes")
 _POLICIES = Kind("networking.k8s.io", "v1", "networkpolicies")
 _SLICES = Kind("discovery.k8s.io", "v1", "endpointslices")
+_NEWEST = "networkPolicy"  # of a RayCluster's spec, which KUBERAY brought
+# What a quota may count of one run: its job and cluster, the job that submits, two services of the head, Ray's token
+_OBJECTS = {
+    "count/rayjobs.ray.io": ["1"],
+    "count/rayclusters.ray.io": ["1"],
+    "count/jobs.batch": ["1"],
+    **{name: ["1", "1"] for name in ("services", "count/services")},
+    **{name: ["1"] for name in ("secrets", "count/secrets")},
+}
 
 
 def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
@@ -29,11 +39,12 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
         version = server.get("/version")["gitVersion"]
     except InfrastructureError as error:
         return [Finding("api", False, str(error)), check_storage_at(storage)]
-    job, *_ = render(
-        LaunchRequest(run_id="raylift-check", run_uri=f"{storage}/raylift-check", cluster=cluster, max_failures=0)
-    )
+    job = _job(cluster, storage)
     spec = job["spec"]["rayClusterSpec"]
     head, worker = spec["headGroupSpec"]["template"], spec["workerGroupSpecs"][0]["template"]
+    if "autoscalerOptions" in spec:  # KubeRay puts it into the head's pod
+        containers = [*head["spec"]["containers"], {"name": "autoscaler", **spec["autoscalerOptions"]}]
+        head = {**head, "spec": {**head["spec"], "containers": containers}}
     pods = [job["spec"]["submitterPodTemplate"], head, *[worker] * node_counts(cluster)[0]]
     found = [
         Finding("api", True, f"Kubernetes {version} at {server.host}"),
@@ -54,6 +65,20 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
     return [*found, _asked("storage there", lambda: _from_a_pod(server, cluster, storage))]
 
 
+def _job(cluster: KubernetesCluster, storage: str) -> dict[str, Any]:
+    """Return the RayJob of a run as it would be launched, with what its pods fetch where the image has no raylift."""
+    uri = f"{storage.rstrip('/')}/raylift-check"
+    fetches = cluster.image is None and storage.partition("://")[0] in CLIENTS
+    request = LaunchRequest(
+        run_id="raylift-check",
+        run_uri=uri,
+        cluster=cluster,
+        max_failures=0,
+        bundle=f"{uri}/code/raylift.zip" if fetches else "",
+    )
+    return render(request)[0]
+
+
 def _asked(name: str, ask: Callable[[], tuple[bool, str]]) -> Finding:
     try:
         return Finding(name, *ask())
@@ -67,12 +92,36 @@ def _from_a_pod(server: Api, cluster: KubernetesCluster, storage: str) -> tuple[
 
 
 def _kuberay(server: Api) -> tuple[bool, str]:
-    """Look for what KubeRay has the API server know; which version it is, only its own fields tell: see _manifest."""
+    """Look for what KubeRay has the API server know; no version is in it, but each one brought fields."""
     served = {each["name"] for each in server.get("/apis/ray.io/v1")["resources"]}
     needed = {api.RAY_JOBS.plural, api.RAY_CLUSTERS.plural}
     if absent := sorted(needed - served):
         return False, f"ray.io/v1 has no {', '.join(absent)}: is KubeRay installed?"
-    return True, "ray.io/v1 with RayJob and RayCluster"
+    try:
+        schemas = server.get("/openapi/v3/apis/ray.io/v1")["components"]["schemas"].values()
+    except ApiError as error:
+        if error.status not in (403, 404):
+            raise
+        return True, "ray.io/v1 with RayJob and RayCluster, of which version is not told"
+    fields = next((_cluster_fields(each) for each in schemas if _is_ray_job(each)), {})
+    if _NEWEST not in fields:
+        return False, (
+            f"ray.io/v1 is of a KubeRay before {KUBERAY}: rayClusterSpec has no {_NEWEST}. An upgrade by helm "
+            "leaves it as it was: https://docs.ray.io/en/latest/cluster/kubernetes/user-guides/upgrade-guide.html"
+        )
+    return True, f"ray.io/v1 with RayJob and RayCluster, of KubeRay {KUBERAY} or newer"
+
+
+def _is_ray_job(schema: Mapping[str, Any]) -> bool:
+    kinds = schema.get("x-kubernetes-group-version-kind", [])
+    return any((each["group"], each["kind"]) == ("ray.io", "RayJob") for each in kinds)
+
+
+def _cluster_fields(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    for field in ("spec", "rayClusterSpec"):
+        schema = schema.get("properties", {}).get(field, {})
+    fields: Mapping[str, Any] = schema.get("properties", {})
+    return fields
 
 
 def _rights(server: Api, namespace: str, *, probing: bool) -> tuple[bool, str]:
@@ -98,8 +147,14 @@ def _quota(server: Api, namespace: str, pods: list[dict[str, Any]]) -> tuple[boo
         if error.status != 403:
             raise
         return True, "you may not read quotas: whether there is room for a run is not known"
-    asked = {f"requests.{key}": amounts for key, amounts in total([pod["spec"] for pod in pods]).items()}
-    asked["pods"] = ["1"] * len(pods)
+    requests, limits = (_amounts(pods, of) for of in ("requests", "limits"))
+    asked = {
+        **requests,  # cpu and memory are other words for requests.cpu and requests.memory
+        **{f"requests.{resource}": amounts for resource, amounts in requests.items()},
+        **{f"limits.{resource}": amounts for resource, amounts in limits.items()},
+        **{name: ["1"] * len(pods) for name in ("pods", "count/pods")},
+        **_OBJECTS,
+    }
     short = []
     for quota in quotas:
         hard, used = quota["spec"].get("hard", {}), quota.get("status", {}).get("used", {})
@@ -109,8 +164,19 @@ def _quota(server: Api, namespace: str, pods: list[dict[str, Any]]) -> tuple[boo
                 if sum(map(parse_quantity, amounts)) > left:
                     short.append(f"{resource}: {' + '.join(amounts)} of {hard[resource]}, {used.get(resource, 0)} used")
     if short:
-        return False, f"there is no room for this run in the namespace: {'; '.join(short)}"
+        over = ". Runs that are over count until raylift rm" if any("rayjobs" in each for each in short) else ""
+        return False, f"there is no room for this run in the namespace: {'; '.join(short)}{over}"
     return True, f"there is room for this run and its {len(pods)} pods" if quotas else "there is none"
+
+
+def _amounts(pods: Sequence[Mapping[str, Any]], of: str) -> dict[str, list[str]]:
+    """Return of each resource what the containers of pods request, or are limited to."""
+    asked: dict[str, list[str]] = {}
+    for pod in pods:
+        for container in pod["spec"]["containers"]:
+            for resource, amount in container.get("resources", {}).get(of, {}).items():
+                asked.setdefault(resource, []).append(str(amount))
+    return asked
 
 
 def _nodes(server: Api, head: dict[str, Any], worker: dict[str, Any]) -> tuple[bool, str]:

@@ -317,7 +317,8 @@ def _in_words(api: Api, status: int, details: str, call: str) -> str:
     if status == 401:
         return f"{api.host} does not know who you are, or your login has run out: {details}. Log in again"
     if "exceeded quota" in details:
-        return f"the quota of the namespace is used up: {details}. See it: kubectl describe resourcequota"
+        over = ". Runs that are over count until raylift rm" if "count/rayjobs" in details else ""
+        return f"the quota of the namespace is used up: {details}. See it: kubectl describe resourcequota{over}"
     if "admission webhook" in details or "violates PodSecurity" in details:
         return f"the cluster's own rules refuse it: {details}"
     if status == 403:

@@ -1,6 +1,7 @@
-"""The versions that a run on Kubernetes is made for; they are those of the lock files."""
+"""The versions that a run on Kubernetes is made for; those of Python's packages are those of the lock files."""
 
 RAY_VERSION = "2.60.0"
+KUBERAY = "1.7"
 TORCH = ((2, 10), (3, 0))  # from, and up to but without
 PYTHON = ((3, 11), (3, 14))
 IMAGE = f"rayproject/ray:{RAY_VERSION}-py312"  # where a job names none: https://hub.docker.com/r/rayproject/ray

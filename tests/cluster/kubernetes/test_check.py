@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +25,10 @@ from tests.cluster.kubernetes.golden import request
 from tests.harness import raylift
 from tests.k8s.manifests import K8S
 from tests.k8s.manifests import render as render_folder
+from tests.stand_ins.kubernetes.kinds import Kind
 from tests.stand_ins.kubernetes.kuberay import mistake_in
 from tests.stand_ins.kubernetes.schemas import kuberay_crds, mistakes, schema_of, unknown_fields
-from tests.stand_ins.kubernetes.server import ApiServer
+from tests.stand_ins.kubernetes.server import ApiServer, Fault
 
 Check = Callable[..., dict[str, tuple[bool, str]]]
 
@@ -96,6 +99,85 @@ def test_a_server_that_does_not_know_one_is_the_only_thing_said_but_storage(serv
     found = check()
     assert list(found) == ["api", "storage"]
     assert "your login has run out" in found["api"][1]
+
+
+def with_fields(kind: Kind, change: Callable[[dict[str, Any]], None]) -> Kind:
+    """Return a kind whose schema is another."""
+    schema: Any = copy.deepcopy(kind.schema)
+    change(schema["properties"]["spec"]["properties"])
+    return dataclasses.replace(kind, schema=schema)
+
+
+def test_the_version_of_kuberay_is_told_by_what_its_jobs_may_say(server: ApiServer, check: Check) -> None:
+    assert check()["kuberay"] == (True, "ray.io/v1 with RayJob and RayCluster, of KubeRay 1.7 or newer")
+
+    def older(spec: dict[str, Any]) -> None:
+        del spec["rayClusterSpec"]["properties"]["networkPolicy"]
+
+    server.kinds = [with_fields(kind, older) if kind.name == "RayJob" else kind for kind in server.kinds]
+    ok, said = check()["kuberay"]
+    assert not ok
+    assert said.startswith("ray.io/v1 is of a KubeRay before 1.7: rayClusterSpec has no networkPolicy.")
+    ok, said = check(network_policy=True)["manifest"]
+    assert not ok
+    assert "the KubeRay that is installed is too old: " in said
+    assert 'unknown field "spec.rayClusterSpec.networkPolicy"' in said
+
+
+def test_a_server_that_tells_no_fields_is_believed(server: ApiServer, check: Check) -> None:
+    server.faults.append(Fault("GET /openapi/v3", status=404, count=9))
+    assert check()["kuberay"] == (True, "ray.io/v1 with RayJob and RayCluster, of which version is not told")
+
+
+def test_the_manifest_that_is_tried_has_the_container_that_fetches_raylift(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_checks, "check_storage_at", lambda _storage: Finding("storage", True, ""))
+    monkeypatch.setattr(cluster_checks, "probe", lambda *_: None)
+    tried: list[Any] = []
+
+    def note(kind: Kind, value: Any) -> str:
+        tried.append(value) if kind.name == "RayJob" else None
+        return ""
+
+    server.admit = note
+    cluster = request("plain", image=None, workers={"min": 1, "max": 2}).cluster
+    assert isinstance(cluster, KubernetesCluster)
+    assert all(each.ok for each in check_cluster(cluster, "s3://bucket/runs/"))
+    (job,) = tried
+    for template in (
+        job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"],
+        job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"],
+    ):
+        (first,) = template["spec"]["initContainers"]
+        assert first["args"][0] == "s3://bucket/runs/raylift-check/code/raylift.zip"
+
+
+@pytest.mark.parametrize(
+    ("hard", "used", "short"),
+    [
+        ({"limits.cpu": "2"}, {}, "limits.cpu: 500m + 1 + 500m + 1 of 2, 0 used"),
+        ({"limits.memory": "64Gi"}, {"limits.memory": "63Gi"}, "limits.memory: 1Gi + 4Gi + 512Mi + 4Gi of 64Gi"),
+        ({"cpu": "2"}, {}, "cpu: 500m + 1 + 500m + 1 of 2"),
+        ({"requests.cpu": "2"}, {}, "requests.cpu: 500m + 1 + 500m + 1 of 2"),
+        ({"requests.cpu": "3"}, {}, ""),
+        ({"count/pods": "2"}, {}, "count/pods: 1 + 1 + 1 of 2"),
+        ({"count/rayclusters.ray.io": "1"}, {"count/rayclusters.ray.io": "1"}, "rayclusters.ray.io: 1 of 1, 1 used"),
+        ({"count/rayjobs.ray.io": "32"}, {"count/rayjobs.ray.io": "32"}, "Runs that are over count until raylift rm"),
+        ({"services": "1"}, {}, "services: 1 + 1 of 1"),
+        ({"count/jobs.batch": "5", "count/secrets": "5"}, {}, ""),
+    ],
+)
+def test_a_quota_is_compared_with_all_that_it_may_count_of_a_run_and_its_autoscaler(
+    server: ApiServer, check: Check, hard: dict[str, str], used: dict[str, str], short: str
+) -> None:
+    def limit(quota: Any) -> None:
+        quota.update(spec={"hard": hard}, status={"used": used})
+
+    server.change("ResourceQuota", "raylift", "raylift", limit)
+    ok, said = check(workers={"min": 1, "max": 4})["quota"]
+    assert ok is not bool(short)
+    assert short in said
 
 
 def test_a_cluster_without_kuberay_is_told_from_one_with_it(server: ApiServer, check: Check) -> None:

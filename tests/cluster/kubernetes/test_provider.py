@@ -417,7 +417,7 @@ def test_a_quota_of_jobs_that_is_used_up_is_said_so(
         f'rayjobs.ray.io "{RUN_ID}" is forbidden: exceeded quota: raylift, requested: count/rayjobs.ray.io=1, used: 32'
     )
     server.admit = lambda kind, _value: said if kind.name == "RayJob" else ""
-    with pytest.raises(InfrastructureError, match=r"the quota of the namespace is used up: .*used: 32"):
+    with pytest.raises(InfrastructureError, match=r"the quota of the namespace is used up: .*used: 32.*raylift rm"):
         kubernetes.launch(run)
 
 

@@ -75,18 +75,22 @@ def _resources(group: str, version: str, kinds: Sequence[Kind]) -> Object:
 
 
 def _openapi(group: str, version: str, kinds: Sequence[Kind]) -> Object:
-    """Say of each kind that a patch takes dryRun and fieldValidation: that is what kubectl asks of it."""
+    """Say that a patch takes dryRun and fieldValidation, of which kubectl asks, and what fields custom kinds have."""
     parameters = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in ("dryRun", "fieldValidation")]
     paths: dict[str, Any] = {}
+    schemas: dict[str, Any] = {}
     for kind in kinds:
         if (kind.group, kind.version) == (group, version):
             marked = {"group": kind.group, "version": kind.version, "kind": kind.name}
             patch = {"parameters": parameters, "responses": {}, "x-kubernetes-group-version-kind": marked}
             inside = "/namespaces/{namespace}" if kind.namespaced else ""
             paths[f"{_root(group, version)}{inside}/{kind.plural}/{{name}}"] = {"patch": patch}
+            if kind.schema is not None:
+                name = ".".join([*reversed(group.split(".")), version, kind.name])
+                schemas[name] = {**kind.schema, "x-kubernetes-group-version-kind": [marked]}
     return {
         "openapi": "3.0.0",
         "info": {"title": "stand-in", "version": "v1"},
         "paths": paths,
-        "components": {"schemas": {}},
+        "components": {"schemas": schemas},
     }
