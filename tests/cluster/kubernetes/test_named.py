@@ -24,7 +24,6 @@ from tests.cluster.kubernetes.golden import FOLDER, RUN_ID, named_cluster, on_na
 from tests.cluster.kubernetes.golden import documents as kept
 from tests.cluster.kubernetes.kuberay import take_up
 from tests.harness import ROOT
-from tests.stand_ins.kubernetes.kuberay import mistake_in
 from tests.stand_ins.kubernetes.schemas import kuberay_crds, mistakes, schema_of, unknown_fields
 from tests.stand_ins.kubernetes.server import ApiServer, Fault
 
@@ -76,7 +75,6 @@ def test_a_manifest_is_as_it_was_looked_over(name: str) -> None:
     schema = schema_of(definition, "v1")
     assert unknown_fields(schema, documents[0]) == []
     assert mistakes(schema, documents[0]) == []
-    assert mistake_in(documents[0]["spec"]) == ""
 
 
 def test_kuberay_is_left_nothing_with_which_it_would_end_a_cluster_of_others() -> None:

@@ -19,27 +19,33 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from tests.stand_ins.kubernetes.admission import refusal
 from tests.stand_ins.kubernetes.kinds import Object
 from tests.stand_ins.kubernetes.kubelet import FINALIZER, Kubelet
 from tests.stand_ins.kubernetes.server import ApiServer
 from tests.stand_ins.kubernetes.store import now
+from tests.stand_ins.kubernetes.validation import SELECTED, mistake_in, mistake_in_cluster
 
 _JOB_FINALIZER = "ray.io/rayjob-finalizer"
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
-_SELECTED = "ray.io/cluster"  # the key of a clusterSelector
 _POLL = 0.1  # seconds
 _PATIENCE = 5.0  # seconds for the dashboard to answer
 
 
-class Operator:
-    """Looks after every RayJob of a server, in a thread, while it stands."""
+class _RefusedError(Exception):
+    """The API server took a pod as little as it would one from outside."""
 
-    def __init__(self, server: ApiServer, images: Mapping[str, Mapping[str, str]]) -> None:
+
+class Operator:
+    """Looks after every RayJob of a server, in a thread, while it stands; `gates` are the features that are on."""
+
+    def __init__(self, server: ApiServer, images: Mapping[str, Mapping[str, str]], gates: Collection[str] = ()) -> None:
         self.server = server
+        self.gates = gates
         self.kubelet = Kubelet(server, images, self._is_ready)
         self.ports: dict[str, tuple[int, int]] = {}  # of a RayCluster: Ray's own, and the dashboard's
         self.errors: list[str] = []
@@ -87,7 +93,7 @@ class Operator:
         """Do nothing more about it."""
 
     def _begin(self, job: Object, status: Object) -> None:
-        if said := mistake_in(job["spec"]):
+        if said := mistake_in(job, self.gates):
             self._set(job, jobDeploymentStatus="ValidationFailed", reason="ValidationFailed", message=said)
             return
         if job["spec"].get("suspend"):
@@ -98,7 +104,7 @@ class Operator:
         self._set(
             job,
             jobId=job["spec"].get("jobId") or f"{name}-{_suffix()}",
-            rayClusterName=job["spec"].get("clusterSelector", {}).get(_SELECTED) or f"{name}-{_suffix()}",
+            rayClusterName=job["spec"].get("clusterSelector", {}).get(SELECTED) or f"{name}-{_suffix()}",
             jobStatus="",
             startTime=now(),
             failed=status.get("failed", 0),
@@ -146,6 +152,8 @@ class Operator:
 
     def _fail(self, job: Object, status: Object, reason: str, message: str) -> None:
         failed = status.get("failed", 0) + 1
+        # Of KubeRay only a controller older than PreRunningDeadlineExceeded could be read, and that excepts the other
+        # reason alone; whether 1.7 tries again after this one too is not known.
         again = failed <= job["spec"].get("backoffLimit", 0) and reason not in (
             "DeadlineExceeded",
             "PreRunningDeadlineExceeded",
@@ -248,10 +256,7 @@ class Operator:
             f"Deleted {role} Pod {namespace}/{name}; Pod status: {status['phase']}; Pod restart policy: Never; "
             f"Ray container terminated status: &ContainerStateTerminated{{{state},}}"
         )
-        about = {"kind": "RayCluster", "name": cluster["metadata"]["name"], "namespace": namespace}
-        event = {"type": "Normal", "reason": f"Deleted{role.title()}Pod", "message": told, "lastTimestamp": now()}
-        metadata = {"name": f"{cluster['metadata']['name']}.{_suffix()}"}
-        self.server.create("Event", {"metadata": metadata, "involvedObject": about, **event}, namespace)
+        self._tell(cluster, "Normal", f"Deleted{role.title()}Pod", told, _suffix())
         self.server.delete("Pod", namespace, name)
 
     def _make_account(self, cluster: Object) -> None:
@@ -304,7 +309,12 @@ class Operator:
         labels = {"ray.io/cluster": owner, "ray.io/node-type": role, "ray.io/group": group_name}
         labels |= template.get("metadata", {}).get("labels", {})
         pending = {"phase": "Pending"}
-        self._make("Pod", name, labels, cluster, [FINALIZER], spec=template["spec"], status=pending)
+        try:
+            self._make("Pod", name, labels, cluster, [FINALIZER], spec=template["spec"], status=pending)
+        except _RefusedError as error:
+            of = "" if role == "head" else " for the cluster"
+            said = f"Failed to create {role} Pod{of} {cluster['metadata']['namespace']}/{owner}, {error}"
+            self._tell(cluster, "Warning", f"FailedToCreate{role.title()}Pod", said, "refused")
 
     def _autoscaler(self, cluster: Object, container: Object, gcs: str) -> Object:
         options, metadata = cluster["spec"].get("autoscalerOptions", {}), cluster["metadata"]
@@ -315,7 +325,7 @@ class Operator:
             "workingDir": container["workingDir"],
             "command": [*program, metadata["name"], metadata["namespace"], gcs],
             "env": [*_token(cluster["spec"], metadata["name"]), {"name": "AUTOSCALER_UPDATE_INTERVAL_S", "value": "1"}],
-            "resources": options.get("resources", {}),
+            **{key: options[key] for key in ("imagePullPolicy", "resources", "securityContext") if key in options},
         }
 
     def _keep_head(self, cluster: Object) -> None:
@@ -323,9 +333,14 @@ class Operator:
         metadata = cluster["metadata"]
         if metadata.get("ownerReferences") or metadata.get("deletionTimestamp") or metadata["name"] in self.ports:
             return
+        if said := mistake_in_cluster(cluster, self.gates):
+            self._tell(
+                cluster, "Warning", "InvalidRayClusterSpec", f"The RayCluster spec is invalid: {said}", "refused"
+            )
+            return
         self.ports[metadata["name"]] = (_free_port(), _free_port())
         token = base64.b64encode(secrets.token_hex(32).encode()).decode()
-        self._make("Secret", metadata["name"], {_SELECTED: metadata["name"]}, cluster, data={"auth_token": token})
+        self._make("Secret", metadata["name"], {SELECTED: metadata["name"]}, cluster, data={"auth_token": token})
         self._make_pod(cluster, f"{metadata['name']}-head", "head", "headgroup", cluster["spec"]["headGroupSpec"])
 
     def _is_up(self, job: Object, cluster: Object) -> bool:
@@ -408,7 +423,10 @@ class Operator:
         container.setdefault("env", []).extend(env)
         labels = {"batch.kubernetes.io/job-name": job["metadata"]["name"], **template["metadata"]["labels"]}
         name = f"{job['metadata']['name']}-{number}{_suffix()[:4]}"
-        self._make("Pod", name, labels, owner, spec=template["spec"], finalizers=[FINALIZER])
+        try:
+            self._make("Pod", name, labels, owner, spec=template["spec"], finalizers=[FINALIZER])
+        except _RefusedError as error:
+            self._tell(owner, "Warning", "FailedCreate", f"Error creating: {error}", "refused")
 
     def _job_info(self, status: Object) -> Object | None:
         """Return what the head's Ray says of the job; None where it says nothing."""
@@ -437,7 +455,20 @@ class Operator:
         metadata: Object = {"name": name, "labels": dict(labels), "ownerReferences": [reference]}
         if finalizers:
             metadata["finalizers"] = finalizers
+        if kind == "Pod" and (
+            said := refusal(
+                self.server, {"metadata": {**metadata, "namespace": owner["metadata"]["namespace"]}, **more}
+            )
+        ):
+            raise _RefusedError(said)
         return self.server.create(kind, {"metadata": metadata, **more}, owner["metadata"]["namespace"])
+
+    def _tell(self, owner: Object, kind: str, reason: str, message: str, suffix: str) -> None:
+        """Make an event about an object; one that says the same again takes the place of the first."""
+        namespace, name = owner["metadata"]["namespace"], owner["metadata"]["name"]
+        about = {"kind": owner["kind"], "name": name, "namespace": namespace}
+        event = {"type": kind, "reason": reason, "message": message, "lastTimestamp": now(), "involvedObject": about}
+        self.server.create("Event", {"metadata": {"name": f"{name}.{suffix}"}, **event}, namespace)
 
     def _set(self, job: Object, **status: Any) -> None:
         self._change(job, lambda value: value.setdefault("status", {}).update(status))
@@ -448,34 +479,16 @@ class Operator:
 
 
 @contextmanager
-def operator(server: ApiServer, images: Mapping[str, Mapping[str, str]]) -> Iterator[Operator]:
+def operator(
+    server: ApiServer, images: Mapping[str, Mapping[str, str]], gates: Collection[str] = ()
+) -> Iterator[Operator]:
     """Have RayJobs run; `images` are the variables of each image, PATH among them."""
-    running = Operator(server, images)
+    running = Operator(server, images, gates)
     try:
         yield running
     finally:
         running.stop()
     assert running.errors == []
-
-
-def mistake_in(spec: Object) -> str:
-    """Return what KubeRay refuses of a RayJob, after its ValidateRayJobSpec (controllers/ray/utils/validation.go)."""
-    selected = spec.get("clusterSelector")
-    if spec.get("suspend") and not spec.get("shutdownAfterJobFinishes"):
-        return "a RayJob with shutdownAfterJobFinishes set to false is not allowed to be suspended"
-    if spec.get("ttlSecondsAfterFinished") and not spec.get("shutdownAfterJobFinishes"):
-        return "a RayJob with shutdownAfterJobFinishes set to false cannot have TTLSecondsAfterFinished"
-    if spec.get("suspend") and selected:
-        return "the ClusterSelector mode doesn't support the suspend operation"
-    if "rayClusterSpec" not in spec and not selected:
-        return "one of RayClusterSpec or ClusterSelector must be set"
-    if selected and not selected.get(_SELECTED):
-        return "cluster name in ClusterSelector should not be empty"
-    if selected and spec.get("backoffLimit", 0) > 0:
-        return "BackoffLimit is incompatible with ClusterSelector mode"
-    if selected and spec.get("submissionMode") == "SidecarMode":
-        return "ClusterSelector is not supported in SidecarMode"
-    return ""
 
 
 def _is_over_http(job: Object) -> bool:

@@ -18,7 +18,7 @@ from cluster.kubernetes.provider import KubernetesProvider
 from cluster.provider import LaunchRequest, State
 from tests.cluster.kubernetes.golden import request
 from tests.harness import ROOT, wait_for
-from tests.stand_ins.kubernetes.kuberay import Operator, mistake_in, operator
+from tests.stand_ins.kubernetes.kuberay import Operator, operator
 from tests.stand_ins.kubernetes.server import ApiServer, api_server
 
 pytestmark = pytest.mark.slow
@@ -172,25 +172,3 @@ def test_a_job_that_kuberay_does_not_take_is_failed_with_its_reason(server: ApiS
     spec = {"entrypoint": "true", "clusterSelector": {"ray.io/cluster": "dev-x7k2p"}, "backoffLimit": 3}
     server.create("RayJob", {"metadata": {"name": "wrong"}, "spec": spec}, "raylift")
     reaches(server, "wrong", "ValidationFailed")
-
-
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ({}, "one of RayClusterSpec or ClusterSelector must be set"),
-        ({"clusterSelector": {"other": "dev"}}, "cluster name in ClusterSelector should not be empty"),
-        (
-            {"clusterSelector": {"ray.io/cluster": "x"}, "suspend": True, "shutdownAfterJobFinishes": True},
-            "the ClusterSelector mode doesn't support the suspend operation",
-        ),
-        (
-            {"clusterSelector": {"ray.io/cluster": "x"}, "ttlSecondsAfterFinished": 5},
-            "cannot have TTLSecondsAfterFinished",
-        ),
-        ({"clusterSelector": {"ray.io/cluster": "x"}, "submissionMode": "SidecarMode"}, "not supported in SidecarMode"),
-        ({"clusterSelector": {"ray.io/cluster": "x"}, "backoffLimit": 0}, ""),
-    ],
-)
-def test_what_kuberay_takes_with_a_selector(spec: Object, said: str) -> None:
-    assert said in mistake_in(spec)
-    assert bool(said) is bool(mistake_in(spec))
