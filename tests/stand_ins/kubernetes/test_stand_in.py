@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster.kubernetes.golden import CASES, FOLDER, RUN_ID
+from tests.cluster.kubernetes.golden import FOLDER, RUN_ID
 from tests.k8s.manifests import K8S, render
 from tests.stand_ins.kubernetes.access import User
 from tests.stand_ins.kubernetes.server import ApiServer, Fault, api_server
@@ -84,25 +84,6 @@ def kubectl(server: ApiServer, *arguments: str | Path, stdin: str | None = None)
         check=False,
         timeout=60,
     )
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_kubectl_applies_every_golden_manifest_on_the_servers_side_without_keeping_it(
-    server: ApiServer, case: str
-) -> None:
-    server.create("Namespace", {"metadata": {"name": "ml"}})
-    done = kubectl(server, "apply", "--dry-run=server", "-f", FOLDER / f"{case}.yaml")
-    assert done.returncode == 0, done.stderr
-    assert f"rayjob.ray.io/{RUN_ID} created (server dry run)" in done.stdout
-    assert "Warning" not in done.stderr
-    assert server.all("RayJob") == []
-
-
-def test_kubectl_applies_the_base_in_a_cluster_that_has_its_namespace(server: ApiServer) -> None:
-    rendered = yaml.safe_dump_all(render(K8S / "base"))
-    done = kubectl(server, "apply", "--dry-run=server", "-f", "-", stdin=rendered)
-    assert done.returncode == 0, done.stderr
-    assert server.all("NetworkPolicy") == []
 
 
 def test_a_dry_run_in_a_namespace_that_is_not_there_fails_as_it_does_in_kubernetes(server: ApiServer) -> None:

@@ -1,0 +1,95 @@
+"""Every manifest that raylift makes or ships, as kubectl has an API server look at it without keeping it.
+
+That is the stand-in, or with RAYLIFT_TEST_KUBECONFIG=FILE the API server of that file's current context: it has to have
+KubeRay, Kueue, and the namespaces raylift and ml.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import KubernetesCluster
+from cluster.kubernetes.documents import to_yaml
+from cluster.kubernetes.probe import render_probe
+from tests.cluster.kubernetes.golden import documents, request
+from tests.k8s.manifests import K8S, Manifest, read, render, render_with
+from tests.stand_ins.kubernetes.server import api_server
+
+REAL = os.environ.get("RAYLIFT_TEST_KUBECONFIG")
+DOCUMENTS = documents()
+WHOLE = sorted({file.parent for file in K8S.rglob("kustomization.yaml") if file.parent.parent.name != "components"})
+COMPONENTS = sorted(file.name for file in (K8S / "components").iterdir())
+DryRun = Callable[[list[Any]], None]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the kubeconfig of an administrator; at the end, the stand-in has kept nothing."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    if REAL is not None:
+        yield Path(REAL)
+        return
+    with api_server(tmp_path_factory.mktemp("api")) as server:
+        for namespace in ("raylift", "ml"):
+            server.create("Namespace", {"metadata": {"name": namespace}})
+        yield server.kubeconfig("admin", "admin-token")
+        assert [each for kind in server.kinds if kind.name != "Namespace" for each in server.all(kind.name)] == []
+
+
+@pytest.fixture
+def dry_run(config: Path, tmp_path: Path) -> DryRun:
+    """Have a server look at manifests, which it takes without a warning; the stand-in has no Kueue."""
+
+    def look(manifests: list[Any]) -> None:
+        known = [each for each in manifests if REAL is not None or not each["apiVersion"].startswith("kueue.")]
+        options = ["--server-side", "--force-conflicts", "--dry-run=server", f"--cache-dir={tmp_path}"]
+        done = subprocess.run(
+            ["kubectl", "--kubeconfig", config, "apply", *options, "-f", "-"],
+            input=to_yaml(known),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.count("serverside-applied (server dry run)\n") == len(known)
+
+    return look
+
+
+@pytest.mark.parametrize("case", DOCUMENTS)
+def test_what_a_launch_applies(dry_run: DryRun, case: str) -> None:
+    dry_run(DOCUMENTS[case])
+
+
+@pytest.mark.parametrize("storage", ["s3://bucket/runs", "gs://bucket/runs"])
+def test_what_a_check_applies(dry_run: DryRun, storage: str) -> None:
+    cluster = request("spot-with-fallback").cluster
+    assert isinstance(cluster, KubernetesCluster)
+    dry_run([render_probe(cluster, storage, "raylift-check-0123ab")])
+
+
+@pytest.mark.parametrize("folder", WHOLE, ids=lambda folder: str(folder.relative_to(K8S)))
+def test_what_an_administrator_applies(dry_run: DryRun, folder: Path) -> None:
+    dry_run(render(folder))
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_the_base_with_a_component(dry_run: DryRun, tmp_path: Path, component: str) -> None:
+    without: list[Manifest] = render(K8S / "base")
+    overlay = render_with(tmp_path, f"resources: [base]\ncomponents: [components/{component}]\n")
+    assert len(overlay) > len(without)
+    dry_run(overlay)
+
+
+@pytest.mark.skipif(REAL is None, reason="the stand-in has no Kueue: RAYLIFT_TEST_KUBECONFIG names a cluster with it")
+def test_the_queue_of_the_whole_cluster(dry_run: DryRun) -> None:
+    dry_run(read(K8S / "components" / "kueue" / "cluster-queue.yaml"))
