@@ -46,6 +46,14 @@ def render_with(folder: Path, overlay: str) -> list[Manifest]:
     return render(folder / "k8s")
 
 
+def render_beside(folder: Path, overlay: str) -> list[Manifest]:
+    """Return what an overlay gives that is in a folder beside a copy of k8s/, as the README has it."""
+    shutil.copytree(K8S, folder / "k8s")
+    (folder / "my-cluster").mkdir()
+    (folder / "my-cluster" / "kustomization.yaml").write_text(overlay)
+    return render(folder / "my-cluster")
+
+
 def of_kind(manifests: Sequence[Manifest], kind: str) -> dict[str, Manifest]:
     return {each["metadata"]["name"]: each for each in manifests if each["kind"] == kind}
 

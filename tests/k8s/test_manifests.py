@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import kubernetes_validate
 import pytest
 from kubernetes.utils.quantity import parse_quantity
 
+from cluster.kubernetes.versions import KUBERAY
+from tests.harness import ROOT
 from tests.k8s.manifests import (
     K8S,
     Manifest,
@@ -19,10 +22,12 @@ from tests.k8s.manifests import (
     of_kind,
     read,
     render,
+    render_beside,
     render_with,
     strings,
 )
 
+README = (ROOT / "README.md").read_text()
 FOLDERS = ("base", "overlays/kind")
 CLUSTER_QUEUE = K8S / "components" / "kueue" / "cluster-queue.yaml"
 EVERYTHING = """
@@ -102,6 +107,28 @@ def test_every_file_is_rendered_by_a_test(base: list[Manifest], everything: list
     files = [each for folder in ("base", "components") for each in (K8S / folder).rglob("*.yaml")]
     sources = [each for file in files if file.name != "kustomization.yaml" for each in read(file)]
     assert {(each["kind"], each["metadata"]["name"]) for each in sources} - rendered == set()
+
+
+def test_the_overlay_in_the_readme_opens_what_it_says(tmp_path: Path) -> None:
+    (overlay,) = (each for each in README.split("```yaml\n") if each.startswith("# my-cluster/kustomization.yaml"))
+    rendered = render_beside(tmp_path, overlay.partition("```")[0])
+    assert of_kind(rendered, "NetworkPolicy").keys() >= {"autoscaler", "workload-identity-gke"}
+    assert of_kind(rendered, "LocalQueue").keys() == {"raylift"}
+    assert may_send(rendered, HEAD, "10.0.0.2", 443)
+
+
+def test_the_readme_installs_the_kuberay_that_manifests_are_made_for_and_names_what_there_is(
+    base: list[Manifest],
+) -> None:
+    assert f"kuberay/kuberay-operator --version {KUBERAY}." in README
+    accounts, (namespace,) = of_kind(base, "ServiceAccount"), of_kind(base, "Namespace")
+    annotated = re.findall(r"annotate serviceaccount (\S+) --namespace (\S+)", README)
+    assert len(annotated) == 2
+    assert {(account, namespace) for account in accounts} >= {*annotated}
+    told = (K8S / "base" / "service-accounts.yaml").read_text()
+    for annotation in ("eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account"):
+        assert f"{annotation}=" in README
+        assert annotation in told
 
 
 # Pods
