@@ -49,7 +49,7 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
     found = [
         Finding("api", True, f"Kubernetes {version} at {server.host}"),
         _asked("kuberay", lambda: _kuberay(server)),
-        _asked("rights", lambda: _rights(server, cluster.namespace, probing="://" in storage)),
+        _asked("rights", lambda: _rights(server, cluster.namespace)),
         _asked("manifest", lambda: _manifest(server, job)),
         _asked("quota", lambda: _quota(server, cluster.namespace, pods)),
         _asked("nodes", lambda: _nodes(server, head, worker)),
@@ -124,12 +124,11 @@ def _cluster_fields(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return fields
 
 
-def _rights(server: Api, namespace: str, *, probing: bool) -> tuple[bool, str]:
-    needed = (*rights.NEEDED, *(rights.PROBING if probing else ()))
-    if missing := rights.missing(server, namespace, needed):
+def _rights(server: Api, namespace: str) -> tuple[bool, str]:
+    if missing := rights.missing(server, namespace):
         named = ", ".join(map(str, missing))
         return False, f"in the namespace {namespace} you may not: {named}. See k8s/base/role.yaml"
-    return True, f"all {len(needed)} that are needed in the namespace {namespace}"
+    return True, f"all {len(rights.NEEDED)} that are needed in the namespace {namespace}"
 
 
 def _manifest(server: Api, job: dict[str, Any]) -> tuple[bool, str]:

@@ -31,7 +31,7 @@ class Right:
         return f"{self.verb} {self.kind.name}{'/' + self.subresource if self.subresource else ''}"
 
 
-NEEDED = (  # by a launch, and by what follows and ends it
+NEEDED = (  # by a launch, and by what follows and ends it; a check's pod is a RayJob too
     *(Right(verb, api.RAY_JOBS) for verb in ("create", "patch", "get", "list", "watch", "delete")),
     *(Right(verb, api.RAY_CLUSTERS) for verb in ("get", "list", "delete")),
     *(Right(verb, api.SECRETS) for verb in ("create", "patch", "delete")),
@@ -41,7 +41,8 @@ NEEDED = (  # by a launch, and by what follows and ends it
     Right("list", api.SERVICES),
     Right("list", api.JOBS),
 )
-PROBING = tuple(Right(verb, api.RAY_CLUSTERS) for verb in ("create", "patch"))  # beside these: cluster.kubernetes.probe
+# by a teardown, to prove that what KubeRay made for an autoscaler is gone, where one may
+PROVING = tuple(Right("list", kind) for kind in (api.ACCOUNTS, api.ROLES, api.BINDINGS, api.POLICIES))
 
 
 def missing(server: Api, namespace: str, needed: Sequence[Right] = NEEDED) -> list[Right]:

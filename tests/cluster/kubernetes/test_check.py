@@ -26,9 +26,9 @@ from tests.harness import raylift
 from tests.k8s.manifests import K8S
 from tests.k8s.manifests import render as render_folder
 from tests.stand_ins.kubernetes.kinds import Kind
-from tests.stand_ins.kubernetes.kuberay import mistake_in
 from tests.stand_ins.kubernetes.schemas import kuberay_crds, mistakes, schema_of, unknown_fields
 from tests.stand_ins.kubernetes.server import ApiServer, Fault
+from tests.stand_ins.kubernetes.validation import mistake_in
 
 Check = Callable[..., dict[str, tuple[bool, str]]]
 
@@ -141,7 +141,7 @@ def test_the_manifest_that_is_tried_has_the_container_that_fetches_raylift(
         return ""
 
     server.admit = note
-    cluster = request("plain", image=None, workers={"min": 1, "max": 2}).cluster
+    cluster = request("plain", image=None, storage_secret="s3", workers={"min": 1, "max": 2}).cluster
     assert isinstance(cluster, KubernetesCluster)
     assert all(each.ok for each in check_cluster(cluster, "s3://bucket/runs/"))
     (job,) = tried
@@ -175,7 +175,7 @@ def test_a_quota_is_compared_with_all_that_it_may_count_of_a_run_and_its_autosca
         quota.update(spec={"hard": hard}, status={"used": used})
 
     server.change("ResourceQuota", "raylift", "raylift", limit)
-    ok, said = check(workers={"min": 1, "max": 4})["quota"]
+    ok, said = check(storage_secret="s3", workers={"min": 1, "max": 4})["quota"]
     assert ok is not bool(short)
     assert short in said
 
@@ -192,23 +192,6 @@ def test_rights_that_are_missing_are_named(server: ApiServer, check: Check) -> N
     ok, said = check()["rights"]
     assert not ok
     assert "you may not: create rayjobs.ray.io, patch rayjobs.ray.io" in said
-
-
-def test_what_the_pod_that_tries_storage_takes_is_asked_for_only_where_there_is_one(
-    server: ApiServer, check: Check, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forget(role: Any) -> None:
-        (rule,) = (each for each in role["rules"] if "rayclusters" in each["resources"])
-        rule["verbs"] = ["get", "list", "delete"]
-
-    server.change("Role", "raylift", "raylift-launcher", forget)
-    assert check()["rights"][0]
-    monkeypatch.setattr(cluster_checks, "check_storage_at", lambda _storage: Finding("storage", True, ""))
-    cluster = request("plain").cluster
-    assert isinstance(cluster, KubernetesCluster)
-    (found,) = (each for each in cluster_checks.check_cluster(cluster, "s3://bucket/runs") if each.name == "rights")
-    assert not found.ok
-    assert "you may not: create rayclusters.ray.io, patch rayclusters.ray.io" in found.detail
 
 
 def test_a_webhook_that_would_refuse_is_quoted(server: ApiServer, check: Check) -> None:
@@ -368,7 +351,7 @@ def test_the_job_of_a_check_is_one_that_kuberay_and_the_namespace_take() -> None
     schema = schema_of(definition, "v1")
     assert unknown_fields(schema, document) == []
     assert mistakes(schema, document) == []
-    assert mistake_in(document["spec"]) == ""
+    assert mistake_in(document) == ""
     spec = document["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     (first,), (ray,) = spec["initContainers"], spec["containers"]
     assert first["securityContext"] == ray["securityContext"]
@@ -391,21 +374,21 @@ def test_an_autoscaler_that_is_kept_from_the_api_server_is_found(
 ) -> None:
     as_admin(server, monkeypatch)
     endpoints(server, "172.18.0.2", 6443)
-    ok, said = check(workers={"min": 1, "max": 4})["autoscaler"]
+    ok, said = check(storage_secret="s3", workers={"min": 1, "max": 4})["autoscaler"]
     assert not ok
     assert said.startswith("no network policy lets the head out to the API server, 172.18.0.2:6443, so no worker")
     assert said.endswith("k8s/components/autoscaler opens the way")
     for document in render_folder(K8S / "overlays" / "kind"):
         if document["metadata"]["name"] == "autoscaler":
             server.create("NetworkPolicy", document, "raylift")
-    assert check(workers={"min": 1, "max": 4})["autoscaler"] == (
+    assert check(storage_secret="s3", workers={"min": 1, "max": 4})["autoscaler"] == (
         True,
         "network policies let the head out to the API server, 172.18.0.2:6443",
     )
 
 
 def test_whoever_may_not_look_is_told_what_an_autoscaler_needs(check: Check) -> None:
-    ok, said = check(workers={"min": 1, "max": 4})["autoscaler"]
+    ok, said = check(storage_secret="s3", workers={"min": 1, "max": 4})["autoscaler"]
     assert ok
     assert said == (
         "you may not read whether network policies keep it from the API server; k8s/components/autoscaler opens the way"
@@ -422,5 +405,5 @@ def test_where_there_are_no_network_policies_nothing_keeps_an_autoscaler(
     as_admin(server, monkeypatch)
     for policy in server.all("NetworkPolicy"):
         server.delete("NetworkPolicy", "raylift", policy["metadata"]["name"])
-    ok, said = check(workers={"min": 1, "max": 4})["autoscaler"]
+    ok, said = check(storage_secret="s3", workers={"min": 1, "max": 4})["autoscaler"]
     assert (ok, said) == (True, "no network policy is in the namespace raylift")
