@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from functools import partial
 
 import pytest
 
@@ -15,6 +14,7 @@ from cluster.kubernetes.provider import KubernetesProvider
 from launcher.cluster_checks import check_cluster
 from tests.cluster.kubernetes.golden import RUN_ID, on_named_cluster, request
 from tests.cluster.kubernetes.kuberay import submit, take_up
+from tests.harness import wait_for
 from tests.k8s.manifests import Manifest, of_kind
 from tests.stand_ins.kubernetes.server import ApiServer
 
@@ -58,8 +58,12 @@ def _live(server: ApiServer, kubernetes: KubernetesProvider) -> None:
     assert b"".join(kubernetes.logs(RUN_ID, follow=True)) == b"said"
     changes = kubernetes.changes(RUN_ID)
     next(changes)
-    let_go = partial(server.change, "RayJob", "raylift", RUN_ID, lambda job: job["metadata"].update(finalizers=[]))
-    threading.Timer(0.5, let_go).start()
+
+    def let_go() -> None:
+        wait_for(lambda: not server.all("RayCluster"), "the end of the RayCluster")
+        server.change("RayJob", "raylift", RUN_ID, lambda job: job["metadata"].update(finalizers=[]))
+
+    threading.Thread(target=let_go).start()
     assert not kubernetes.teardown(RUN_ID).leftovers
     assert [each.state for each in changes][-1].is_final
     kubernetes.launch(on_named_cluster())
