@@ -67,16 +67,16 @@ def raylift_command(data: str, scratch: Path, trials: int, seed: int) -> list[st
     file, sets = settings(data, seed)
     sets = [f"tune.trials={trials}", f"tune.search.seed={seed}", *sets]
     options = [word for one in sets for word in ("--set", one)]
-    return [str(program("raylift")), "run", str(file), "--id", "bench", "--storage", str(scratch), *options]
+    return [str(program("raylift")), "run", str(file), "--id", f"bench-{data}", "--storage", str(scratch), *options]
 
 
 def read_trials(scratch: Path) -> list[float]:
     """Read every evaluation of every trial from the trials' own folders."""
-    from cluster.runs import Run
+    from cluster.runs import list_runs
     from cluster.storage.open import open_storage
     from cluster.trials import read_trials, trial_run
 
-    sweep = Run(open_storage(str(scratch)), "bench")
+    (sweep,) = list_runs(open_storage(str(scratch)))
     trials = [trial_run(sweep, trial.id) for trial in read_trials(sweep.rows("events"))]
     rows = [row for trial in trials for row in trial.rows("metrics") if row["kind"] == "eval"]
     return [row["eval_accuracy"] for row in sorted(rows, key=lambda row: row["time"])]
@@ -116,7 +116,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="NAME")
-    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--trials", type=int, default=24)
     parser.add_argument(
         "--limit", type=float, default=900, metavar="SECONDS", help="the longest that a search may take"
     )
