@@ -48,7 +48,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--marks", type=Path, required=True, help="file for what is measured")
     parser.add_argument("--scratch", type=Path, required=True, help="folder for what a contestant writes")
     parser.add_argument("--data", choices=DATA, default="digits")
-    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--slots", type=int, default=2, help="trials that run at once, where they do")
     return parser.parse_args()
