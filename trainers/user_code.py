@@ -77,11 +77,9 @@ def told_of(error: BaseException, where: str) -> UserCodeError | None:
     for each in _chain(known):
         called = list(dropwhile(lambda frame: _folder_of(frame) is None, each.stack)) or each.stack
         each.stack = StackSummary.from_list([_shown(frame) for frame in called if not _is_ours(frame)])
-    what = f"{type(error).__name__}: {error}".splitlines()[0]
-    if theirs:
-        last = _shown(theirs[-1])
-        what += f", in {last.filename}, line {last.lineno}, in {last.name}"
-    return UserCodeError(what + where, "".join(known.format()))
+    what, last = f"{type(error).__name__}: {error}".splitlines()[0], _shown(theirs[-1])
+    message = f"{what}, in {last.filename}, line {last.lineno}, in {last.name}{where}"
+    return UserCodeError(message, "".join(known.format()))
 
 
 def _chain(error: TracebackException) -> Iterator[TracebackException]:
