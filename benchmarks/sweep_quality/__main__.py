@@ -12,7 +12,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,10 @@ def main() -> None:
     use_cores(_SLOTS)
     compile_everything()
     machine = describe_machine() | {"packages": versions(Path(sys.executable), ["raylift", "ray", "optuna", "torch"])}
-    found = [search(CONTESTANTS[name], seed, args) for seed in range(1, args.seeds + 1) for name in args.only]
+    found = list(_searched(args))
+    args.seeds = max((one.seed for one in found), default=0)
+    if not found:
+        sys.exit("it was ended before all had searched once")
     best = max(max(one.accuracies) for one in found)
     setting = {"data": args.data, "seeds": args.seeds, "trials": args.trials, "best": best, "near": _NEAR}
     runs = [{"contestant": one.contestant, "seed": one.seed, "accuracies": one.accuracies} for one in found]
@@ -109,6 +113,13 @@ def main() -> None:
         f"{args.seeds} seeds of {args.trials} trials of up to 9 epochs; the best accuracy was {best:.4f}, and near it"
     )
     print(f"{best - _NEAR:.4f}. In brackets the 95 % interval of the median. Raw numbers: {path.name}")
+
+
+def _searched(args: argparse.Namespace) -> Iterator[Searched]:
+    """Yield what came of each seed; Ctrl-C ends it with those that all contestants have done."""
+    with suppress(KeyboardInterrupt):
+        for seed in range(1, args.seeds + 1):
+            yield from [search(CONTESTANTS[name], seed, args) for name in args.only]
 
 
 def parse() -> argparse.Namespace:
