@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.config import KubernetesCluster
 from cluster.errors import InfrastructureError
 from cluster.kubernetes import api, rights
 from cluster.kubernetes.api import Api, ApiError, Kind
-from cluster.kubernetes.fits import fitting
+from cluster.kubernetes.fits import fitting, total
 from cluster.kubernetes.manifest import node_counts, render
 from cluster.kubernetes.probe import probe
 from cluster.kubernetes.reach import may_reach
@@ -19,7 +19,6 @@ from launcher.checks import Finding, check_storage_at
 
 _QUOTAS = Kind("", "v1", "resourcequotas")
 _NODES = Kind("", "v1", "nodes")
-_POLICIES = Kind("networking.k8s.io", "v1", "networkpolicies")
 _SLICES = Kind("discovery.k8s.io", "v1", "endpointslices")
 _NEWEST = "networkPolicy"  # of a RayCluster's spec, which KUBERAY brought
 # What a quota may count of one run: its job and cluster, the job that submits, two services of the head, Ray's token
@@ -146,7 +145,7 @@ def _quota(server: Api, namespace: str, pods: list[dict[str, Any]]) -> tuple[boo
         if error.status != 403:
             raise
         return True, "you may not read quotas: whether there is room for a run is not known"
-    requests, limits = (_amounts(pods, of) for of in ("requests", "limits"))
+    requests, limits = (total([pod["spec"] for pod in pods], [of]) for of in ("requests", "limits"))
     asked = {
         **requests,  # cpu and memory are other words for requests.cpu and requests.memory
         **{f"requests.{resource}": amounts for resource, amounts in requests.items()},
@@ -166,16 +165,6 @@ def _quota(server: Api, namespace: str, pods: list[dict[str, Any]]) -> tuple[boo
         over = ". Runs that are over count until raylift rm" if any("rayjobs" in each for each in short) else ""
         return False, f"there is no room for this run in the namespace: {'; '.join(short)}{over}"
     return True, f"there is room for this run and its {len(pods)} pods" if quotas else "there is none"
-
-
-def _amounts(pods: Sequence[Mapping[str, Any]], of: str) -> dict[str, list[str]]:
-    """Return of each resource what the containers of pods request, or are limited to."""
-    asked: dict[str, list[str]] = {}
-    for pod in pods:
-        for container in pod["spec"]["containers"]:
-            for resource, amount in container.get("resources", {}).get(of, {}).items():
-                asked.setdefault(resource, []).append(str(amount))
-    return asked
 
 
 def _nodes(server: Api, head: dict[str, Any], worker: dict[str, Any]) -> tuple[bool, str]:
@@ -198,7 +187,7 @@ def _autoscaler(server: Api, namespace: str, head: dict[str, Any]) -> tuple[bool
     """Look whether network policies let an autoscaler, which is in the head's pod, out to the API server."""
     opens = "k8s/components/autoscaler opens the way"
     try:
-        policies = server.select(_POLICIES, namespace)
+        policies = server.select(api.POLICIES, namespace)
         slices = server.select(_SLICES, "default", "kubernetes.io/service-name=kubernetes")
     except ApiError as error:
         if error.status != 403:

@@ -23,14 +23,14 @@ def fitting(nodes: Sequence[Object], template: Object, quantity: Quantity) -> li
     ]
 
 
-def total(specs: Sequence[Object]) -> dict[str, list[str]]:
+def total(specs: Sequence[Object], of: Sequence[str] = ("limits", "requests")) -> dict[str, list[str]]:
     """Return of each resource what the containers of pods ask for."""
     asked: dict[str, list[str]] = {}
     for spec in specs:
         for container in spec["containers"]:
-            resources = container.get("resources", {})
             # what is limited alone is asked for too
-            for resource, amount in {**resources.get("limits", {}), **resources.get("requests", {})}.items():
+            resources = [container.get("resources", {}).get(each, {}) for each in of]
+            for resource, amount in {key: value for each in resources for key, value in each.items()}.items():
                 asked.setdefault(resource, []).append(str(amount))
     return asked
 
@@ -60,12 +60,13 @@ def _is_of_term(name: str, labels: Mapping[str, str], term: Object) -> bool:
     """Whether a node has all that a term says of its labels and of its name; a term that says nothing takes none."""
     of_labels, of_fields = term.get("matchExpressions", []), term.get("matchFields", [])
     return bool(of_labels or of_fields) and (
-        all(_matches(each, labels) for each in of_labels)
-        and all(_matches(each, {"metadata.name": name}) for each in of_fields)
+        all(matches(each, labels) for each in of_labels)
+        and all(matches(each, {"metadata.name": name}) for each in of_fields)
     )
 
 
-def _matches(expression: Object, labels: Mapping[str, str]) -> bool:
+def matches(expression: Object, labels: Mapping[str, str]) -> bool:
+    """Whether labels are as an expression of a selector wants them."""
     found, values = labels.get(expression["key"]), expression.get("values", [])
     match expression["operator"]:
         case "In":

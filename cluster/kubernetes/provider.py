@@ -25,8 +25,6 @@ from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus, 
 _WORKLOADS = Kind("kueue.x-k8s.io", "v1beta2", "workloads")
 _SUBMITTER = "ray-job-submitter"
 _OF_JOB = "ray.io/originated-from-cr-name"  # KubeRay's own label
-# what KubeRay makes for an autoscaler, and for cluster.network_policy; it can be looked at where one may
-_BESIDE = (api.ACCOUNTS, api.ROLES, api.BINDINGS, api.POLICIES)
 _SINGULAR = {
     api.RAY_JOBS: "RayJob",
     api.RAY_CLUSTERS: "RayCluster",
@@ -265,7 +263,8 @@ class KubernetesProvider:
         )
         found = [_resource(kind, each) for kind, labels in selected for each in self._list(kind, labels)]
         of_clusters = [(api.SERVICES, each) for each in self._list(api.SERVICES, RAY_CLUSTER)]
-        of_clusters += [(kind, each) for kind in _BESIDE for each in self._list_where_one_may(kind, RAY_CLUSTER)]
+        beside = [right.kind for right in rights.PROVING]
+        of_clusters += [(kind, each) for kind in beside for each in self._list_where_one_may(kind, RAY_CLUSTER)]
         return found + [_resource(kind, each) for kind, each in of_clusters if _is_of(each, name)]
 
     def _wait_until_gone(self, run_id: str) -> list[Resource]:

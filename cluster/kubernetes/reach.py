@@ -10,6 +10,8 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.kubernetes.fits import matches
+
 Object = Mapping[str, Any]
 Labels = Mapping[str, str]
 
@@ -54,15 +56,5 @@ def _opens(opened: Object, port: int) -> bool:
 
 def _selects(selector: Object, labels: Labels) -> bool:
     return all(labels.get(key) == value for key, value in (selector.get("matchLabels") or {}).items()) and all(
-        _matches(each, labels) for each in selector.get("matchExpressions") or []
+        matches(each, labels) for each in selector.get("matchExpressions") or []
     )
-
-
-def _matches(expression: Object, labels: Labels) -> bool:
-    value, values = labels.get(expression["key"]), expression.get("values") or []
-    return {
-        "In": value in values,
-        "NotIn": value not in values,
-        "Exists": value is not None,
-        "DoesNotExist": value is None,
-    }[str(expression["operator"])]
