@@ -157,15 +157,14 @@ def _settle(job: JobSpec, storage: str | None) -> LoadedJob:
     from launcher.searched import check_space, settle_space
     from launcher.settings import default_storage
     from launcher.sources import settle_sources
-    from launcher.spec import JobSpec, LoadedJob, frozen
-    from launcher.workdir import settle_workdir
+    from launcher.spec import JobSpec, LoadedJob, frozen, settle_code
     from launcher.yaml_source import parse_option
 
     given = {key: value for key, value in frozen(job).items() if value is not None}  # `tune:` alone makes a sweep
     document = parse_option(json.dumps(given), "JobSpec", "")
     document.value["storage"] = default_storage(storage or job.storage)
     settle_sources(document, Path.cwd())
-    settle_workdir(document, Path.cwd())
+    settle_code(document, Path.cwd())
     settle_space(document, JobSpec)
     document.mistakes += check_space(document, JobSpec, document.mistakes)
     if document.mistakes:

@@ -18,9 +18,8 @@ from launcher.mistakes import JobFileError, Mistake, Place
 from launcher.searched import check_space, settle_space
 from launcher.sources import settle_sources
 from launcher.validation import nearest, validate
-from launcher.workdir import settle_workdir
 from launcher.yaml_source import Document, parse, read_file
-from trainers.config import BUILT_IN_ONLY, Budget, TrainJob
+from trainers.config import BUILT_IN_ONLY, OWN_TASK, Budget, TrainJob
 from trainers.tuning import Tune, metrics_of
 
 NAME_LENGTH = 22  # <name>-<12 digits>-<4 hex> is then at most 40 characters
@@ -181,7 +180,7 @@ def load(
         cli.put_named_cluster(document, cluster)
         document.value.setdefault("name", clean_name(path.stem))
         settle_sources(document, path.absolute().parent)
-        settle_workdir(document, path.absolute().parent)
+        settle_code(document, path.absolute().parent)
         _settle_storage(document)
         settle_space(document, JobSpec)
     spec, mistakes = validate(JobSpec, document)
@@ -189,6 +188,14 @@ def load(
     if spec is None or mistakes:
         raise JobFileError(mistakes, str(path))
     return LoadedJob(spec, frozen(spec))
+
+
+def settle_code(document: Document, folder: Path) -> None:
+    """Find the code of a task of one's own, from the folder of the job file; no other has any."""
+    if re.fullmatch(OWN_TASK, str(document.get(("task",)))):
+        from launcher.workdir import settle_workdir  # late: no other job pays for what it imports
+
+        settle_workdir(document, folder)
 
 
 def frozen(spec: JobSpec) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from launcher.mistakes import Keys, Mistake, Place
 from launcher.text import size
 from launcher.validation import nearest
 from launcher.yaml_source import Document
-from trainers.config import OWN_TASK
 
 _TASK: Keys = ("task",)
 _WORKDIR: Keys = ("workdir",)
@@ -31,10 +29,7 @@ def settle_workdir(document: Document, folder: Path) -> None:
     A path in the job file starts at the file's folder, one from the command line where the command is typed; the
     folder itself is the default.
     """
-    task = document.get(_TASK)
-    if not isinstance(task, str) or not re.fullmatch(OWN_TASK, task):
-        return
-    given = document.get(_WORKDIR)
+    task, given = document.get(_TASK), document.get(_WORKDIR)
     if not isinstance(given, str | None):
         return
     in_file = given is None or document.place(_WORKDIR).line is not None
