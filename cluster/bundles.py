@@ -14,6 +14,7 @@ from cluster.runs import Run
 from cluster.trials import sweep_of
 
 WORKDIR = "workdir-"  # what the name of an archive of the user's own code begins with
+EXPORTED = "code"  # the folder of an exported model that has that code
 _FOLDER = "code"  # of a run
 _TIME = (2020, 1, 1, 0, 0, 0)
 

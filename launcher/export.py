@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.bundles import own_code
+from cluster.bundles import EXPORTED, own_code
 from cluster.errors import UsageError
 from cluster.runs import Checkpoint, Run
 from cluster.selection import MODEL_PART, fetch_model
@@ -17,8 +17,7 @@ from launcher.card import model_card, own_card, tensor_shapes
 from launcher.spec import JobSpec, frozen, load_frozen
 from trainers.config import TrainJob
 
-_CODE = "code"  # of a task of one's own
-_FILES = frozenset({*MODEL_PART, "config.json", "README.md", _CODE})
+_FILES = frozenset({*MODEL_PART, "config.json", "README.md", EXPORTED})
 
 
 def export_model(
@@ -40,7 +39,7 @@ def export_model(
             checkpoint = fetch_model(run, which, partial, warn)
             spec, meta = load_frozen(job or run.job()), json.loads((partial / "raylift.json").read_bytes())
             if spec.is_own:
-                own_code(run).extract(partial / _CODE)
+                own_code(run).extract(partial / EXPORTED)
             config = _config(run, spec, checkpoint, meta)
             (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
             card = (own_card if spec.is_own else model_card)(config, tensor_shapes(partial / "model.safetensors"))

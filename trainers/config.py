@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
@@ -271,7 +271,7 @@ class Budget(Block):
         return self
 
 
-TASKS = ("image-classification",)
+BuiltIn = Literal["image-classification"]
 OWN_TASK = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"  # module:Class
 _NO_DATA = Data(train="")
 BUILT_IN_ONLY = ("model", "data")  # blocks that a task of one's own knows nothing of
@@ -280,10 +280,7 @@ BUILT_IN_ONLY = ("model", "data")  # blocks that a task of one's own knows nothi
 class TrainJob(Block):
     """The part of a job file that the trainers read."""
 
-    task: (
-        Literal["image-classification"]
-        | Annotated[str, Field(pattern=f"^{OWN_TASK}$"), Words("module:Class, for a task of your own")]
-    )
+    task: BuiltIn | Annotated[str, Field(pattern=f"^{OWN_TASK}$"), Words("module:Class, for a task of your own")]
     params: dict[str, Any] = Field(default={}, description="handed to a task of your own, as a dict")
     model: Annotated[Model, BeforeValidator(name_alone)] = Model()
     data: Data = _NO_DATA
@@ -293,7 +290,7 @@ class TrainJob(Block):
     @property
     def is_own(self) -> bool:
         """Whether its task is a class of the user's own."""
-        return self.task not in TASKS
+        return self.task not in get_args(BuiltIn)
 
     @model_validator(mode="after")
     def _fits_an_own_task(self) -> TrainJob:

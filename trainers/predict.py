@@ -21,6 +21,7 @@ from trainers.command import run_command
 from trainers.data.decode import Shape, decode_file, threads
 from trainers.data.folders import SUFFIXES
 from trainers.saved import Saved, image_task, load_saved
+from trainers.tasks.images import ImageClassification
 
 _AT_ONCE = 256
 
@@ -44,14 +45,14 @@ class Prediction:
 
 def predict(saved: Saved, images: Sequence[Path], top: int) -> Iterator[Prediction]:
     """Yield what the model says of each image, in their order."""
-    image_task(saved, "predict")
+    task = image_task(saved, "predict")
     height, width, channels = saved.meta["image"]
     read = partial(_read, shape=(height, width, channels))
     Image.init()  # its lazy loading of plugins is not safe in threads
     with ThreadPoolExecutor(threads()) as pool:
         for start in range(0, len(images), _AT_ONCE):
             chunk = images[start : start + _AT_ONCE]
-            yield from _predict(saved, chunk, list(pool.map(read, chunk)), top)
+            yield from _predict(saved, task, chunk, list(pool.map(read, chunk)), top)
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
@@ -81,10 +82,10 @@ def _read(path: Path, shape: Shape) -> NDArray[np.uint8] | str:
 
 @torch.inference_mode()
 def _predict(
-    saved: Saved, paths: Sequence[Path], read: Sequence[NDArray[np.uint8] | str], top: int
+    saved: Saved, task: ImageClassification, paths: Sequence[Path], read: Sequence[NDArray[np.uint8] | str], top: int
 ) -> Iterator[Prediction]:
     good = [pixels for pixels in read if not isinstance(pixels, str)]
-    chances = iter(_chances(saved, np.stack(good))) if good else iter(())
+    chances = iter(_chances(saved, task, np.stack(good))) if good else iter(())
     for path, pixels in zip(paths, read, strict=True):
         if isinstance(pixels, str):
             yield Prediction(str(path), error=pixels)
@@ -94,12 +95,10 @@ def _predict(
             yield Prediction(str(path), tuple(Guess(saved.meta["classes"][label], value) for label, value in guesses))
 
 
-def _chances(saved: Saved, pixels: NDArray[np.uint8]) -> torch.Tensor:
+def _chances(saved: Saved, task: ImageClassification, pixels: NDArray[np.uint8]) -> torch.Tensor:
     """Return [images, classes] probabilities of [images, height, width, channels] pixels."""
     rows = np.arange(len(pixels))
-    data = image_task(saved, "predict").dataset(
-        {"eval_images": pixels, "eval_labels": np.zeros_like(rows), "eval_rows": rows}
-    )
+    data = task.dataset({"eval_images": pixels, "eval_labels": np.zeros_like(rows), "eval_rows": rows})
     output: torch.Tensor = saved.model(data.batch(rows, None)["inputs"].to(saved.device)).float()
     # with bce every class was trained by itself, so their probabilities need not add up to 1
     return output.sigmoid().cpu() if saved.job.train.loss.name == "bce" else output.softmax(dim=1).cpu()

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from cluster.bundles import own_code
+from cluster.bundles import EXPORTED, own_code
 from cluster.errors import CorruptObjectError, UsageError
 from cluster.runs import Run
 from cluster.selection import fetch_model
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trainers.tasks.base import Task
-
-CODE = "code"  # the folder of an export that has the code of a task of one's own
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def _load_export(source: str, folder: Path, which: str) -> Saved:
     if which not in ("last", str(config["step"])):
         raise UsageError(f"{source} holds step {config['step']} alone: --checkpoint {which} is for a run")
     job = TrainJob.from_job(config)
-    code = (folder / CODE).absolute() if job.is_own else None
+    code = (folder / EXPORTED).absolute() if job.is_own else None
     return _build(source, folder, code, job, step=config["step"], world_size=config["world_size"])
 
 
