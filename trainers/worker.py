@@ -202,8 +202,9 @@ def _samples(trainer: Trainer, context: WorkerContext) -> dict[str, int]:
     found = {"train": len(trainer.train_data), "eval": len(trainer.eval_data) if trainer.eval_data is not None else 0}
     for use, count in found.items():
         if len({*(counts := context.gather(count))}) > 1:
+            told = ", ".join(map(str, counts))
             raise TrainingError(
-                f"task: datasets() gave the ranks {', '.join(map(str, counts))} samples to {use}: they must be the same"
+                f"task: datasets() gave the ranks {told} samples to {use}: they must be the same on all"
             )
     if not found["eval"] and trainer.config.early_stopping is not None:
         raise TrainingError("train.early_stopping: the task has no data to evaluate on")

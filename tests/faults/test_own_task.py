@@ -24,7 +24,8 @@ def diabetes(tmp_path: Path) -> Path:
 
 
 def test_the_example_of_a_task_of_ones_own_is_resumed_exactly_evaluated_and_exported(diabetes: Path) -> None:
-    rehearsed = raylift("rehearse", diabetes, "--kill-worker", "--steps", "60", "--keep", "--json", cwd=diabetes.parent)
+    options = ["--kill-worker", "--steps", "60", "--keep", "--json", "--set", "train.parallel=fsdp"]
+    rehearsed = raylift("rehearse", diabetes, *options, cwd=diabetes.parent)
     assert rehearsed.returncode == 0, rehearsed.stdout + rehearsed.stderr
     verdict = json.loads(rehearsed.stdout)
     assert verdict["passed"]

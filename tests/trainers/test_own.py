@@ -6,11 +6,13 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from cluster.bundles import WORKDIR, bundle_of
@@ -18,10 +20,13 @@ from cluster.errors import InfrastructureError, TrainingError, UserCodeError
 from cluster.runs import Run
 from cluster.storage.open import open_storage
 from trainers import user_code
-from trainers.config import TrainJob
+from trainers.config import EarlyStopping, TrainJob
+from trainers.parallel import has_batch_norm
+from trainers.sweep.driver import count_samples
+from trainers.tasks.base import Draw
 from trainers.tasks.own import Collated, OwnTask
 from trainers.user_code import fetch_code, load_object, told_of
-from trainers.worker import explain
+from trainers.worker import _samples, explain
 
 TASK = """
 import torch
@@ -253,3 +258,61 @@ def test_code_is_fetched_once_and_never_from_a_folder_that_others_may_write(
     folder.parent.chmod(0o777)
     with pytest.raises(InfrastructureError, match="is not this user's alone: remove it, or set TMPDIR"):
         fetch_code(Run(storage, "run"))
+
+
+def test_a_dataset_that_makes_its_batches_is_handed_the_draw_and_others_are_collated_by_the_task(write: Write) -> None:
+    source = TASK.replace("return data, None", "return Whole(), [(torch.ones(2), 7)] * 3")
+    source += """
+    def collate(self, samples):
+        return {"inputs": torch.stack([each for each, _ in samples]), "targets": torch.tensor([t for _, t in samples])}
+
+class Whole:
+    def __len__(self):
+        return 4
+
+    def batch(self, samples, draw):
+        shift = 0 if draw is None else draw.seed + draw.epoch
+        return {"inputs": torch.ones(len(samples), 2), "targets": torch.from_numpy(samples) + shift}
+"""
+    train, evaluation = task(write(source)).datasets()
+    assert evaluation is not None
+    samples = np.array([3, 1])
+    assert train.batch(samples, Draw(seed=10, epoch=2, batch=samples))["targets"].tolist() == [15, 13]
+    assert train.batch(samples, None)["targets"].tolist() == [3, 1]
+    assert evaluation.batch(np.array([0, 2]), None)["targets"].tolist() == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("counts", "data", "message"),
+    [
+        ([3, 4], [0, 0, 0], "task: datasets() gave the ranks 3, 4 samples to train: they must be the same on all"),
+        ([3, 3], None, "train.early_stopping: the task has no data to evaluate on"),
+    ],
+)
+def test_samples_that_ranks_do_not_agree_on_or_that_are_missing_end_the_training(
+    counts: list[int], data: list[int] | None, message: str
+) -> None:
+    config = SimpleNamespace(early_stopping=EarlyStopping())
+    trainer: Any = SimpleNamespace(train_data=[0, 0, 0], eval_data=data, config=config)
+    context: Any = SimpleNamespace(gather=lambda count: counts if count == 3 else [count] * 2)
+    with pytest.raises(TrainingError) as raised:
+        _samples(trainer, context)
+    assert str(raised.value) == message
+
+
+def test_a_sweep_of_a_task_without_data_to_evaluate_on_is_refused_and_an_exception_told_as_the_users(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_code, "fetch_code", lambda _run: write(TASK))
+    with pytest.raises(TrainingError, match="tune: trials are compared by an evaluation, and the task has no data"):
+        count_samples(job(), str(tmp_path / "runs" / "sweep"))
+    sys.modules.pop("mine")
+    broken = TASK.replace("self.params = params", "self.width = params['width']")
+    monkeypatch.setattr(user_code, "fetch_code", lambda _run: write(broken))
+    with pytest.raises(UserCodeError, match=r"KeyError: 'width', in mine\.py, line 8, in __init__"):
+        count_samples(job(), str(tmp_path / "runs" / "sweep"))
+
+
+def test_batch_norm_is_found_wherever_it_is() -> None:
+    assert has_batch_norm(nn.Sequential(nn.Sequential(nn.BatchNorm1d(3))))
+    assert not has_batch_norm(nn.Sequential(nn.LayerNorm(3)))
