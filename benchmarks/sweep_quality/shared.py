@@ -77,7 +77,7 @@ class Trial:
         job = trial_job(document(data, scratch, seed), point)
         stream = io.StringIO()
         YAML(typ="safe", pure=True).dump(job, stream)
-        sweep = _sweep(scratch, job.get("workdir"))
+        sweep = _sweep(scratch, job["task"], job.get("workdir"))
         run = trial_run(sweep.run, f"{number:05d}")
         parsed = TrainJob.from_job(job)
         self._training = OneRankTraining(run, parsed, stream.getvalue().encode(), sweep, prepare=_prepare)
@@ -102,12 +102,12 @@ class Trial:
 
 
 @cache
-def _sweep(scratch: Path, workdir: str | None) -> Attempt:
+def _sweep(scratch: Path, task: str, workdir: str | None) -> Attempt:
     torch.set_num_threads(1)
     run = Run(open_storage(str(scratch / "trials")), f"sweep-{time.time_ns()}")
     run.create(b"task: image-classification\n")
     if workdir is not None:
-        code = pack(Path(workdir), "sentiment:Sentiment", run.id, run.storage.uri)
+        code = pack(Path(workdir), task, run.id, run.storage.uri)
         run.storage.write(code.path, code.data)
     return run.claim()
 
