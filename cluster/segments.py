@@ -26,7 +26,7 @@ class SegmentWriter:
     def __init__(self, run: Run, attempt: int, stream: str, writer: str) -> None:
         self._run = run
         self._prefix = segment_prefix(attempt, stream, writer)
-        self._pending: list[bytes] = []
+        self._pending: list[bytes | Mapping[str, Any]] = []
         self._sealed = b""  # a segment that may or may not have arrived: it is repeated as it was
         self._next = 0
         self._lock = threading.Lock()
@@ -37,8 +37,9 @@ class SegmentWriter:
         self._thread.start()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        line = json.dumps({"time": round(time.time(), 3), **row}, separators=(",", ":"))
-        self.append_bytes(hide(line.encode()) + b"\n")
+        """Add a row, which must not change any more; it becomes text behind whoever trains."""
+        with self._lock:
+            self._pending.append({"time": round(time.time(), 3), **row})
 
     def append_bytes(self, data: bytes) -> None:
         with self._lock:
@@ -48,8 +49,8 @@ class SegmentWriter:
         with self._io:
             self._write_sealed()
             with self._lock:
-                self._sealed = b"".join(self._pending)
-                self._pending.clear()
+                pending, self._pending = self._pending, []
+            self._sealed = b"".join(each if isinstance(each, bytes) else _line(each) for each in pending)
             self._write_sealed()
 
     def close(self) -> None:
@@ -96,6 +97,10 @@ class SegmentReader:
 
     def read_rows(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.read_new().splitlines()]
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return hide(json.dumps(row, separators=(",", ":")).encode()) + b"\n"
 
 
 def segment_prefix(attempt: int, stream: str, writer: str) -> str:

@@ -77,6 +77,7 @@ class Trainer:
         self.pulse = pulse
         self.task = task
         self.device = context.device()
+        self.zero = torch.zeros((), device=self.device)
         self.train_data, self.eval_data = task.datasets()
         self.order = SampleOrder(len(self.train_data), self.config.batch_size, self.config.seed)
         self.last_step = self._last_step()
@@ -88,6 +89,7 @@ class Trainer:
         sharded = is_sharded(job, context)
         if sharded:
             shard(self.model, context.world_size, self.device, self.precision)
+        self.parameters = list(self.model.parameters())
         self.has_buffers = any(True for _ in self.model.buffers())  # which a forward pass may change
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.schedule = Schedule(self.config.schedule, self.last_step)
@@ -143,8 +145,7 @@ class Trainer:
             self.checkpointer.hold()
         self.schedule.apply(self.optimizer, step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss_sum = torch.zeros((), device=self.device)
-        count = torch.zeros((), device=self.device)
+        loss_sum, count = self.zero, self.zero
         # Losses are summed over targets; DDP and FSDP average gradients over ranks. This factor turns the average into
         # the sum over all ranks divided by the batch size; clip_and_scale corrects it to the true number of targets.
         weight = self.context.world_size / self.config.batch_size
@@ -154,8 +155,7 @@ class Trainer:
             with nullcontext() if last else without_sync(self.parallel):
                 with self.autocast:
                     loss, targets, _ = self.task.loss(self.parallel, batch)
-                loss_sum += loss.detach()
-                count += targets
+                loss_sum, count = loss_sum + loss.detach(), count + targets
                 if last:
                     stop, wants_save = self.control.stop(), self.wants_save()
                     self.reduction.start(loss_sum, count, seen=loaded.seen, stop=stop, wants_save=wants_save)
@@ -163,9 +163,7 @@ class Trainer:
                 self.scaler.scale(loss * weight).backward()
         self.reduction.wait()
         self.scaler.unscale_(self.optimizer)
-        norm = clip_and_scale(
-            self.model.parameters(), self.config.batch_size / self.reduction.count, self.config.clip_norm
-        )
+        norm = clip_and_scale(self.parameters, self.config.batch_size / self.reduction.count, self.config.clip_norm)
         self.checkpointer.hold()
         self.scaler.step(self.optimizer)
         self.scaler.update()

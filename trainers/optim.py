@@ -103,8 +103,8 @@ class Schedule:
 def clip_and_scale(parameters: Iterable[Tensor], scale: Tensor | float, clip_norm: float | None) -> Tensor:
     """Multiply all gradients by `scale`, then shrink them to a total 2-norm of `clip_norm` where it is larger.
 
-    Returns the norm of the scaled gradients before clipping, on their device. Nothing waits for the device. Where they
-    are sharded it is a collective, and the norm that of all parts.
+    Returns the norm of the scaled gradients before clipping, on their device. Nothing waits for an accelerator. Where
+    they are sharded it is a collective, and the norm that of all parts.
     """
     found = [parameter.grad for parameter in parameters if parameter.grad is not None]
     gradients = [own_part(gradient) for gradient in found]
@@ -115,6 +115,8 @@ def clip_and_scale(parameters: Iterable[Tensor], scale: Tensor | float, clip_nor
         norm = squares.sqrt().to(norm.dtype)
     norm = norm * scale
     factor = scale if clip_norm is None else scale * (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+    if isinstance(factor, Tensor) and factor.device.type == "cpu":
+        factor = factor.item()  # mostly 1
     if gradients and (isinstance(factor, Tensor) or factor != 1.0):
         torch._foreach_mul_(gradients, factor)
     return norm
