@@ -27,6 +27,7 @@ class SegmentWriter:
         self._run = run
         self._prefix = segment_prefix(attempt, stream, writer)
         self._pending: list[bytes | Mapping[str, Any]] = []
+        self._text: list[bytes] = []  # made of what was pending, which takes more memory
         self._sealed = b""  # a segment that may or may not have arrived: it is repeated as it was
         self._next = 0
         self._lock = threading.Lock()
@@ -47,10 +48,12 @@ class SegmentWriter:
 
     def flush(self) -> None:
         with self._io:
-            self._write_sealed()
             with self._lock:
                 pending, self._pending = self._pending, []
-            self._sealed = b"".join(each if isinstance(each, bytes) else _line(each) for each in pending)
+            self._text.extend(each if isinstance(each, bytes) else _line(each) for each in pending)
+            self._write_sealed()
+            self._sealed = b"".join(self._text)
+            self._text.clear()
             self._write_sealed()
 
     def close(self) -> None:
