@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from launcher.cli import (
+    audit,
     check,
     clusters,
     down,
@@ -82,4 +83,5 @@ app.command("rehearse")(rehearse.rehearse_command)
 app.command("up")(up.up_command)
 app.command("clusters")(clusters.clusters_command)
 app.command("down")(down.down_command)
+app.command("audit")(audit.audit_command)
 app.command("schema")(schema.schema_command)

@@ -162,6 +162,17 @@ def test_a_check_tells_what_it_looked_at(tmp_path: Path) -> None:
     assert done.returncode == (0 if all(finding["ok"] for finding in found.values()) else 3)
 
 
+def test_an_audit_lists_the_processes_of_every_run() -> None:
+    run_id = f"audit-{secrets.token_hex(4)}"
+    with scratch_of(run_id) as scratch, process_in(scratch) as process:
+        rows = [line.split() for line in raylift("audit").stdout.splitlines()]
+        told = json.loads(raylift("audit", "--json").stdout)
+    assert rows[0] == ["RUN", "KIND", "NAME"]
+    assert [run_id, "process", str(process.pid)] in [row[:3] for row in rows]
+    assert (run_id, str(process.pid)) in [(each["run_id"], each["name"]) for each in told]
+    assert run_id not in raylift("audit").stdout
+
+
 # -- exit codes
 
 
