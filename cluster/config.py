@@ -44,6 +44,19 @@ class Workers(Block):
         return self
 
 
+class Nodes(Block):
+    """A number of nodes that changes with what is to be done."""
+
+    min: Annotated[int, Field(ge=0, le=512)] = Field(description="are kept, also while there is nothing to do for them")
+    max: Annotated[int, Field(ge=1, le=512)] = Field(description="are started at most")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Nodes:
+        if self.min > self.max:
+            raise ValueError(f"min: {self.min} is more than max, which is {self.max}")
+        return self
+
+
 class LocalCluster(Block):
     """A single-node Ray on this machine, or one that runs already."""
 
@@ -58,6 +71,10 @@ class LocalCluster(Block):
         pattern=_ACCELERATORS,
         description="for example GPU:2: two ranks with a GPU each",
     )
+    nodes: Annotated[int, Field(ge=1, le=512)] | Nodes | None = Field(
+        default=None,
+        description="of a Ray at an address: how many have the accelerators, each as many: a number, or {min, max}",
+    )
     address: str | None = Field(
         default=None, description="a running Ray to attach to, as host:port; it may have many nodes"
     )
@@ -66,20 +83,22 @@ class LocalCluster(Block):
     )
 
     @property
-    def accelerator_count(self) -> int | None:
-        """How many accelerators it asks for; None: it names none."""
-        return _count(self.accelerators)
+    def workers_on_accelerators(self) -> Workers | None:
+        """How many ranks have an accelerator each; None: it names none."""
+        return _ranks(self.nodes, self.accelerators)
 
     @property
     def most_workers(self) -> int | None:
         """The most ranks that it allows; None: it sets no limit."""
-        workers = self.workers.max if isinstance(self.workers, Workers) else self.workers
-        return workers if self.accelerator_count is None else self.accelerator_count
+        workers = self.workers_on_accelerators or self.workers
+        return workers.max if isinstance(workers, Workers) else workers
 
     @model_validator(mode="after")
     def _one_way_to_count(self) -> LocalCluster:
         if self.workers is not None and self.accelerators is not None:
             raise ValueError("workers and accelerators exclude each other: accelerators GPU:2 is two ranks already")
+        if self.nodes is not None and (self.address is None or self.accelerators is None):
+            raise ValueError("nodes are those of a Ray at an address, with accelerators each: without, say workers")
         return self
 
 
@@ -93,19 +112,6 @@ class Resources(Block):
         default=None, pattern=_QUANTITY, description="for example 16Gi; default: 4Gi, or 12Gi for each accelerator"
     )
     disk: str = Field(default="10Gi", pattern=_QUANTITY, description="scratch on the node's disk, for example 100Gi")
-
-
-class Nodes(Block):
-    """A number of nodes that changes with what is to be done."""
-
-    min: Annotated[int, Field(ge=0, le=512)] = Field(description="are kept, also while there is nothing to do for them")
-    max: Annotated[int, Field(ge=1, le=512)] = Field(description="are started at most")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Nodes:
-        if self.min > self.max:
-            raise ValueError(f"min: {self.min} is more than max, which is {self.max}")
-        return self
 
 
 class Spot(Block):
@@ -196,16 +202,10 @@ class KubernetesCluster(Block):
     overrides: dict[str, Any] = Field(default={}, description="merged into the RayJob at last")
 
     @property
-    def accelerator_count(self) -> int | None:
-        """How many accelerators each node has; None: it names none."""
-        return _count(self.accelerators)
-
-    @property
     def most_workers(self) -> int:
         """The most ranks that it allows."""
-        nodes = self.workers if self.accelerators is None else self.nodes
-        most = nodes.max if isinstance(nodes, Workers | Nodes) else nodes or 1
-        return most * (self.accelerator_count or 1)
+        workers = _ranks(self.nodes, self.accelerators) or self.workers
+        return workers.max if isinstance(workers, Workers) else workers or 1
 
     @model_validator(mode="after")
     def _one_way_to_count(self) -> KubernetesCluster:
@@ -223,13 +223,16 @@ class KubernetesCluster(Block):
                 f"head_service_account: {self.head_service_account} is that of all pods, and KubeRay would let them "
                 "change clusters: name another"
             )
-        if isinstance(self.nodes, Nodes):
-            raise ValueError("nodes: a range is not there yet for a run on accelerators: give one number")
         return self
 
 
-def _count(accelerators: str | None) -> int | None:
-    return int(accelerators.partition(":")[2] or 1) if accelerators is not None else None
+def _ranks(nodes: int | Nodes | None, accelerators: str | None) -> Workers | None:
+    """Return how many ranks nodes with accelerators have: one at least, though none of the nodes may be kept."""
+    if accelerators is None:
+        return None
+    least, most = (nodes.min, nodes.max) if isinstance(nodes, Nodes) else (nodes or 1,) * 2
+    each = int(accelerators.partition(":")[2] or 1)
+    return Workers(min=max(1, least * each), max=most * each)
 
 
 def _class_of(block: Any) -> str:

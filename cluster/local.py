@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 from cluster import redaction
-from cluster.config import LocalCluster, Workers
+from cluster.config import LocalCluster, Nodes, Workers
 from cluster.errors import InfrastructureError, RunExistsError, RunNotFoundError
 from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus, State
 
@@ -42,7 +42,7 @@ class LocalProvider:
 
     def render(self, request: LaunchRequest) -> Plan:
         assert isinstance(request.cluster, LocalCluster)
-        ranks = request.cluster.accelerators or _in_words(request.cluster.workers)
+        ranks = _in_words(request.cluster)
         where = request.cluster.address or "started for this run, ended with it"
         return Plan(
             provider="local",
@@ -132,10 +132,15 @@ class LocalProvider:
         return [_resource(process, _run_of(process, root)) for process in processes_of(root)]
 
 
-def _in_words(workers: int | Workers | None) -> str:
-    if workers is None:
-        return "one per accelerator, or 1 CPU"
-    return f"{workers} CPU" if isinstance(workers, int) else f"{workers.min} to {workers.max} CPU"
+def _in_words(cluster: LocalCluster) -> str:
+    """Say how many ranks there are to be, and on what."""
+    if cluster.accelerators is not None:
+        return f"{_number(cluster.nodes)} × {cluster.accelerators}" if cluster.nodes else cluster.accelerators
+    return f"{_number(cluster.workers)} CPU" if cluster.workers else "one per accelerator, or 1 CPU"
+
+
+def _number(counted: int | Workers | Nodes) -> str:
+    return str(counted) if isinstance(counted, int) else f"{counted.min} to {counted.max}"
 
 
 def scratch_folder(run_id: str) -> Path:

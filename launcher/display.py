@@ -156,7 +156,7 @@ def describe_event(row: dict[str, Any], attempt: int) -> str:
             return f"resized: the number of ranks is {row['to']} instead of {row['from']}, from step {row['step']} on"
         case "waiting":
             more = f"{row['workers']} more {'worker' if row['workers'] == 1 else 'workers'}"
-            return f"waiting for {more}: there is no room yet for cluster.workers.min, which is {row['least']}"
+            return f"waiting for {more}: there is no room yet for the {row['least']} that it needs at least"
         case _:
             return ""
 

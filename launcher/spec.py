@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from cluster.config import Block, ClusterConfig, KubernetesCluster, LocalCluster
+from cluster.config import Block, ClusterConfig, KubernetesCluster, LocalCluster, Nodes
 from cluster.errors import UsageError
 from launcher import overrides as cli
 from launcher import settings
@@ -99,6 +99,12 @@ class JobSpec(TrainJob):
     def _can_be_paid(self) -> JobSpec:
         if self.budget is not None and self.budget.max_usd is not None and self.cluster.usd_per_hour is None:
             raise ValueError("budget.max_usd: it needs cluster.usd_per_hour, what the cluster costs an hour")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_node_to_begin_on(self) -> JobSpec:
+        if self.tune is None and isinstance(self.cluster.nodes, Nodes) and not self.cluster.nodes.min:
+            raise ValueError("cluster.nodes.min: 0 is for sweeps, whose trials ask for nodes; a run needs 1 or more")
         return self
 
     @model_validator(mode="after")

@@ -299,7 +299,7 @@ def _with_wishes(policy: Any) -> Any:
             if isinstance(decision, NoopDecision):
                 if time.monotonic() - self._began > _SHORT:
                     least = self.scaling_config.min_workers
-                    raise InfrastructureError(f"there is no room any more for cluster.workers.min, which is {least}")
+                    raise InfrastructureError(f"there is no room any more for the {least} workers that it needs")
                 time.sleep(_PAUSE)
             return decision
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cluster.config import LocalCluster, Workers
+from cluster.config import LocalCluster, Nodes, Workers
 from cluster.errors import InfrastructureError, RayliftError, StorageDeniedError, StorageError, StorageFullError
 from cluster.local import FINAL, PREEMPTED, UNRECORDED, clear, end_processes, scratch_folder
 from cluster.runs import Attempt, Checkpoint, Result, Run, SupersededError
@@ -330,20 +330,21 @@ def start_ray_for(cluster: LocalCluster, cpus: int | None = None) -> tuple[Worke
 
     from trainers.backend import join_ray, start_ray
 
-    asked = cluster.accelerator_count
+    asked = cluster.workers_on_accelerators
     try:
         if cluster.address is not None:
             join_ray(cluster.address)
         else:
-            cpus = cpus or max(os.cpu_count() or 1, _on_this_machine(cluster.workers) or 1, asked or 1)
+            cpus = cpus or max(os.cpu_count() or 1, _on_this_machine(cluster.workers) or 1, asked.max if asked else 1)
             start_ray(cpus=cpus, temp_folder=os.environ.get("RAYLIFT_RAY_FOLDER"))
     except Exception as error:  # ray raises whatever its many parts raise
         raise InfrastructureError(f"Ray did not start: {error}") from error
     there = int(ray.cluster_resources().get("GPU", 0))
-    if asked is not None and asked > there:
-        raise InfrastructureError(f"cluster.accelerators asks for {asked}, this machine has {there}")
     if asked is not None:
-        return Workers(min=asked, max=asked), True
+        if asked.min > there and not isinstance(cluster.nodes, Nodes):  # those of a range may come later
+            where = "this machine" if cluster.address is None else "the Ray that runs there"
+            raise InfrastructureError(f"cluster.accelerators asks for {asked.min}, {where} has {there}")
+        return asked, True
     if cluster.workers is None and there:
         return Workers(min=there, max=there), True
     if isinstance(cluster.workers, Workers) and cluster.address is not None:

@@ -36,7 +36,7 @@ def require_identity(job: Manifest, variables: Collection[str]) -> None:
     if named & _GIVEN or any(each != own for each in ray.get("envFrom", [])):
         return
     raise UsageError(
-        "cluster.workers: with a range, KubeRay gives the head a service account that it makes, which no bucket knows. "
-        "Name a Secret with credentials: storage_secret; or an account with an identity of your cloud, for heads "
-        "alone: head_service_account"
+        "cluster: with a range of workers or nodes, KubeRay gives the head a service account that it makes, which no "
+        "bucket knows. Name a Secret with credentials: storage_secret; or an account with an identity of your cloud, "
+        "for heads alone: head_service_account"
     )

@@ -176,8 +176,7 @@ def driver_cluster(cluster: KubernetesCluster) -> LocalCluster:
     _, count = pods.accelerators(cluster)
     if not count:
         return LocalCluster(address="auto", workers=cluster.workers if cluster.workers is not None else 1)
-    least, _ = node_counts(cluster)
-    return LocalCluster(address="auto", accelerators=f"GPU:{count * least}")
+    return LocalCluster(address="auto", nodes=cluster.nodes or 1, accelerators=f"GPU:{count}")
 
 
 def node_counts(cluster: KubernetesCluster) -> tuple[int, int]:

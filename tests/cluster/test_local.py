@@ -177,6 +177,7 @@ def test_runs_of_different_ids_share_no_folder() -> None:
         ({"workers": 3}, "3 CPU"),
         ({"workers": {"min": 1, "max": 3}}, "1 to 3 CPU"),
         ({"accelerators": "GPU:2"}, "GPU:2"),
+        ({"accelerators": "GPU:2", "nodes": {"min": 0, "max": 4}, "address": "auto"}, "0 to 4 × GPU:2"),
         ({}, "one per accelerator, or 1 CPU"),
     ],
     ids=str,

@@ -43,9 +43,8 @@ cluster: {{provider: local, workers: 2}}
 """
 
 
-def start(folder: Path, nodes: RayNodes, run: Run, least: int = 1) -> Started:
-    where = f'workers: {{min: {least}, max: 2}}, address: "{nodes.address}"'
-    job = write_job(folder, JOB.replace("workers: 2", where))
+def start(folder: Path, nodes: RayNodes, run: Run, counted: str = "workers: {min: 1, max: 2}") -> Started:
+    job = write_job(folder, JOB.replace("workers: 2", f'{counted}, address: "{nodes.address}"'))
     return start_raylift("run", job, "--id", run.id, "--storage", run.storage.uri)
 
 
@@ -168,13 +167,16 @@ def test_neither_a_driver_that_is_killed_before_the_next_ranks_nor_a_node_that_r
     assert_as_if_undisturbed(run, tmp_path)
 
 
-def test_a_run_that_has_too_few_workers_waits_for_more_and_can_be_stopped(tmp_path: Path, ray_nodes: RayNodes) -> None:
+def test_a_run_that_has_too_few_accelerators_waits_for_more_and_can_be_stopped(
+    tmp_path: Path, ray_nodes: RayNodes
+) -> None:
     run = open_run(tmp_path / "runs", fresh_id("waiting"))
-    with start(tmp_path, ray_nodes, run, least=2) as process:
+    with start(tmp_path, ray_nodes, run, "nodes: {min: 2, max: 3}, accelerators: GPU:1") as process:
         wait_for(lambda: rows_of(run, 1, "waiting"), "the word that it waits", timeout=PATIENT)
         told = raylift("status", run.uri).stdout
-        assert "PROVISIONING: waiting for 1 more worker: there is no room yet for cluster.workers.min" in told
-        second = ray_nodes.add()
+        assert "PROVISIONING: waiting for 2 more workers: there is no room yet for the 2 that it needs at least" in told
+        ray_nodes.add(gpus=1)
+        second = ray_nodes.add(gpus=1)
         wait_for(lambda: rows_of(run, 1), "two ranks to train", timeout=PATIENT)
         second.take_away()
         waits = "RECOVERING: waiting for 1 more worker"  # for a moment it may be two, until the other rank has ended

@@ -61,7 +61,7 @@ def shown(*rows: dict[str, Any], attempt: int = 1) -> list[str]:
         ),
         (
             {"event": "waiting", "workers": 1, "least": 2},
-            "waiting for 1 more worker: there is no room yet for cluster.workers.min, which is 2",
+            "waiting for 1 more worker: there is no room yet for the 2 that it needs at least",
         ),
         ({"event": "waited", "seconds": 3.0}, ""),
         ({"event": "memory", "process": "rank 0", "peak_bytes": 1}, ""),

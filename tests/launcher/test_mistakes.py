@@ -100,6 +100,11 @@ def test_every_mistake_is_reported_at_once_with_its_place_and_what_to_write(job:
             "job.yaml:3:50: cluster.nodes: nodes are pods with accelerators, and there are none",
         ),
         (
+            "storage: s3://b/runs\ncluster: {provider: kubernetes, accelerators: L4, nodes: {min: 0, max: 8}}",
+            "cluster.nodes.min: 0 is for sweeps, whose trials ask for nodes; a run needs 1 or more",
+        ),
+        ("cluster: {accelerators: GPU, nodes: 2}", "cluster.nodes: nodes are those of a Ray at an address, with acce"),
+        (
             "storage: runs\ncluster: {provider: kubernetes, image: x}",
             "/runs is on this machine, where no pod sees it: write s3://bucket/prefix or gs://bucket/prefix",
         ),

@@ -1,8 +1,9 @@
 """One node of a real Ray, and the process that started it; it ends with its standard input.
 
-    python -P -m tests.real.ray_node FOLDER [ADDRESS IP]
+    python -P -m tests.real.ray_node FOLDER [ADDRESS IP GPUS]
 
-Without an address it is a head. It prints the address of the GCS, and the node's id, once it runs.
+Without an address it is a head. It prints the address of the GCS, and the node's id, once it runs. Ray takes its word
+for the GPUs: ranks that are given one find none, and train on the processor.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ def start_head(folder: str) -> str:
     return f"{context.gcs_address} {context.get_node_id()}"
 
 
-def join(folder: str, address: str, ip: str) -> str:
+def join(folder: str, address: str, ip: str, gpus: str) -> str:
     parameters = RayParams(
         gcs_address=address,
         node_ip_address=ip,
         num_cpus=1,
+        num_gpus=int(gpus),
         object_store_memory=80_000_000,
         temp_dir=folder,
         min_worker_port=0,

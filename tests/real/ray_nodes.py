@@ -85,9 +85,9 @@ class RayNodes:
             self.close()
             raise
 
-    def add(self) -> RayNode:
-        """Return a further node, once it runs."""
-        return self._start(self.address)
+    def add(self, gpus: int = 0) -> RayNode:
+        """Return a further node, once it runs; nothing is behind the GPUs that it says it has."""
+        return self._start(self.address, gpus=gpus)
 
     def drain(self, node: RayNode, seconds: int) -> None:
         """Have Ray tell that a node will be preempted, as its autoscaler does."""
@@ -101,11 +101,11 @@ class RayNodes:
             check=True,
         )
 
-    def _start(self, *address: str) -> RayNode:
+    def _start(self, *address: str, gpus: int = 0) -> RayNode:
         """Return a node that runs. Ray gives up after half a minute, which a busy machine may need: then once more."""
         for tries_left in reversed(range(_TRIES)):
-            ip = [f"127.0.0.{len(self._nodes) + 1}"] if address else []
-            node = RayNode(self._folder, {**environment(), **self.env}, *address, *ip)
+            more = [f"127.0.0.{len(self._nodes) + 1}", str(gpus)] if address else []
+            node = RayNode(self._folder, {**environment(), **self.env}, *address, *more)
             self._nodes.append(node)
             try:
                 node.wait()

@@ -49,6 +49,12 @@ CASES: Mapping[str, dict[str, Any]] = {
         },
         "overrides": {"spec": {"ttlSecondsAfterFinished": 600, "preRunningDeadlineSeconds": None}},
     },
+    "a-sweep-on-accelerators": {
+        "nodes": {"min": 0, "max": 8},
+        "accelerators": "L4:1",
+        "queue": "gpu",
+        "storage_secret": "raylift-storage",
+    },
     "spot-alone": {"nodes": 4, "accelerators": "A100:1", "spot": True, "service_account": "trainer"},
 }
 _PLAIN = {"provider": "kubernetes", "image": "registry.example/raylift:0.1.0"}

@@ -51,6 +51,22 @@ def test_a_detached_run_is_a_job_in_the_cluster_and_a_run_in_storage(server: Api
     assert (told["state"], told["reason"]) == ("PENDING", "KubeRay has not taken it up yet")
 
 
+def test_an_audit_lists_a_run_and_after_its_removal_nothing(server: ApiServer, options: list[str]) -> None:
+    where = options[1:3]
+    assert raylift("audit", *where).stdout == "nothing of raylift's is there\n"
+    assert raylift("run", *options, "--detach").returncode == 0
+    run = run_of(options)
+    pods = take_up(server, run.id)
+    head, *rows = raylift("audit", *where).stdout.splitlines()
+    assert head.split() == ["RUN", "KIND", "NAME"]
+    assert [row.split()[:2] for row in rows] == [[run.id, kind] for kind in ("RayJob", "RayCluster", "Pod", "Pod")]
+    told = json.loads(raylift("audit", *where, "--json").stdout)
+    assert {each["name"] for each in told} > {pod["metadata"]["name"] for pod in pods.values()}
+    assert raylift("stop", "--now", run.uri).returncode == 0
+    assert raylift("rm", run.uri, "--yes").returncode == 0
+    assert json.loads(raylift("audit", *where, "--json").stdout) == []
+
+
 def test_a_launch_that_is_refused_leaves_neither_a_run_nor_a_job(server: ApiServer, options: list[str]) -> None:
     server.admit = lambda kind, _value: "exceeded quota: raylift" if kind.name == "RayJob" else ""
     done = raylift("run", *options, "--detach")

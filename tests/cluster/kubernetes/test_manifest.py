@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from cluster.config import _KINDS, KubernetesCluster, LocalCluster, Workers
+from cluster.config import _KINDS, KubernetesCluster, LocalCluster, Nodes, Workers
 from cluster.errors import UsageError
 from cluster.kubernetes import pods
 from cluster.kubernetes.documents import to_yaml
@@ -38,8 +38,8 @@ def job(case: str, **more: Any) -> Manifest:
     return render(request(case, **more))[0]
 
 
-def block(case: str) -> KubernetesCluster:
-    cluster = request(case).cluster
+def block(case: str, **more: Any) -> KubernetesCluster:
+    cluster = request(case, **more).cluster
     assert isinstance(cluster, KubernetesCluster)
     return cluster
 
@@ -299,6 +299,31 @@ def test_a_range_of_workers_has_an_autoscaler_and_the_driver_is_told_of_it() -> 
     assert told.workers == Workers(min=1, max=4)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "told", "ranks"),
+    [
+        ({"min": 1, "max": 2}, Nodes(min=1, max=2), Workers(min=8, max=16)),
+        ({"min": 0, "max": 3}, Nodes(min=0, max=3), Workers(min=1, max=24)),
+        (2, 2, Workers(min=16, max=16)),
+        (None, 1, Workers(min=8, max=8)),
+    ],
+    ids=str,
+)
+def test_the_driver_is_told_how_many_nodes_with_accelerators_there_may_be(
+    nodes: Any, told: int | Nodes, ranks: Workers
+) -> None:
+    keys = {"accelerators": "H100:8", "nodes": nodes, "storage_secret": "raylift-storage"}
+    spec = ray_cluster("plain", **keys)
+    (workers,) = spec["workerGroupSpecs"]
+    least, most = (told.min, told.max) if isinstance(told, Nodes) else (told, told)
+    assert (workers["replicas"], workers["minReplicas"], workers["maxReplicas"]) == (least, least, most)
+    assert spec.get("enableInTreeAutoscaling", False) == (least != most)
+    driver = driver_cluster(block("plain", **keys))
+    assert driver == LocalCluster(address="auto", nodes=told, accelerators="GPU:8")
+    assert driver.workers_on_accelerators == ranks
+    assert block("plain", **keys).most_workers == ranks.max
+
+
 RANGE: dict[str, Any] = {"workers": {"min": 1, "max": 4}}
 OTHER_ACCOUNT = {"template": {"spec": {"serviceAccountName": "other"}}}
 FROM_A_MAP = {"spec": {"containers": [{"name": "ray", "envFrom": [{"configMapRef": {"name": "credentials"}}]}]}}
@@ -479,7 +504,7 @@ def test_every_id_that_a_run_may_have_is_short_enough() -> None:
         ({"workers": 2, "nodes": 2}, "workers are ranks on processors"),
         ({"workers": 2, "accelerators": "L4:1"}, "workers are ranks on processors"),
         ({"nodes": 2}, "nodes are pods with accelerators, and there are none"),
-        ({"nodes": {"min": 1, "max": 2}, "accelerators": "L4:1"}, "a range is not there yet"),
+        ({"nodes": {"min": 3, "max": 2}, "accelerators": "L4:1"}, "3 is more than max, which is 2"),
         ({"head_service_account": "raylift-run"}, "raylift-run is that of all pods, and KubeRay would let them change"),
         ({"accelerators": "RTX:1"}, "RTX:1 is of no kind that is known here: GPU, T4, V100"),
         ({"resources": {"memory": "4G"}}, "String should match pattern"),

@@ -279,6 +279,8 @@ class Operator:
         limits = container["resources"]["limits"]
         told = {key: value for key, value in group.get("rayStartParams", {}).items() if not key.endswith("-port")}
         told.setdefault("num-cpus", limits["cpu"])
+        if gpus := limits.get("nvidia.com/gpu"):
+            told.setdefault("num-gpus", gpus)
         told |= {"block": "true", "node-ip-address": "$POD_IP", "object-store-memory": str(100 * 2**20)}
         told |= {"min-worker-port": "0", "max-worker-port": "0", "dashboard-agent-listen-port": str(_free_port())}
         told |= {"temp-dir": "$TMPDIR/ray", "include-log-monitor": "false"}
