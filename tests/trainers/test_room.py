@@ -22,10 +22,28 @@ def test_a_job_file_limits_how_many_trials_run() -> None:
     assert Room(1, gpus=0.5, most=2).slots() == 4
 
 
-def test_where_nodes_may_come_one_more_trial_waits_than_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("room", "trials"),
+    [
+        (Room(2, most=6), 3),  # a Ray of our own has processors for them beside
+        (Room(2, most=6, grows=True), 2),
+        (Room(1, most=6, grows=True), 6),
+        (Room(2, most=2, grows=True), 1),
+        (Room(2, gpus=1.0, most=6, grows=True), 3),
+    ],
+)
+def test_on_a_ray_of_others_the_process_of_a_trial_of_several_workers_counts_unless_these_have_gpus(
+    room: Room, trials: int
+) -> None:
+    assert room.slots() == trials
+
+
+def test_where_nodes_may_come_one_more_trial_of_one_worker_waits_than_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: NODE)
     assert Room(1).slots() == 16
     assert Room(1, grows=True).slots() == 17
+    assert Room(3, grows=True).slots() == 4, "one without room for its workers would only wait"
+    assert Room(20, grows=True).slots() == 1
 
 
 @pytest.mark.parametrize(

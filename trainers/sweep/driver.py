@@ -77,7 +77,7 @@ class SweepDriver(Driver):
             most=self.cluster.most_workers or (workers.max if gpus else None),
             grows=self.cluster.address is not None,
         )
-        least = each if self.own_ray or each == 1 else each + 1
+        least = each + self.room.beside
         return Workers(min=least, max=max(least, self.room.slots() * each)), gpus
 
     def _fit(self, attempt: Attempt, events: SegmentWriter, ready: Ready) -> str:

@@ -29,13 +29,25 @@ class Room:
             return {"CPU": 1.0}
         return {"CPU": _LITTLE, **({"GPU": self.gpus} if self.workers == 1 else {})}
 
+    @property
+    def beside(self) -> int:
+        """How many of the processors for workers the process takes that looks after a trial of several.
+
+        Where there are GPUs, it takes none of them; a Ray of our own is started with processors for it.
+        """
+        return 1 if self.workers > 1 and self.grows and not self.gpus else 0
+
     def slots(self) -> int:
-        """Return how many trials run at once; where nodes may come, one more, as that is how Ray is asked for them."""
+        """Return how many trials run at once.
+
+        Where nodes may come, one of one worker more, as that is how Ray is asked for them; of several workers, it
+        would hold a processor while these are missing.
+        """
         if self.most is not None:
-            return max(1, int(self.most / (self.gpus or 1.0)) // self.workers)
+            return max(1, int(self.most / (self.gpus or 1.0)) // (self.workers + self.beside))
         if time.monotonic() - self._looked > _LOOK:
             self._seen, self._looked = fit(ray.cluster_resources(), self.workers, self.gpus), time.monotonic()
-        return self._seen + 1 if self.grows else max(1, self._seen)
+        return self._seen + 1 if self.grows and self.workers == 1 else max(1, self._seen)
 
     @property
     def is_full(self) -> bool:

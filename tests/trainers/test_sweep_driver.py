@@ -1,0 +1,45 @@
+"""The driver of a sweep, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.config import LocalCluster, Workers
+from tests.finished import new_run
+from trainers.jobs import load_job
+from trainers.sweep.driver import SweepDriver
+
+JOB = """\
+task: image-classification
+data: {train: builtin:digits, eval: {split: 0.2}}
+train: {epochs: 2, batch_size: 64}
+tune: {trials: 2, search: random, scheduler: none, workers_per_trial: 2, space: {train.optimizer.lr: [0.01, 0.001]}}
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> SweepDriver:
+    run = new_run(tmp_path, "sweep", JOB)
+    return SweepDriver(run, *load_job(run))
+
+
+# -- what it waits for
+
+
+@pytest.mark.parametrize(
+    ("cluster", "gpus", "least"),
+    [
+        ({"workers": 4}, False, 2),
+        ({"workers": 4, "address": "somewhere:6379"}, False, 3),  # the process that looks after the trial has one
+        ({"accelerators": "GPU:4", "address": "somewhere:6379"}, True, 2),
+    ],
+)
+def test_a_sweep_waits_for_what_one_trial_takes(
+    driver: SweepDriver, monkeypatch: pytest.MonkeyPatch, cluster: dict[str, object], gpus: bool, least: int
+) -> None:
+    monkeypatch.setattr("trainers.sweep.driver.start_ray_for", lambda *_: (Workers(min=4, max=4), gpus))
+    driver.cluster = LocalCluster.model_validate(cluster)
+    workers, _ = driver._start_ray()
+    assert workers.min == least
