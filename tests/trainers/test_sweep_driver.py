@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from cluster.config import LocalCluster, Workers
+from cluster.segments import SegmentWriter
 from tests.finished import new_run
 from trainers.jobs import load_job
+from trainers.main import Ready
 from trainers.sweep.driver import SweepDriver
 
 JOB = """\
@@ -43,3 +45,26 @@ def test_a_sweep_waits_for_what_one_trial_takes(
     driver.cluster = LocalCluster.model_validate(cluster)
     workers, _ = driver._start_ray()
     assert workers.min == least
+
+
+@pytest.mark.parametrize(
+    ("cluster", "waits"),
+    [
+        ({"accelerators": "GPU:1", "nodes": {"min": 0, "max": 4}}, False),
+        ({"accelerators": "GPU:1", "nodes": 4}, True),
+        ({"workers": {"min": 1, "max": 6}}, False),
+        ({"workers": {"min": 3, "max": 6}}, True),
+        ({"workers": 6}, True),
+    ],
+)
+def test_a_sweep_does_not_wait_for_nodes_that_come_when_its_trials_ask_for_them(
+    driver: SweepDriver, monkeypatch: pytest.MonkeyPatch, cluster: dict[str, object], waits: bool
+) -> None:
+    monkeypatch.setattr("trainers.backend.look_for_room", lambda **_: [])
+    monkeypatch.setattr("trainers.main.PATIENCE", -1.0)  # then it gives up at once
+    driver.cluster = LocalCluster.model_validate({**cluster, "address": "somewhere:6379"})
+    attempt = driver.run.claim()
+    events = SegmentWriter(driver.run, attempt.number, "events", "driver")
+    final = driver._wait_for_room(events, Ready(Workers(min=3, max=6), gpus=False, meta={}, arrays={}))
+    events.close()
+    assert (final is not None) is waits

@@ -16,7 +16,7 @@ from ray import tune as ray_tune
 from ray.exceptions import RayTaskError
 from ray.tune.schedulers import TrialScheduler
 
-from cluster.config import Workers
+from cluster.config import Nodes, Workers
 from cluster.errors import RayliftError, TrainingError
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
@@ -79,6 +79,13 @@ class SweepDriver(Driver):
         )
         least = each + self.room.beside
         return Workers(min=least, max=max(least, self.room.slots() * each)), gpus
+
+    def _wait_for_room(self, events: SegmentWriter, ready: Ready) -> Result | None:
+        """Wait as a run does, but not for nodes that come only when trials ask for them."""
+        nodes, workers = self.cluster.nodes, self.cluster.workers
+        if isinstance(nodes, Nodes) or (isinstance(workers, Workers) and workers.min < ready.workers.min):
+            return None
+        return super()._wait_for_room(events, ready)
 
     def _fit(self, attempt: Attempt, events: SegmentWriter, ready: Ready) -> str:
         """Run the trials that are left; return what was lost, for a message, or write the sweep's result."""
