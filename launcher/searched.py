@@ -141,6 +141,8 @@ def _wrong_with(
     changed = deepcopy(document)
     for block in ("tune", "budget"):  # of the sweep, not of a trial
         changed.value.pop(block, None)
+    if isinstance(cluster := changed.value.get("cluster"), dict):
+        cluster.pop("nodes", None)  # a sweep may have none to begin with
     changed.mistakes = []
     for key, value in point.items():
         place = document.place(places.get(key, (*_SPACE, key)))

@@ -187,3 +187,9 @@ def test_every_block_of_a_sweep_has_its_words_in_the_schema() -> None:
 def test_an_empty_space_or_list_is_called_empty(job: Job, space: str, problem: str) -> None:
     with pytest.raises(JobFileError, match=problem):
         load(job(), overrides=[f"tune.space={space}"])
+
+
+def test_a_sweep_may_have_no_node_to_begin_with(job: Job) -> None:
+    cluster = "{provider: kubernetes, accelerators: L4, nodes: {min: 0, max: 8}}"
+    block = f"storage: s3://b/runs\ncluster: {cluster}\ntune: {{space: {{train.optimizer.lr: [0.1, 0.2]}}}}"
+    assert tune_of(job(block)).tried == 2
