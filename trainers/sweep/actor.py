@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -97,7 +98,7 @@ class TrialActor(ray_tune.Trainable):
 
     def _next(self) -> dict[str, Any]:
         news = self._training.next() if self._training is not None else self._refused
-        if news.state == "PREEMPTED" and notice.is_given():
+        if news.state == "PREEMPTED" and self._is_leaving():
             # an end would have Tune keep this actor for another trial, though its machine goes
             raise PreemptedError(news.message)
         if not news.state and self._shared.metric not in news.metrics:
@@ -116,6 +117,15 @@ class TrialActor(ray_tune.Trainable):
             "message": news.message,
             "done": bool(news.state),
         }
+
+    def _is_leaving(self) -> bool:
+        """Whether the machine of this process goes; where the ranks are others, none of them may be on it."""
+        if self._lifeline is None and not self._shared.ranks.own_ray:
+            from trainers.backend import is_draining
+
+            with contextlib.suppress(RuntimeError):  # Ray is busy
+                return is_draining()
+        return notice.is_given()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._end(StopReason.PRUNED)

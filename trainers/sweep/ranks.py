@@ -98,15 +98,20 @@ class RankedTraining(Training):
         )
         relay = threading.Thread(target=self._relay, args=[mailbox], name="relay", daemon=True)
         relay.start()
+        lost: TrainingFailedError | None = None
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            if self._run.result_of(attempt.number) is None:
-                raise InfrastructureError(f"a rank of the trial was lost: {error}") from error
+            lost = error
         finally:
             ray.kill(mailbox)
             forget_attempts(Path(self._ranks.temporary), self._run.uri, up_to=attempt.number)
-        return self._news_of(attempt, start)
+        news = self._news_of(attempt, start)
+        if news is None:
+            raise InfrastructureError(
+                f"a rank of the trial was lost: {lost or 'they ended without a result'}"
+            ) from lost
+        return news
 
     def _relay(self, mailbox: Any) -> None:
         """Carry news and answers between rank 0 and whoever waits for them, until the ranks are gone."""
@@ -117,8 +122,8 @@ class RankedTraining(Training):
             except RayError:
                 return
 
-    def _news_of(self, attempt: Attempt, start: Start) -> News:
-        """Return how an attempt ended, from storage: its ranks are gone."""
+    def _news_of(self, attempt: Attempt, start: Start) -> News | None:
+        """Return how an attempt ended, from storage, as its ranks are gone; None where they did not say."""
         evaluations = [row for row in self._run.rows("metrics") if row["kind"] == "eval"]
         epoch = int(evaluations[-1]["epoch"]) if evaluations else start.epoch
         iteration = start.iteration + sum(row["attempt"] == attempt.number for row in evaluations)
@@ -127,8 +132,9 @@ class RankedTraining(Training):
         events = {row["event"]: row for row in self._run.rows_of(attempt.number, "events")}
         for event, state in (("paused", "PAUSED"), ("preempted", "PREEMPTED")):
             if event in events:
-                return News(events[event]["step"], epoch, iteration, state=state)
-        raise InfrastructureError("the ranks of the trial ended without a result")
+                step = events[event]["step"]
+                return News(step, epoch, iteration, state=state, message=f"{event}; saved at step {step}")
+        return None
 
 
 class Mailbox:
