@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar
 
 import psutil
@@ -52,7 +53,6 @@ _ELASTIC = {
 }
 _LOOK = 5.0  # seconds between looks for how many ranks there is room
 _PAUSE = 0.5  # seconds between them, while no rank runs
-_SHORT = 60.0  # seconds until too little room is the driver's to wait for, who tells
 _ANSWER = 1.0  # seconds that a node has to answer
 _SPARED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")
 _SPARED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
@@ -89,6 +89,14 @@ def look_for_room(*, gpus: bool) -> list[Room]:
     return _rooms({"GPU": 1.0} if gpus else {"CPU": 1.0}, Counter())
 
 
+@dataclass(frozen=True)
+class Wait:
+    """How long ranks wait for room on a Ray that runs already."""
+
+    seconds: float = 60.0  # then it is the driver's to wait for, who tells
+    is_over: Callable[[], bool] | None = None  # asked meanwhile, in the process of Ray Train's controller
+
+
 def build_trainer(
     function: Callable[[dict[str, Any]], None],
     config: dict[str, Any],
@@ -97,6 +105,7 @@ def build_trainer(
     gpus: bool,
     scratch: str,
     own_ray: bool,
+    wait: Wait = Wait(),
 ) -> DataParallelTrainer:
     """Return a trainer whose `fit` runs `function(config)` on every rank, once: a failure is the caller's to retry.
 
@@ -108,7 +117,8 @@ def build_trainer(
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(_UNREACHABLE_AFTER))
         os.environ.update(_ELASTIC)
     number = workers.min if own_ray else (workers.min, workers.max)
-    return (_LocalTrainer if own_ray else _ElasticTrainer)(
+    kind: Callable[..., DataParallelTrainer] = _LocalTrainer if own_ray else partial(_ElasticTrainer, wait=wait)
+    return kind(
         function,
         train_loop_config=config,
         backend_config=ProcessGroupConfig(own_ray=own_ray),
@@ -268,12 +278,16 @@ def _initialize(controller: Any, arguments: dict[str, Any]) -> None:
 class _ElasticTrainer(_LeanTrainer):
     """Ray Train on a Ray that runs already, whose nodes come and go."""
 
+    def __init__(self, *arguments: Any, wait: Wait, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._wait = wait
+
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        arguments["scaling_policy"] = _with_wishes(arguments["scaling_policy"])
+        arguments["scaling_policy"] = _with_wishes(arguments["scaling_policy"], self._wait)
         return super()._initialize_and_run_controller(**arguments)
 
 
-def _with_wishes(policy: Any) -> Any:
+def _with_wishes(policy: Any, wait: Wait) -> Any:
     """Return Ray's elastic policy, but for two things.
 
     What there is room for, it sees for itself: Ray notices a lost node after a quarter of a minute, a new one after
@@ -297,8 +311,10 @@ def _with_wishes(policy: Any) -> Any:
             self._own.clear()
             decision = super().make_decision_for_non_running_worker_group()
             if isinstance(decision, NoopDecision):
-                if time.monotonic() - self._began > _SHORT:
-                    least = self.scaling_config.min_workers
+                least = self.scaling_config.min_workers
+                if wait.is_over is not None and wait.is_over():
+                    raise InfrastructureError(f"nobody waits any more for room for the {least} workers")
+                if time.monotonic() - self._began > wait.seconds:
                     raise InfrastructureError(f"there is no room any more for the {least} workers that it needs")
                 time.sleep(_PAUSE)
             return decision

@@ -124,3 +124,25 @@ def test_two_sweeps_at_once_on_one_ray_of_two_nodes_do_not_meet(tmp_path: Path, 
     learnt = [{(row["trial"], row["iteration"]): row["metrics"]["eval_loss"] for row in results(run)} for run in runs]
     assert learnt[0] == learnt[1]
     assert len(learnt[0]) == 8
+
+
+def test_a_trial_waits_for_its_workers_until_the_sweep_is_stopped(tmp_path: Path, ray_nodes: RayNodes) -> None:
+    """Two workers and the trial's own process have three nodes; that of a worker goes."""
+    nodes = [ray_nodes.add(), ray_nodes.add()]
+    job = write(tmp_path, "  {search: grid, scheduler: none, workers_per_trial: 2, space: {train.seed: [5]}}\n")
+    run = open_run(tmp_path, fresh_id("sweep"))
+    there = ("--set", "cluster={provider: local, address: '" + ray_nodes.address + "'}")
+    with start_raylift("run", job, "--storage", tmp_path, "--id", run.id, *there, "--set", "train.epochs=9000") as one:
+        trial = trial_run(run, "00000")
+        wait_for(partial(has_saved, trial, 1), "a checkpoint", timeout=300)
+        own = trial.claims()[-1].pid
+        next(node for node in nodes if own not in node.pids()).take_away()
+        wait_for(lambda: 2 in trial.attempts(), "a second attempt", timeout=200)
+        time.sleep(5)  # the ranks of a run would wait a minute
+        assert raylift("stop", run.uri).returncode == 0
+        output, _ = one.communicate(timeout=30)
+    assert one.returncode == 4, output
+    assert states(run) == ["STOPPED"]
+    result = trial.result()
+    assert result is not None
+    assert result.message.endswith("; it waited for its workers")

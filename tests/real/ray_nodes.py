@@ -49,6 +49,10 @@ class RayNode:
         (raylet,) = [process for process in self._processes() if process.name() == "raylet"]
         os.kill(raylet.pid, signal.SIGKILL)
 
+    def pids(self) -> set[int]:
+        """Return the processes that it has."""
+        return {process.pid for process in self._processes()}
+
     def close(self) -> None:
         """End all of it, by pid."""
         for process in self._processes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,12 @@ from cluster.errors import InfrastructureError
 from tests.harness import losses
 from tests.trainers.training import EVERYTHING, Change, events, start, steps_of, train
 from trainers import backend, elastic
+from trainers.backend import Wait
 from trainers.context import StopReason
 from trainers.elastic import GIVEN_BACK, Growth, Room, pays, ranks_to_start, tell_room
 from trainers.worker import Elastic
+
+WAIT = Wait()
 
 
 @pytest.mark.parametrize(
@@ -146,9 +150,9 @@ def rooms(monkeypatch: pytest.MonkeyPatch) -> list[Room]:
     return rooms
 
 
-def policy(least: int, most: int) -> Any:
+def policy(least: int, most: int, wait: Wait = WAIT) -> Any:
     scaling = ScalingConfig(num_workers=(least, most), elastic_resize_monitor_interval_s=5.0)
-    wishing = backend._with_wishes(ElasticScalingPolicy(scaling))
+    wishing = backend._with_wishes(ElasticScalingPolicy(scaling), wait)
     wishing._maybe_send_resource_request = lambda: None
     return wishing
 
@@ -182,8 +186,22 @@ def test_an_attempt_that_finds_no_room_waits_for_it_and_then_leaves_that_to_the_
     rooms.append(Room("a", 1, 1))
     wishing = policy(2, 4)
     assert isinstance(wishing.make_decision_for_non_running_worker_group(), NoopDecision)
-    clock.at += backend._SHORT + 1
+    clock.at += WAIT.seconds + 1
     with pytest.raises(InfrastructureError, match="no room any more for the 2 workers that it needs"):
+        wishing.make_decision_for_non_running_worker_group()
+
+
+def test_an_attempt_whose_caller_is_patient_waits_longer_but_no_longer_than_it_is_wanted(
+    rooms: list[Room], clock: SimpleNamespace
+) -> None:
+    rooms.append(Room("a", 1, 1))
+    over = threading.Event()
+    wishing = policy(2, 2, Wait(1800.0, over.is_set))
+    for _ in range(3):
+        assert isinstance(wishing.make_decision_for_non_running_worker_group(), NoopDecision)
+        clock.at += 590.0
+    over.set()
+    with pytest.raises(InfrastructureError, match="nobody waits any more"):
         wishing.make_decision_for_non_running_worker_group()
 
 

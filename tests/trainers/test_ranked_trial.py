@@ -13,14 +13,16 @@ from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from cluster.errors import InfrastructureError, PreemptedError
-from cluster.runs import Attempt, Run
+from cluster.runs import Attempt, Run, SupersededError
 from cluster.trials import trial_run
 from tests.finished import new_run, write_rows
 from tests.trainers import training
+from trainers.backend import Wait
 from trainers.jobs import load_job
 from trainers.sweep import ranks as ranked
 from trainers.sweep.actor import TrialActor
 from trainers.sweep.ranks import RankedTraining, Ranks, References
+from trainers.sweep.trial import PATIENCE
 
 RANKS = Ranks(2, gpus=False, own_ray=False, temporary=gettempdir(), threads=1)
 
@@ -33,13 +35,15 @@ class Sweep:
         self.run: Run = new_run(folder, "sweep", "task: image-classification\n")
         self.attempt = self.run.claim()
         self.trial = trial_run(self.run, "00000")
+        self.wait = Wait()
         self.ranks: Callable[[], None] = lambda: None  # and then they are lost
 
-    def build_trainer(self, *_: Any, **__: Any) -> Any:
+    def build_trainer(self, *_: Any, wait: Wait, **__: Any) -> Any:
         def fit() -> None:
             self.ranks()
             raise WorkerGroupError("rank 1", {1: RuntimeError("gone")})
 
+        self.wait = wait
         return SimpleNamespace(fit=fit)
 
     def begun(self) -> RankedTraining:
@@ -73,6 +77,39 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
 def test_a_trial_that_loses_a_rank_says_so(sweep: Sweep) -> None:
     with pytest.raises(InfrastructureError, match="a rank of the trial was lost"):
         sweep.begun().next()
+
+
+def test_ranks_wait_for_room_as_long_as_for_storage_unless_the_sweep_is_to_end(sweep: Sweep) -> None:
+    with pytest.raises(InfrastructureError):
+        sweep.begun().next()
+    assert sweep.wait.seconds == PATIENCE
+    assert sweep.wait.is_over is not None
+    assert not sweep.wait.is_over()
+    sweep.run.request_stop("enough")
+    assert sweep.wait.is_over()
+
+
+def test_a_trial_that_waits_for_room_when_the_sweep_is_stopped_goes_on_with_a_resume(sweep: Sweep) -> None:
+    sweep.ranks = lambda: sweep.run.request_stop("enough")
+    news = sweep.begun().next()
+    assert (news.state, news.message) == ("STOPPED", "enough; it waited for its workers")
+    result = sweep.trial.result()
+    assert result is not None
+    assert (result.state, result.exit_code) == ("STOPPED", 4)
+
+
+def test_a_trial_that_waits_for_room_when_the_driver_has_to_go_has_no_result(sweep: Sweep) -> None:
+    sweep.ranks = lambda: sweep.attempt.give_notice("the machine asked the driver to end")
+    assert sweep.begun().next().state == "PREEMPTED"
+    assert sweep.trial.result() is None
+
+
+def test_a_trial_that_waits_for_room_ends_when_another_driver_has_taken_over(sweep: Sweep) -> None:
+    sweep.ranks = lambda: (sweep.run.claim(), None)[1]
+    with pytest.raises(SupersededError):
+        sweep.begun().next()
+    assert sweep.wait.is_over is not None
+    assert sweep.wait.is_over()
 
 
 # -- a machine that is taken away

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +16,12 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.config import Workers
-from cluster.errors import InfrastructureError
-from cluster.runs import Attempt, Run
+from cluster.errors import InfrastructureError, StorageError
+from cluster.runs import Attempt, Result, Run, SupersededError
 from trainers import processors
 from trainers.context import RayContext, StopReason
 from trainers.pulse import forget_attempts
-from trainers.sweep.trial import News, Start, Training, TrialControl, TrialRecorder
+from trainers.sweep.trial import PATIENCE, News, Start, Training, TrialControl, TrialRecorder
 from trainers.tasks.base import Prepared
 from trainers.worker import run_rank, show_life
 
@@ -73,7 +75,7 @@ class RankedTraining(Training):
     def _train_attempt(self, attempt: Attempt, start: Start) -> News:
         from ray.train import TrainingFailedError
 
-        from trainers.backend import build_trainer
+        from trainers.backend import Wait, build_trainer
 
         mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
         config = RankConfig(
@@ -95,6 +97,7 @@ class RankedTraining(Training):
             gpus=self._ranks.gpus,
             scratch=os.getcwd(),
             own_ray=self._ranks.own_ray,
+            wait=Wait(PATIENCE, _Over(self._sweep.run.uri, self._sweep.number)),
         )
         relay = threading.Thread(target=self._relay, args=[mailbox], name="relay", daemon=True)
         relay.start()
@@ -106,7 +109,7 @@ class RankedTraining(Training):
         finally:
             ray.kill(mailbox)
             forget_attempts(Path(self._ranks.temporary), self._run.uri, up_to=attempt.number)
-        news = self._news_of(attempt, start)
+        news = self._news_of(attempt, start) or self._unwanted(attempt, start)
         if news is None:
             raise InfrastructureError(
                 f"a rank of the trial was lost: {lost or 'they ended without a result'}"
@@ -135,6 +138,42 @@ class RankedTraining(Training):
                 step = events[event]["step"]
                 return News(step, epoch, iteration, state=state, message=f"{event}; saved at step {step}")
         return None
+
+    def _unwanted(self, attempt: Attempt, start: Start) -> News | None:
+        """Return how an attempt ends whose ranks waited for room when the sweep was told to end; None: it was not.
+
+        Raises SupersededError.
+        """
+        self._sweep.check_current()
+        step = attempt.claim.base.step if attempt.claim.base is not None else 0
+        if (reason := self._sweep.run.stop_reason()) is not None:
+            result = Result("STOPPED", f"{reason}; it waited for its workers", 4, step)
+            attempt.finish(result)
+            return News(step, start.epoch, start.iteration, state=result.state, message=result.message)
+        if (reason := self._sweep.notice()) is not None:
+            return News(step, start.epoch, start.iteration, state="PREEMPTED", message=reason)
+        return None
+
+
+@dataclass(frozen=True)
+class _Over:
+    """Says whether the trials of a sweep are to end; while storage is away, nobody wants that."""
+
+    uri: str  # of the sweep
+    attempt: int
+
+    @cached_property
+    def _sweep(self) -> Attempt:
+        return Attempt.reopen(Run.at(self.uri), self.attempt)
+
+    def __call__(self) -> bool:
+        with contextlib.suppress(StorageError):
+            try:
+                self._sweep.check_current()
+            except SupersededError:
+                return True
+            return self._sweep.run.stop_reason() is not None or self._sweep.notice() is not None
+        return False
 
 
 class Mailbox:
