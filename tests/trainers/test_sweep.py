@@ -9,7 +9,7 @@ import pytest
 from cluster.errors import PreemptedError, StorageDeniedError, StorageError, TrainingError
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
-from cluster.trials import ranked, trial_run
+from cluster.trials import ranked, read_trials, trial_run
 from tests.finished import new_run, training, write_rows
 from tests.sweeps import begun, ended, evaluated
 from trainers.sweep.bridge import Bridge, Listener
@@ -252,6 +252,12 @@ def test_what_a_sweep_could_not_write_down_any_more_its_trials_know(run: Run) ->
     assert states(launch) == ["PRUNED", "RUNNING"]
     assert launch.record.values(0) == {1: 0.75, 2: 0.875}
     assert launch.suggest("a")["trial"] == "00001"
+    launch.events.close()
+    written = {trial.id: trial.value("eval_accuracy") for trial in read_trials(run.all_rows("events"))}
+    assert written == {"00000": 0.875, "00001": 0.875}, "who reads the sweep's events knows it too"
+    again = Launch(run)
+    again.events.close()
+    assert run.rows_of(again.attempt.number, "events") == [], "written once"
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 
 from cluster.config import LocalCluster, Workers
+from cluster.runs import Attempt, Result
 from cluster.segments import SegmentWriter
+from cluster.trials import read_trials
 from tests.finished import new_run
 from trainers.jobs import load_job
 from trainers.main import Ready
+from trainers.sweep import driver as sweep_driver
+from trainers.sweep.bridge import Bridge
 from trainers.sweep.driver import SweepDriver
+from trainers.sweep.room import Room
 
 JOB = """\
 task: image-classification
@@ -68,3 +73,31 @@ def test_a_sweep_does_not_wait_for_nodes_that_come_when_its_trials_ask_for_them(
     final = driver._wait_for_room(events, Ready(Workers(min=3, max=6), gpus=False, meta={}, arrays={}))
     events.close()
     assert (final is not None) is waits
+
+
+# -- how it ends
+
+
+def test_what_a_sweep_has_heard_is_in_storage_before_its_result(
+    driver: SweepDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = driver.run.claim()
+    events = SegmentWriter(driver.run, attempt.number, "events", "driver")
+
+    def run_trials(_driver: SweepDriver, _attempt: Attempt, _ready: Ready, bridge: Bridge, _scheduler: object) -> None:
+        bridge.suggest("a")
+        told = {"training_iteration": 1, "step": 5, "epoch": 1, "state": "SUCCEEDED", "message": ""}
+        bridge.on_trial_complete("a", {**told, "evaluation/eval_accuracy": 0.9})
+
+    def killed(_attempt: Attempt, _result: Result) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_driver, "_ENVIRONMENT", {})
+    monkeypatch.setattr(SegmentWriter, "_flush_now_and_then", lambda _: None)
+    monkeypatch.setattr(SweepDriver, "_run_trials", run_trials)
+    monkeypatch.setattr(Attempt, "finish", killed)
+    driver.room = Room(2, most=2)
+    with pytest.raises(KeyboardInterrupt):
+        driver._fit(attempt, events, Ready(Workers(min=1, max=1), gpus=False, meta={"train": 80}, arrays={}))
+    (trial,) = read_trials(driver.run.all_rows("events"))
+    assert (trial.state, trial.value("eval_accuracy")) == ("SUCCEEDED", 0.9)

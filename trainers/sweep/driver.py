@@ -116,6 +116,7 @@ class SweepDriver(Driver):
             return "preempted: the machine asked the driver to end"
         reason = watch.reason or through_outages(self.run.stop_reason)  # the trials may have heard of it before us
         result = self._result(record, reason)
+        through_outages(record.flush)  # nobody goes on with a sweep that has a result
         through_outages(lambda: attempt.finish(result))
         return ""
 

@@ -24,9 +24,10 @@ class Record:
         self.metric = metric
         self.rows = [row for row in run.all_rows("events") if str(row["event"]).startswith("trial")]
         self._events = events
-        self.rows += [
-            row for trial in read_trials(self.rows) if trial.state not in ENDED for row in self._missed(trial)
-        ]
+        now = time.time()  # that it happened before is no time of this attempt
+        for row in [row for trial in read_trials(self.rows) if trial.state not in ENDED for row in self._missed(trial)]:
+            self.rows.append({**row, "time": now})
+            self._write(row)
         self.trials = {trial.id: trial for trial in read_trials(self.rows)}
         self._points: dict[int, list[Trial]] = {}
         for trial in self.trials.values():
@@ -101,10 +102,9 @@ class Record:
         evaluations = [row for row in run.rows("metrics") if row["kind"] == "eval"]
         for iteration, row in enumerate(evaluations, 1 + (trial.copied.iteration if trial.copied is not None else 0)):
             metrics = {key: value for key, value in row.items() if key.startswith("eval_")}
-            known = {"event": "trial.result", "trial": trial.id, "iteration": iteration, "metrics": metrics}
-            yield {**known, "time": row["time"], "step": row["step"], "epoch": row["epoch"]}
+            one = Evaluation(iteration, row["step"], row["epoch"], metrics)
+            if trial.evaluations.get(iteration) != one:
+                yield {"event": "trial.result", "trial": trial.id, **vars(one)}
         result = run.result()
         if result is not None and result.state in ENDED:
-            ended = {"event": "trial.ended", "trial": trial.id, "state": result.state, "message": result.message}
-            self._events.append(ended)
-            yield {**ended, "time": result.at}
+            yield {"event": "trial.ended", "trial": trial.id, "state": result.state, "message": result.message}
