@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from ray.tune import Experiment, Trainable
 
 from cluster.errors import PreemptedError, StorageDeniedError, StorageError, TrainingError
 from cluster.runs import Attempt, Result, Run
@@ -12,7 +13,7 @@ from cluster.segments import SegmentWriter
 from cluster.trials import ranked, read_trials, trial_run
 from tests.finished import new_run, training, write_rows
 from tests.sweeps import begun, ended, evaluated
-from trainers.sweep.bridge import Bridge, Listener
+from trainers.sweep.bridge import Bridge, Generator, Listener
 from trainers.sweep.record import Record
 from trainers.sweep.schedulers import build_scheduler, remember
 from trainers.sweep.search import build_searcher
@@ -117,6 +118,33 @@ def test_a_trial_whose_machine_is_taken_away_with_the_driver_waits_for_the_next_
     launch.result("a", 1, 0.5, state="PREEMPTED", complete=True)
     assert states(launch) == ["STOPPED"]
     assert launch.suggest("b") == "FINISHED"
+
+
+class Untrained(Trainable):
+    """What Tune is to train, if it came to that."""
+
+
+def test_a_trial_that_leaves_its_machine_when_all_others_have_begun_is_taken_up_by_tune(
+    run: Run, tmp_path: Path
+) -> None:
+    launch = Launch(run, SWEEP.model_copy(update={"trials": 2}), slots=3)
+    asked = Generator(launch.bridge)
+    asked.add_configurations(Experiment("sweep", Untrained, storage_path=str(tmp_path / "tune"), num_samples=99))
+
+    def begun() -> list[Any]:
+        return list(iter(asked.next_trial, None))
+
+    first, second = begun()
+    assert asked.is_finished(), "nothing is kept for more"
+    launch.result(first.trial_id, 1, 0.5, state="PREEMPTED", complete=True)
+    assert not asked.is_finished()
+    (again,) = begun()
+    assert again.config["trial"] == first.config["trial"]
+    for trial in (second, again):
+        assert asked.is_finished()
+        launch.result(trial.trial_id, 1, 0.5, state="SUCCEEDED", complete=True)
+    assert asked.is_finished()
+    assert states(launch) == ["SUCCEEDED"] * 2
 
 
 class Ended:

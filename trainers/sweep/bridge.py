@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 from ray.tune.search import Searcher as RaySearcher
+from ray.tune.search import SearchGenerator
 
 from cluster.errors import PreemptedError, StorageError
 from cluster.runs import is_outage
@@ -65,8 +66,15 @@ class Bridge(RaySearcher):
         self._next = max((trial.number for trial in record.trials.values()), default=-1) + 1  # point
         self._left = self._repeats_left()
 
-    def suggest(self, trial_id: str) -> Any:
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing to begin now; a trial that has to go on elsewhere changes that."""
         if self._is_stopping():
+            return True
+        return not self._waiting and self._proposed is None and not self._left and self._next >= self._tried
+
+    def suggest(self, trial_id: str) -> Any:
+        if self.is_done:
             return RaySearcher.FINISHED
         slots = self._slots() if self._slots is not None else math.inf
         if len(self._running) >= slots + self._ahead:
@@ -74,8 +82,6 @@ class Bridge(RaySearcher):
         if self._waiting:
             trial = self._waiting.pop(0)
             self._on_resumed(trial_id, trial)
-        elif self._proposed is None and not self._left and self._next >= self._tried:
-            return RaySearcher.FINISHED
         elif (proposed := self._propose()) is not None:
             trial = proposed
         else:
@@ -215,6 +221,20 @@ class Bridge(RaySearcher):
                 left[number] -= 1
                 if not left[number]:
                     self._tell(number)
+
+
+class Generator(SearchGenerator):
+    """Tune's own, which would ask no more once there was nothing to begin: a trial may yet have to go on elsewhere.
+
+    Until then Tune is told that the search is over, as it would keep an idle process, and what that holds, for more.
+    """
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__(bridge)
+        self._bridge = bridge
+
+    def is_finished(self) -> bool:
+        return self._bridge.is_done
 
 
 def config_of(trial: Trial) -> dict[str, Any]:

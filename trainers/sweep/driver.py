@@ -24,7 +24,7 @@ from cluster.trials import ENDED, means_of, ranked
 from trainers import processors
 from trainers.main import Driver, Ready, start_ray_for
 from trainers.sweep.actor import Shared, TrialActor
-from trainers.sweep.bridge import Bridge, Listener
+from trainers.sweep.bridge import Bridge, Generator, Listener
 from trainers.sweep.ranks import Ranks
 from trainers.sweep.record import Record
 from trainers.sweep.room import Room
@@ -139,7 +139,7 @@ class SweepDriver(Driver):
             name=f"sweep-{attempt.number}",
             storage_path=os.path.join(os.getcwd(), "tune"),
             resources_per_trial=self.room.resources,
-            search_alg=bridge,
+            search_alg=Generator(bridge),
             scheduler=scheduler,
             num_samples=-1,
             reuse_actors=True,
