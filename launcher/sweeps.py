@@ -136,11 +136,12 @@ def job_of(trial: Trial, sweep: Sweep, run: Run) -> str:
     """Return the job file of one trial of a run's sweep, ready to run, with the values that the trial has come to."""
     from ruamel.yaml import YAML
 
-    from trainers.tuning import trial_job
+    from trainers.tuning import lone_job
 
     yaml = YAML(typ="safe", pure=True)
     stream = io.StringIO()
-    yaml.dump(trial_job(yaml.load(run.job()), trial.point, trial.repeat), stream)
+    gpus = any(row["event"] == "cluster" and row.get("gpus") for row in run.all_rows("events"))
+    yaml.dump(lone_job(yaml.load(run.job()), trial.point, trial.repeat, gpus=gpus), stream)
     value = trial.value(sweep.metric)
     told = f": {sweep.metric} {decimal(value)}" if value is not None else ""
     return f"# trial {trial.id} of {run.uri}{told}\n{stream.getvalue()}"

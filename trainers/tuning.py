@@ -311,14 +311,42 @@ def trial_job(sweep: Mapping[str, Any], point: Mapping[str, Any], repeat: int = 
 
     It is a part of the sweep, wherever that runs: nobody launches it, or looks for it on a cluster.
     """
+    document = _job_at(sweep, point, repeat)
+    address = document.get("cluster", {}).get("address")
+    document["cluster"] = {"provider": "local", "address": address, "workers": _workers_of(sweep)}
+    return document
+
+
+def lone_job(
+    sweep: Mapping[str, Any], point: Mapping[str, Any], repeat: int = 0, *, gpus: bool = False
+) -> dict[str, Any]:
+    """Return the job file that trains like a trial by itself: on the sweep's cluster, as large as the trial had it.
+
+    `gpus` says whether the workers of trials had one each, as where there are some a cluster need not name them.
+    """
+    document = _job_at(sweep, point, repeat)
+    cluster, workers = document.get("cluster", {}), _workers_of(sweep)
+    accelerators = cluster.get("accelerators") or (f"GPU:{workers}" if gpus else None)
+    if accelerators is None:
+        document["cluster"] = {**cluster, "workers": workers}
+        return document
+    kind, _, most = accelerators.partition(":")
+    each = max(number for number in range(1, int(most or 1) + 1) if workers % number == 0)  # every node has as many
+    nodes = workers // each if workers > each or cluster.get("nodes") else None
+    document["cluster"] = {**cluster, "accelerators": f"{kind}:{each}", "nodes": nodes}
+    return document
+
+
+def _job_at(sweep: Mapping[str, Any], point: Mapping[str, Any], repeat: int) -> dict[str, Any]:
     document = {key: value for key, value in apply(sweep, point).items() if key not in ("tune", "budget")}
-    tune = sweep.get("tune") or {}
     if repeat:
         document["train"] = {**document["train"], "seed": document["train"]["seed"] + repeat}
-    workers = tune.get("workers_per_trial", 1)
-    address = document.get("cluster", {}).get("address")
-    document["cluster"] = {"provider": "local", "address": address, "workers": workers}
     return document
+
+
+def _workers_of(sweep: Mapping[str, Any]) -> int:
+    """Return how many workers a trial has."""
+    return int((sweep.get("tune") or {}).get("workers_per_trial", 1))
 
 
 def describe(point: Point) -> str:

@@ -17,6 +17,7 @@ from launcher.cli.status import status_command
 from launcher.cli.trials import trials_command
 from launcher.spec import load
 from launcher.status import next_steps, open_sweep, summarize
+from launcher.submit import prepare
 from launcher.sweep_display import LiveSweepDisplay, PlainSweepDisplay
 from launcher.sweeps import read_sweep, short_names, summary_table, winner_of
 from launcher.torch_command import find_model
@@ -249,3 +250,34 @@ def test_the_best_trials_job_file_loads_as_it_is_printed(tmp_path: Path, capsys:
     trials_command(run.uri, limit=100, best=True, json=True)
     told = json.loads(capsys.readouterr().out)
     assert (told["trial"], told["uri"], told["job"]) == (winner.id, trial_run(run, winner.id).uri, printed)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "counted"),
+    [
+        ("{provider: local, workers: {min: 1, max: 4}}", {"workers": 2}),
+        (
+            '{provider: local, address: "there:6379", accelerators: "GPU:4", nodes: 2}',
+            {"accelerators": "GPU:2", "nodes": 1},
+        ),
+        (
+            "{provider: kubernetes, storage_secret: s3, accelerators: L4, nodes: {min: 0, max: 8}}",
+            {"accelerators": "L4:1", "nodes": 2},
+        ),
+        ("{provider: kubernetes, workers: 6}", {"workers": 2}),
+    ],
+)
+def test_the_best_trials_job_file_names_the_sweeps_own_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cluster: str, counted: dict[str, Any]
+) -> None:
+    tune = "{trials: 2, workers_per_trial: 2, search: random, space: {train.optimizer.lr: [0.1, 0.2]}}"
+    file = tmp_path / "job.yaml"
+    file.write_text(f"{DIGITS}cluster: {cluster}\nstorage: s3://a/b\ntune: {tune}\n")
+    loaded = load(file)
+    run = new_run(tmp_path, "sweep", prepare(loaded).document.decode())
+    write_rows(run.claim(), "events", STORY, by="driver")
+    trials_command(run.uri, limit=100, best=True)
+    (tmp_path / "best.yaml").write_text(capsys.readouterr().out)
+    job = load(tmp_path / "best.yaml").spec
+    assert job.tune is None
+    assert job.cluster.model_dump() == {**loaded.spec.cluster.model_dump(), **counted}

@@ -17,7 +17,7 @@ from trainers.sweep.bridge import Bridge, Generator, Listener
 from trainers.sweep.record import Record
 from trainers.sweep.schedulers import build_scheduler, remember
 from trainers.sweep.search import build_searcher
-from trainers.tuning import Scheduler, Tune, trial_job
+from trainers.tuning import Scheduler, Tune, lone_job, trial_job
 
 SWEEP = Tune.model_validate({"trials": 4, "search": "random", "space": {"train.optimizer.lr": {"uniform": [0, 1]}}})
 LONGEST = {"training_iteration": 9, "epoch": 9, "step": 90}
@@ -336,6 +336,28 @@ def test_the_job_of_a_trial_is_the_sweeps_with_its_values_for_one_worker(cluster
         "train": {"optimizer": {"lr": 0.5}},
         "cluster": {"provider": "local", "address": None, "workers": 1},
     }
+
+
+@pytest.mark.parametrize(
+    ("cluster", "workers", "gpus", "left"),
+    [
+        ({"provider": "local", "workers": 8}, 1, False, {"provider": "local", "workers": 1}),
+        ({"provider": "local", "workers": None}, 2, True, {"workers": None, "accelerators": "GPU:2"}),
+        ({"accelerators": "GPU:4", "nodes": None}, 2, True, {"accelerators": "GPU:2", "nodes": None}),
+        ({"accelerators": "L4", "nodes": {"min": 0, "max": 8}}, 1, True, {"accelerators": "L4:1", "nodes": 1}),
+        ({"accelerators": "H100:8", "nodes": 4}, 16, True, {"accelerators": "H100:8", "nodes": 2}),
+        ({"accelerators": "H100:8", "nodes": 4}, 12, True, {"accelerators": "H100:6", "nodes": 2}),
+    ],
+)
+def test_a_trial_by_itself_runs_on_what_it_had_of_the_sweeps_cluster(
+    cluster: dict[str, Any], workers: int, gpus: bool, left: dict[str, Any]
+) -> None:
+    sweep = {"tune": {"workers_per_trial": workers}, "budget": {"max_hours": 1}, "cluster": {"context": "k", **cluster}}
+    alone = lone_job(sweep, {"train.seed": 5}, gpus=gpus)
+    assert alone["train"] == {"seed": 5}
+    assert alone.keys() == {"train", "cluster"}
+    assert {key: alone["cluster"].get(key) for key in left} == left
+    assert alone["cluster"]["context"] == "k"
 
 
 # -- repeats
