@@ -1,9 +1,11 @@
 """A sweep's searcher, record and scheduler, as Ray Tune calls them; no Ray runs here."""
 
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from ray.tune import Experiment, Trainable
 
@@ -15,9 +17,9 @@ from tests.finished import new_run, training, write_rows
 from tests.sweeps import begun, ended, evaluated
 from trainers.sweep.bridge import Bridge, Generator, Listener
 from trainers.sweep.record import Record
-from trainers.sweep.schedulers import build_scheduler, remember
+from trainers.sweep.schedulers import build_scheduler, remember, remember_one
 from trainers.sweep.search import build_searcher
-from trainers.tuning import Scheduler, Tune, lone_job, trial_job
+from trainers.tuning import Scheduler, Search, Tune, lone_job, trial_job
 
 SWEEP = Tune.model_validate({"trials": 4, "search": "random", "space": {"train.optimizer.lr": {"uniform": [0, 1]}}})
 LONGEST = {"training_iteration": 9, "epoch": 9, "step": 90}
@@ -58,7 +60,10 @@ class Launch:
 class Newcomer:
     """A trial, as a scheduler sees it."""
 
-    trial_id = "new"
+    status, experiment_tag = "RUNNING", ""
+
+    def __init__(self, name: str = "new", trial: str = "00000") -> None:
+        self.trial_id, self.config = name, {"trial": trial}
 
 
 @pytest.fixture
@@ -325,6 +330,56 @@ def test_a_scheduler_that_was_lost_judges_as_it_would_have(run: Run, name: str, 
     rows = [[begun(number), evaluated(number, 1, number / 10), ended(number, "PRUNED")] for number in range(9)]
     write_rows(run.claim(), "events", [row for each in rows for row in each], by="driver")
     assert (judge(remembers=False), judge(remembers=True)) == ("CONTINUE", "STOP")
+
+
+def scheduler_of(run: Run, seed: int, **options: Any) -> Any:
+    """Return the scheduler of a sweep whose first trials have begun, with Python's and numpy's generators anywhere."""
+    random.seed()
+    np.random.seed()
+    known = {"scheduler": Scheduler.model_validate(options), "search": Search(name="random", seed=seed)}
+    record = Launch(run).record
+    return build_scheduler(SWEEP.model_copy(update=known), record, "max", LONGEST, lambda: False), record
+
+
+def test_the_bracket_of_a_trial_follows_from_the_seed_and_the_trial_and_is_the_same_after_a_resume(run: Run) -> None:
+    write_rows(run.claim(), "events", [begun(number) for number in range(30)], by="driver")
+
+    def brackets(seed: int, *, remembered: bool = False) -> list[int]:
+        scheduler, record = scheduler_of(run, seed, name="asha", brackets=3)
+        for name, trial in record.trials.items():
+            if remembered:
+                remember_one(scheduler, name, trial, "eval_accuracy")
+            else:
+                scheduler.on_trial_add(None, Newcomer(name, name))
+        return [scheduler._brackets.index(scheduler._trial_info[name]) for name in record.trials]
+
+    assert brackets(1) == brackets(1) == brackets(1, remembered=True)
+    assert {*brackets(1)} == {0, 1, 2}
+    assert brackets(1) != brackets(2)
+
+
+def test_whom_a_poor_trial_copies_follows_from_the_seed_and_its_number_and_iteration(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(run.claim(), "events", [begun(number) for number in range(8)], by="driver")
+
+    def copied(seed: int) -> list[str]:
+        scheduler, _ = scheduler_of(run, seed, name="pbt")
+        trials: list[Any] = [Newcomer(str(number), f"{number:05d}") for number in range(8)]
+        for trial in trials:
+            scheduler.on_trial_add(None, trial)
+        chosen: list[str] = []
+        monkeypatch.setattr(scheduler, "_exploit", lambda _, __, better: chosen.append(better.trial_id))
+        for iteration in range(1, 20):
+            for trial in trials:
+                scheduler._trial_state[trial].last_result = {"training_iteration": iteration}
+                scheduler._trial_state[trial].last_checkpoint = "a checkpoint"
+            scheduler._checkpoint_or_exploit(trials[0], None, trials[4:], trials[:4])
+        return chosen
+
+    assert copied(1) == copied(1)
+    assert {*copied(1)} == {"4", "5", "6", "7"}
+    assert copied(1) != copied(2)
 
 
 @pytest.mark.parametrize(

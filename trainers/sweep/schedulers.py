@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -18,6 +19,7 @@ from ray.tune.schedulers import (
 from ray.tune.schedulers.pbt import _PBTTrialState
 
 from cluster.trials import ENDED, Copied, Evaluation, Trial
+from trainers.randomness import seed_for
 from trainers.sweep.actor import from_path
 from trainers.sweep.bridge import config_of
 from trainers.sweep.record import Record
@@ -27,6 +29,9 @@ from trainers.tuning import Tune
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial as RayTrial
+
+
+_BRACKET, _BETTER = 1, 2  # what is drawn by a key
 
 
 def build_scheduler(
@@ -39,6 +44,8 @@ def build_scheduler(
     match config.name:
         case "asha":
             return _Asha(
+                tune.search.seed,
+                record,
                 is_stopping,
                 **common,
                 grace_period=grace,
@@ -102,7 +109,21 @@ class _All(_Stopping, FIFOScheduler):
 
 
 class _Asha(_Stopping, ASHAScheduler):
-    """Ray's own."""
+    """Ray's own, but that a trial's bracket follows from the seed and the trial, also after a resume."""
+
+    def __init__(self, seed: int, record: Record, is_stopping: Callable[[], bool], **options: Any) -> None:
+        super().__init__(is_stopping, **options)
+        self._seed = seed
+        self._record = record
+
+    def on_trial_add(self, tune_controller: TuneController, trial: RayTrial) -> None:
+        super().on_trial_add(tune_controller, trial)  # which draws one from numpy's own generator
+        own = self._record.trials[trial.config["trial"]]
+        rungs = np.array([len(bracket._rungs) for bracket in self._brackets])
+        shares = np.exp(rungs - rungs.max())
+        generator = np.random.default_rng(seed_for(self._seed, own.number, own.repeat, _BRACKET))
+        drawn = generator.choice(len(self._brackets), p=shares / shares.sum())
+        self._trial_info[trial.trial_id] = self._brackets[drawn]
 
 
 class _Median(_Stopping, MedianStoppingRule):
@@ -155,6 +176,21 @@ class _Population(_Pausing, PopulationBasedTraining):
             if self._metric in told:
                 self._save_trial_state(state, time, told, trial)
 
+    def _checkpoint_or_exploit(
+        self,
+        trial: RayTrial,
+        tune_controller: TuneController,
+        upper_quantile: list[RayTrial],
+        lower_quantile: list[RayTrial],
+    ) -> None:
+        """Leave one of the best for a poor trial to copy, drawn by the seed, its number and its iteration."""
+        if trial in lower_quantile:
+            number = self._record.trials[trial.config["trial"]].number
+            told: Any = self._trial_state[trial].last_result
+            drawn = seed_for(self._tune.search.seed, number, int(told["training_iteration"]), _BETTER)
+            upper_quantile = [upper_quantile[drawn % len(upper_quantile)]]
+        super()._checkpoint_or_exploit(trial, tune_controller, upper_quantile, lower_quantile)
+
     def _get_new_config(self, trial: RayTrial, trial_to_clone: RayTrial) -> tuple[dict[str, Any], dict[str, Any]]:
         better = self._trial_state[trial_to_clone]
         saved: Any = better.last_checkpoint
@@ -177,6 +213,7 @@ class _Past:
     """A trial of before, as a scheduler sees it."""
 
     trial_id: str
+    config: Mapping[str, str] = field(compare=False)
 
 
 def remember(scheduler: TrialScheduler, record: Record) -> None:
@@ -190,7 +227,7 @@ def remember_one(scheduler: TrialScheduler, name: str, trial: Trial, metric: str
     """Tell a scheduler of the evaluations that a trial, which Tune knows by this name, has had."""
     if not isinstance(scheduler, ASHAScheduler | _Median):
         return  # a population sees for itself, HyperBand begins new brackets with the trials that are left
-    past: Any = _Past(name)
+    past: Any = _Past(name, {"trial": trial.id})
     controller: Any = None  # which asks it nothing
     tell = scheduler.on_trial_complete if isinstance(scheduler, _Median) else scheduler.on_trial_result
     scheduler.on_trial_add(controller, past)
