@@ -229,6 +229,11 @@ class Train(Block):
     eval_every: Interval = Field(default=Every(count=1, unit="epoch"), description="or 500 steps")
     early_stopping: EarlyStopping | None = None
     max_failures: Annotated[int, Field(ge=0)] = Field(default=3, description="restarts after a crash")
+    step_timeout: Positive | None = Field(
+        default=None,
+        description="seconds that a step may take, or five times the longest so far, until its worker counts as "
+        "hanging and is ended; default: 8",
+    )
     log_every: Annotated[int, Field(ge=1)] = Field(default=1, description="steps between rows of metrics")
 
     @model_validator(mode="after")

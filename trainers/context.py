@@ -14,7 +14,8 @@ from trainers import processors
 if TYPE_CHECKING:
     import torch
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+# A net: watchdogs end what hangs. At the end of training all wait for rank 0, which storage may keep half an hour.
+COLLECTIVE_TIMEOUT = timedelta(minutes=45)
 
 
 class StopReason(Enum):

@@ -13,6 +13,7 @@ import signal
 import struct
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -20,8 +21,9 @@ from pathlib import Path
 from trainers.memory import peak_memory
 
 ENDED = "rank.ended"  # an event: the watchdog of a machine has ended a rank
-_LAYOUT = struct.Struct("<6q2dq")  # then the URI of the run
+_LAYOUT = struct.Struct("<6q3dq")  # then the URI of the run
 _BEAT = 0.5  # seconds
+STEP_TIMEOUT = 8.0  # seconds that a step may take in any case, unless `train.step_timeout` says
 _WARM_UP = 2  # steps that compile, connect and allocate, and so tell nothing of the others
 _FADES = 0.999  # a step: what was slow long ago stops counting
 
@@ -49,6 +51,7 @@ class Reading:
     peak_bytes: int
     longest_step: float
     longest_evaluation: float
+    step_timeout: float = STEP_TIMEOUT  # that a step may take in any case
     attempt: int = 0
     run_uri: str = ""
 
@@ -65,8 +68,18 @@ class Reading:
 class Pulse:
     """Beats in a thread, and says what the main thread is at."""
 
-    def __init__(self, rank: int, folder: Path | None = None, *, run_uri: str = "", attempt: int = 0) -> None:
+    def __init__(
+        self,
+        rank: int,
+        folder: Path | None = None,
+        *,
+        run_uri: str = "",
+        attempt: int = 0,
+        at_each_beat: Callable[[], None] = lambda: None,
+    ) -> None:
         """Write into `folder`, or where nobody looks; `attempt` is the run's one that the rank trains in."""
+        self.step_timeout = STEP_TIMEOUT
+        self._at_each_beat = at_each_beat
         self._run_uri, self._attempt = run_uri, attempt
         self._path = folder / f"rank-{rank}" if folder is not None else None
         self._memory = self._map()
@@ -116,6 +129,7 @@ class Pulse:
             self._beats += 1
             self._peak = peak_memory()
             self._write()
+            self._at_each_beat()
 
     def _write(self) -> None:
         warm = self._steps > _WARM_UP + 1
@@ -128,6 +142,7 @@ class Pulse:
             self._peak,
             self._longest_step,
             self._longest_evaluation,
+            self.step_timeout,
             self._attempt,
             self._run_uri,
         )
@@ -151,11 +166,11 @@ def read(path: Path) -> Reading | None:
         return None
     if len(data) < _LAYOUT.size:
         return None
-    rank, pid, beats, phase, entries, peak, step, evaluation, attempt = _LAYOUT.unpack(data[: _LAYOUT.size])
+    rank, pid, beats, phase, entries, peak, step, evaluation, timeout, attempt = _LAYOUT.unpack(data[: _LAYOUT.size])
     if not pid:
         return None
     uri = data[_LAYOUT.size :].decode()
-    return Reading(rank, pid, beats, Phase(phase), entries, peak, step, evaluation, attempt, uri)
+    return Reading(rank, pid, beats, Phase(phase), entries, peak, step, evaluation, timeout, attempt, uri)
 
 
 def readings(temporary: Path, run_uri: str) -> list[Reading]:

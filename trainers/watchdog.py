@@ -3,7 +3,8 @@
     python -P -m trainers.watchdog FOLDER RANKS_OF_THE_RUN PARENT HOST_OF_WHO_READS_THE_VERDICTS
 
 Ray and torch notice a rank that hangs after minutes; this does so within seconds. It learns from the run's own steps
-how long one may take: a rank is ended that takes five times as long as its longest, and no less than eight seconds.
+how long one may take: a rank is ended that takes five times as long as its longest, and no less than eight seconds, or
+what `train.step_timeout` says.
 Compilation and the first collective, evaluation and saves have limits of their own. A rank that waits for those of
 other machines, whose own watchdogs may be cut off from us, is given time for what these would end, and for a save. It
 counts only the time in which it runs itself, so that a machine that sleeps, or has no time for anybody, ends nothing.
@@ -30,7 +31,6 @@ from trainers.pulse import ENDED, Phase, Reading, read
 POLL = 0.25  # seconds
 SILENT = 8.0  # seconds without a beat: stopped, or held by code that never lets go of the interpreter
 _SILENT_AT_START = 60.0  # imports may hold it long
-_LEAST = 8.0  # seconds that a step may take in any case
 _TIMES = 5.0  # the longest so far
 _LEAST_EVALUATION = 30.0
 _FIRST = 30 * 60.0  # seconds for what has not been seen yet: start and first evaluation
@@ -104,16 +104,16 @@ class Watchdog:
 def _limit(reading: Reading) -> float:
     """Return the seconds that a rank may stay in its phase."""
     match reading.phase:
-        case Phase.STARTING | Phase.ENDING:
+        case Phase.STARTING:
             return _FIRST
         case Phase.EVALUATING if not reading.longest_evaluation:
             return _FIRST
         case Phase.EVALUATING:
             return max(_LEAST_EVALUATION, _TIMES * reading.longest_evaluation)
-        case Phase.SAVING:
+        case Phase.SAVING | Phase.ENDING:  # at the end all wait for the rank that saves
             return _SAVE
         case _:
-            return max(_LEAST, _TIMES * reading.longest_step)
+            return max(reading.step_timeout, _TIMES * reading.longest_step)
 
 
 def _describe(watched: Watched) -> str:
@@ -144,11 +144,26 @@ def tell(reading: Reading, reason: str) -> None:
         writer.close()
 
 
-def start_watchdog(folder: Path, world_size: int, driver_host: str = "") -> subprocess.Popen[bytes]:
-    """Start the watchdog of this machine; it ends with this process. Verdicts stay for a driver on `driver_host`."""
-    command = [sys.executable, "-P", "-m", "trainers.watchdog", str(folder), str(world_size), str(os.getpid())]
-    command += [driver_host]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+class Keeper:
+    """Starts the watchdog of this machine, and again where it is gone; it ends with this process."""
+
+    def __init__(self, folder: Path, world_size: int, driver_host: str = "") -> None:
+        """Verdicts stay for a driver on `driver_host`."""
+        self._command = [sys.executable, "-P", "-m", "trainers.watchdog", str(folder), str(world_size)]
+        self._command += [str(os.getpid()), driver_host]
+        self.process = self._start()
+
+    def look(self) -> None:
+        """Start it anew if somebody has ended it; to be called now and then."""
+        if self.process.poll() is not None:
+            self.process = self._start()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self._command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def main(arguments: Sequence[str]) -> None:

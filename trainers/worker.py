@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from trainers.context import LocalContext, RayContext, StopReason, WorkerContext
 from trainers.elastic import Growth
 from trainers.pulse import Pulse, forget_attempts, pulse_folder, show_stacks_when_asked
 from trainers.tasks.base import Prepared
-from trainers.watchdog import start_watchdog
+from trainers.watchdog import Keeper
 
 if TYPE_CHECKING:
     from trainers.config import TrainJob
@@ -106,6 +107,7 @@ def run_rank(
     started = time.monotonic()
     keep_freed_memory()
     pulse = pulse or Pulse(context.rank)
+    pulse.step_timeout = job.train.step_timeout or pulse.step_timeout
     context.join()
     control = control or Control(attempt, context.rank, context.world_size)
     control.pulse = pulse
@@ -153,6 +155,8 @@ def run_rank(
         return outcome
     except (Exception, SystemExit) as error:  # the latter of the user's code
         told = explain(error, context.rank, trainer.progress.step if trainer is not None else None)
+        with contextlib.suppress(InfrastructureError):
+            recorder.flush()  # which step it was at counts where it fails there again
         if isinstance(told, TrainingError):
             if isinstance(told, UserCodeError):
                 print(told.traceback, file=sys.stderr)
@@ -190,11 +194,12 @@ def show_life(context: WorkerContext, attempt: Attempt) -> Pulse:
     """Beat, and have a watchdog listen: one a machine. It keeps open what this process prints to at the moment."""
     folder = pulse_folder(context.temporary, attempt.run.uri, attempt.number)
     folder.mkdir(mode=0o700, exist_ok=True)
-    if context.local_rank == 0:
-        forget_attempts(context.temporary, attempt.run.uri, up_to=attempt.number - 1)
-        start_watchdog(folder, context.world_size, attempt.claim.host)
     show_stacks_when_asked()
-    return Pulse(context.rank, folder, run_uri=attempt.run.uri, attempt=attempt.number)
+    pulse = partial(Pulse, context.rank, folder, run_uri=attempt.run.uri, attempt=attempt.number)
+    if context.local_rank != 0:
+        return pulse()
+    forget_attempts(context.temporary, attempt.run.uri, up_to=attempt.number - 1)
+    return pulse(at_each_beat=Keeper(folder, context.world_size, attempt.claim.host).look)
 
 
 def _samples(trainer: Trainer, context: WorkerContext) -> dict[str, int]:

@@ -36,7 +36,7 @@ job.yaml:4:17: data.eval.split: 2 is out of range: it must be below 1
 job.yaml:6:11: train.epochs: 'five' is not a whole number
 job.yaml:7:3: train.lr: unknown key; did you mean train.optimizer.lr? The keys of train: epochs, max_steps, \
 batch_size, micro_batch_size, optimizer, schedule, loss, clip_norm, precision, parallel, seed, eval_every, \
-early_stopping, max_failures, log_every
+early_stopping, max_failures, step_timeout, log_every
 job.yaml:8:21: train.optimizer.name: 'adamm' is not a choice here; the choices: sgd, adam, adamw, adagrad, rmsprop, \
 nadam, radam, adafactor, muon; did you mean adam?
 5 mistakes in job.yaml; nothing was created"""

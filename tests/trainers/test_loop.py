@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.errors import TrainingError
+from cluster.errors import InfrastructureError, TrainingError
 from cluster.runs import Run
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, events, start, steps_of, train
 from trainers.config import Every
@@ -264,3 +264,19 @@ def test_the_model_is_gone_before_the_rank_leaves_the_process_group(
     context = Leaving()
     train(start(tmp_path), context=context)
     assert context.there is False
+
+
+def test_the_steps_up_to_a_lack_of_memory_are_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By them the driver knows that it is the same step each time."""
+    run = start(tmp_path)
+    whole = Trainer.train_step
+
+    def train_step(self: Trainer, loaded: Any) -> None:
+        if self.progress.step == 7:
+            raise MemoryError
+        whole(self, loaded)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    with pytest.raises(InfrastructureError, match="ran out of memory, at step 8"):
+        train(run)
+    assert steps_of(run) == list(range(1, 8))

@@ -14,8 +14,10 @@ import pytest
 
 from tests.harness import environment, wait_for
 from trainers import watchdog
+from trainers.checkpoint import PATIENCE
+from trainers.context import COLLECTIVE_TIMEOUT
 from trainers.pulse import Phase, Pulse, Reading, forget_attempts, pulse_folder, read, verdicts
-from trainers.watchdog import SILENT, Watchdog
+from trainers.watchdog import SILENT, Keeper, Watchdog
 
 RANK = Reading(0, 4242, 10, Phase.COMPUTING, 100, 10**9, longest_step=0.1, longest_evaluation=2.0)
 # a rank that beats, takes two steps and then hangs in the way that its argument says
@@ -25,6 +27,7 @@ from pathlib import Path
 from trainers.pulse import Phase, Pulse, show_stacks_when_asked
 show_stacks_when_asked()
 pulse = Pulse(1, Path(sys.argv[1]))
+pulse.step_timeout = 3.0
 for _ in range(6):
     pulse.enter(Phase.COMPUTING)
     pulse.enter(Phase.WAITING)
@@ -90,6 +93,18 @@ def test_short_steps_have_eight_seconds_all_the_same(tmp_path: Path) -> None:
     machine = Machine(tmp_path, pair(Phase.COMPUTING)[0])
     assert machine.after(7.9) == {}
     assert machine.after(0.2) != {}
+
+
+def test_a_job_file_may_give_steps_more_time(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, replace(pair(Phase.COMPUTING)[0], step_timeout=60.0))
+    assert machine.after(59) == {}
+    assert machine.after(2) != {}
+
+
+def test_ranks_that_have_trained_wait_for_the_last_save_as_long_as_storage_may_be_away(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.SAVING, Phase.ENDING))
+    assert machine.after(PATIENCE + 60) == {}
+    assert COLLECTIVE_TIMEOUT.total_seconds() > PATIENCE + 60
 
 
 def test_every_step_starts_the_time_anew(tmp_path: Path) -> None:
@@ -231,7 +246,6 @@ def test_a_real_process_that_hangs_is_killed_with_a_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(watchdog, "SILENT", 3.0)
-    monkeypatch.setattr(watchdog, "_LEAST", 3.0)
     rank = subprocess.Popen(
         [sys.executable, "-P", "-c", HANGS, str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -259,8 +273,8 @@ def test_a_real_process_that_hangs_is_killed_with_a_verdict(
 
 
 def test_the_watchdog_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
-    script = "import sys; from pathlib import Path; from trainers.watchdog import start_watchdog; "
-    script += "print(start_watchdog(Path(sys.argv[1]), 1, 'elsewhere').pid, flush=True); sys.stdin.read()"
+    script = "import sys; from pathlib import Path; from trainers.watchdog import Keeper; "
+    script += "print(Keeper(Path(sys.argv[1]), 1, 'elsewhere').process.pid, flush=True); sys.stdin.read()"
     folder = tmp_path / "pulse"
     folder.mkdir()
     command = [sys.executable, "-P", "-c", script, str(folder)]
@@ -274,6 +288,18 @@ def test_the_watchdog_ends_with_the_process_that_started_it(tmp_path: Path) -> N
     parent.communicate()
     wait_for(lambda: not _runs(pid), "the end of the watchdog", timeout=20)
     assert not folder.exists(), "where the driver is elsewhere, it takes its folder away"
+
+
+def test_a_watchdog_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, 1)
+    first = keeper.process
+    rank = Pulse(0, tmp_path, at_each_beat=keeper.look)
+    first.kill()
+    wait_for(lambda: keeper.process is not first, "another watchdog")
+    assert _runs(keeper.process.pid)
+    rank.close()
+    keeper.close()
+    assert not _runs(keeper.process.pid)
 
 
 def _runs(pid: int) -> bool:

@@ -30,7 +30,7 @@ from trainers.sweep.ranks import RankedTraining, Ranks, References
 from trainers.sweep.trial import News, OneRankTraining, Training, data_key
 from trainers.tasks.base import Prepared
 from trainers.tuning import trial_job
-from trainers.watchdog import start_watchdog
+from trainers.watchdog import Keeper
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,17 @@ class Lifeline:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._watchdog = start_watchdog(folder, world_size=1)
+        self._watchdog = Keeper(folder, world_size=1)
         show_stacks_when_asked()
 
     def show_life(self, attempt: Attempt) -> Pulse:
         """Return the pulse of an attempt of a trial."""
         self._folder.mkdir(mode=0o700, exist_ok=True)  # the trial before took it along
-        return Pulse(0, self._folder, run_uri=attempt.run.uri, attempt=attempt.number)
+        look = self._watchdog.look
+        return Pulse(0, self._folder, run_uri=attempt.run.uri, attempt=attempt.number, at_each_beat=look)
 
     def close(self) -> None:
-        self._watchdog.kill()
-        self._watchdog.wait()
+        self._watchdog.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
