@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 
 from cluster.errors import StorageError
@@ -23,6 +22,7 @@ from cluster.shards import INDEX_FILE, joined
 from cluster.storage.base import Digest
 from cluster.storage.sources import InMemory, Source
 from trainers.host_memory import HostMemory
+from trainers.memory import available_memory
 from trainers.peers import Looks, Peers, RankFailedError, Stand, Told
 from trainers.state import options_of, set_options
 from trainers.whole import State, StateFiles, WholeFiles
@@ -198,7 +198,7 @@ class Checkpointer:
         for memory in self._memories:
             if memory is not taken:
                 return memory
-        if taken is not None and psutil.virtual_memory().available < _ROOM * taken.size:
+        if taken is not None and available_memory() < _ROOM * taken.size:
             if not last:
                 return None
             self.wait()

@@ -9,6 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
+_GROUP = Path("/sys/fs/cgroup")  # of this container, as it sees it
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt, from glibc's malloc.h
 _KEPT = 256 << 20  # bytes that stay with the process when they are freed
 _LARGEST = 32 << 20  # bytes of a block that is reused at all; glibc takes no more
@@ -50,6 +53,16 @@ def _own_groups() -> Iterator[Path]:
                 yield Path(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
             elif not controllers:
                 yield Path(f"/sys/fs/cgroup{path}/memory.events")
+
+
+def available_memory() -> int:
+    """Return how many bytes can still be had, on this machine and in the container that we are in."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # a container without a limit says "max"
+        limit, held = (int((_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+        free = min(free, limit - held + int(stat.get("inactive_file", 0)))  # what is cached of files is given back
+    return free
 
 
 def peak_memory() -> int:

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Iterator
 
-import psutil
+from trainers.memory import available_memory
 
 AFTER = 60.0  # seconds of a first attempt: shorter runs would pay for what they hardly ever need
 _AFTER_A_RESTART = 6.0  # the steps since the checkpoint are repeated first
@@ -49,7 +49,7 @@ def standing_by(count: int, *, attempt: int) -> Iterator[None]:
 def _start(count: int) -> None:
     from trainers.backend import start_spares
 
-    if psutil.virtual_memory().available < count * _MEMORY:
+    if available_memory() < count * _MEMORY:
         return
     try:
         start_spares(count)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
+
+from trainers import memory
 
 STEPS = """
 import resource, sys
@@ -26,6 +31,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def page_faults(*arguments: str) -> int:
     command = [sys.executable, "-c", STEPS, *arguments]
     return int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
+@pytest.mark.parametrize(
+    ("limit", "free"),
+    [("16000", 16000 - 9000 + 4000), ("max", 100_000), ("1000000", 100_000), (None, 100_000)],
+    ids=["a pod's", "none", "more than there is", "no container"],
+)
+def test_what_a_container_may_still_take_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, free: int
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
+    monkeypatch.setattr(memory, "_GROUP", tmp_path)
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text("9000\n")
+        (tmp_path / "memory.stat").write_text("anon 5000\ninactive_file 4000\n")
+    assert memory.available_memory() == free
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is the C library of Linux")
