@@ -31,7 +31,8 @@ from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus, 
 UNRECORDED = "unrecorded.txt"  # how a run ended, where storage would not take it
 LAUNCH = "launch.json"
 FINAL = (0, 1, 2, 3, 4)  # exit codes of a driver that came to its end; of the others it is started again
-PREEMPTED = 75  # exit code of a driver whose machine is taken away: all is saved, nothing is over
+PREEMPTED = 75  # exit code of a driver that was asked to leave: all is saved, nothing is over
+TAKEN_AWAY = 76  # the same where its cloud takes this machine away, so that nothing is started on it again
 _TEMPORARY = "tmp"  # in the scratch folder: a link to where the run's processes keep their temporary files
 _STARTED: list[subprocess.Popen[bytes]] = []  # supervisors are left alone, on purpose: kept, that is no warning
 _GRACE = 10.0  # seconds until a process that does not end counts as left over

@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import psutil
 
-from cluster.local import FINAL, LAUNCH, PREEMPTED, UNRECORDED, clear, end_processes, is_alive, ray_folder
+from cluster.local import FINAL, LAUNCH, PREEMPTED, TAKEN_AWAY, UNRECORDED, clear, end_processes, is_alive, ray_folder
 
 if TYPE_CHECKING:
     from cluster.runs import Attempt, Result, Run
@@ -56,6 +56,8 @@ class Supervisor:
             end_processes(self.scratch)
             shutil.rmtree(ray_folder(self.scratch), ignore_errors=True)
             if code in _SAID or (code in FINAL and self._has_result()):
+                break
+            if code == TAKEN_AWAY:
                 break
             if code == PREEMPTED:
                 if self.stopping:

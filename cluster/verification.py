@@ -283,7 +283,7 @@ def _consequence(found: Verification) -> str:
 
 
 def sweep(run: Run, found: Verification) -> Swept:
-    """Remove what `needless` lists, and the partial uploads of all attempts but the newest.
+    """Remove what `needless` lists, and partial uploads: of the newest attempt where that has ended with a result.
 
     A manifest goes first, so that a sweep that is cut off leaves no checkpoint that only looks whole; the next one
     goes on with it. No attempt may be alive, which the caller has to know. Raises SupersededError where one was
@@ -298,8 +298,10 @@ def sweep(run: Run, found: Verification) -> Swept:
     gone = needless(found)
     for finding in gone:
         _remove(run, finding.folder.path)
-    older = [] if found.of(Verdict.NEWER) else attempts[:-1]
-    uploads = [path for attempt in older for path in run.storage.sweep(run.path(f"attempts/{attempt:06d}/"))]
+    over = attempts if found.state is not None else attempts[:-1]
+    if found.of(Verdict.NEWER):
+        over = []
+    uploads = [path for attempt in over for path in run.storage.sweep(run.path(f"attempts/{attempt:06d}/"))]
     return Swept([finding.folder.path for finding in gone], sum(finding.folder.size for finding in gone), uploads)
 
 

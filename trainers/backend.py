@@ -86,7 +86,25 @@ def join_ray(address: str) -> None:
 
 def look_for_room(*, gpus: bool) -> list[Room]:
     """Return for how many ranks each node of Ray has room."""
-    return _rooms({"GPU": 1.0} if gpus else {"CPU": 1.0}, Counter())
+    return _rooms(_one_rank(gpus), Counter())
+
+
+class Wish:
+    """Room for some ranks, set aside once it is there: so Ray's autoscaler, where it has one, hears of it."""
+
+    def __init__(self, ranks: int, *, gpus: bool) -> None:
+        self._group = ray.util.placement_group([_one_rank(gpus)] * ranks)
+
+    def is_granted(self) -> bool:
+        return bool(self._group.wait(timeout_seconds=0.1))
+
+    def withdraw(self) -> None:
+        """Give the room back, for the ranks to take."""
+        ray.util.remove_placement_group(self._group)
+
+
+def _one_rank(gpus: bool) -> dict[str, float]:
+    return {"GPU": 1.0} if gpus else {"CPU": 1.0}
 
 
 @dataclass(frozen=True)

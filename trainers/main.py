@@ -23,11 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cluster.config import LocalCluster, Nodes, Workers
+from cluster.config import LocalCluster, Workers
 from cluster.errors import InfrastructureError, RayliftError, StorageDeniedError, StorageError, StorageFullError
-from cluster.local import FINAL, PREEMPTED, UNRECORDED, clear, end_processes, scratch_folder
+from cluster.local import FINAL, PREEMPTED, TAKEN_AWAY, UNRECORDED, clear, end_processes, scratch_folder
 from cluster.runs import Attempt, Checkpoint, Result, Run, SupersededError
 from cluster.segments import SegmentWriter
+from trainers import notice
 from trainers.jobs import load_job
 from trainers.memory import kills_for_memory, peak_memory
 from trainers.output import shipped_output
@@ -68,13 +69,18 @@ class Driver:
         self.run = run
         self.job, self.whole = job, whole
         self.spending = Spending(run, limit_of(whole))
-        self.leaving = False  # this machine will be taken away
+        self._told_to_leave = False
         self.launch = os.environ.get("RAYLIFT_LAUNCH", "")
         self.cluster = (
             LocalCluster.model_validate_json(os.environ["RAYLIFT_CLUSTER"])
             if ("RAYLIFT_CLUSTER" in os.environ)
             else LocalCluster.model_validate(self.whole.get("cluster", {}))
         )
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this machine will be taken away, as a signal or its cloud says."""
+        return self._told_to_leave or notice.is_given()
 
     @property
     def own_ray(self) -> bool:
@@ -89,7 +95,7 @@ class Driver:
     def drive(self) -> int:
         """Run attempts until one writes a result; return the exit code."""
         attempt, events = self._claim()
-        with shipped_output(attempt, "driver"), self.spending.watched(attempt):
+        with shipped_output(attempt, "driver"), self.spending.watched(attempt), self._hearing_its_cloud():
             try:
                 ready = self._start(attempt, events)
                 while True:
@@ -100,7 +106,7 @@ class Driver:
                         base = attempt.claim.base
                         events.append({"event": "preempted", "step": base.step if base is not None else 0})
                         events.close()
-                        return PREEMPTED
+                        return TAKEN_AWAY if notice.is_given() else PREEMPTED
                     lost = self._fit(attempt, events, ready)
                     if (result := self.run.result_of(attempt.number)) is not None:
                         self._close(events)
@@ -110,8 +116,10 @@ class Driver:
                     if not self._ended_with(attempt.number, "resizing"):
                         events.append({"event": "recovering", "reason": lost})
                     events.close()
+                    if self.own_ray and self._ended_with(attempt.number, "preempted"):
+                        notice.look()  # by now it has told the ranks
                     if self.leaving:
-                        return PREEMPTED
+                        return TAKEN_AWAY if notice.is_given() else PREEMPTED
                     attempt, events = self._claim()
             except SupersededError:
                 raise
@@ -166,20 +174,25 @@ class Driver:
 
     def _wait_for_room(self, events: SegmentWriter, ready: Ready) -> Result | None:
         """Wait until there is room for enough ranks; return how the run ends where nothing comes of it."""
-        from trainers.backend import look_for_room
+        from trainers.backend import Wish, look_for_room
 
         began, least, told = time.monotonic(), ready.workers.min, 0
-        while (reason := self._stop_reason()) is None and not self.leaving:
-            missing = 0 if self.own_ray else least - sum(room.free for room in look_for_room(gpus=ready.gpus))
-            if missing <= 0:
-                break
-            if missing != told:
-                events.append({"event": "waiting", "workers": missing, "least": least})
-                told = missing
-            if time.monotonic() - began > PATIENCE:
-                message = f"waited {PATIENCE / 60:.0f} min for {missing} more of the {least} workers that it needs"
-                return Result(state="FAILED", message=message, exit_code=3)
-            time.sleep(_LOOK)
+        with contextlib.ExitStack() as stack:
+            wish: Wish | None = None
+            while (reason := self._stop_reason()) is None and not self.leaving:
+                missing = 0 if self.own_ray else least - sum(room.free for room in look_for_room(gpus=ready.gpus))
+                if missing <= 0 or (wish is not None and wish.is_granted()):
+                    break
+                if wish is None:
+                    wish = Wish(least, gpus=ready.gpus)
+                    stack.callback(wish.withdraw)
+                if missing != told:
+                    events.append({"event": "waiting", "workers": missing, "least": least})
+                    told = missing
+                if time.monotonic() - began > PATIENCE:
+                    message = f"waited {PATIENCE / 60:.0f} min for {missing} more of the {least} workers that it needs"
+                    return Result(state="FAILED", message=message, exit_code=3)
+                time.sleep(_LOOK)
         if told:
             events.append({"event": "waited", "seconds": round(time.monotonic() - began, 3)})
         return Result(state="STOPPED", message=reason, exit_code=4) if reason is not None else None
@@ -210,6 +223,7 @@ class Driver:
             "elastic": None if self.own_ray else Elastic(time.time(), self._ranks_before(attempt)),
             "spares": self.own_ray,  # in a Ray of others they could outlive the run
         }
+        self._sweep_before(attempt)
         pulses = pulse_folder(self.temporary, self.run.uri, attempt.number)
         trainer = build_trainer(
             run_under_ray,
@@ -236,6 +250,12 @@ class Driver:
             forget_attempts(self.temporary, self.run.uri, up_to=attempt.number)
         return "the ranks ended without a result"
 
+    def _sweep_before(self, attempt: Attempt) -> None:
+        """Remove what the attempt before had sent half of: no reader sees it, and nobody else would end it."""
+        with contextlib.suppress(StorageError):
+            if attempt.number > 1:
+                self.run.storage.sweep(self.run.path(f"attempts/{attempt.number - 1:06d}/"))
+
     def _verdict_elsewhere(self, attempt: Attempt, error: Exception) -> str | None:
         """Return why a watchdog of another machine ended a rank, where the ranks are on several; waits a little."""
         from ray.exceptions import RayError
@@ -259,6 +279,17 @@ class Driver:
                         return int(row["world_size"])
         return None
 
+    @contextlib.contextmanager
+    def _hearing_its_cloud(self) -> Iterator[None]:
+        """Ask whether this machine will be taken away, where all of the run is on it."""
+        closed = threading.Event()
+        if self.own_ray:
+            notice.ask(closed)
+        try:
+            yield
+        finally:
+            closed.set()
+
     def _save_when_asked_to_end(self, attempt: Attempt) -> None:
         """Have SIGTERM tell the ranks, by way of storage, and go on telling where that does not answer."""
 
@@ -267,8 +298,8 @@ class Driver:
                 time.sleep(_WATCH)
 
         def leave(*_: object) -> None:
-            if not self.leaving:
-                self.leaving = True
+            if not self._told_to_leave:
+                self._told_to_leave = True
                 threading.Thread(target=tell, name="notice", daemon=True).start()  # nothing waits in a handler
 
         signal.signal(signal.SIGTERM, leave)
@@ -341,9 +372,8 @@ def start_ray_for(cluster: LocalCluster, cpus: int | None = None) -> tuple[Worke
         raise InfrastructureError(f"Ray did not start: {error}") from error
     there = int(ray.cluster_resources().get("GPU", 0))
     if asked is not None:
-        if asked.min > there and not isinstance(cluster.nodes, Nodes):  # those of a range may come later
-            where = "this machine" if cluster.address is None else "the Ray that runs there"
-            raise InfrastructureError(f"cluster.accelerators asks for {asked.min}, {where} has {there}")
+        if asked.min > there and cluster.address is None:  # to a Ray elsewhere more may come
+            raise InfrastructureError(f"cluster.accelerators asks for {asked.min}, this machine has {there}")
         return asked, True
     if cluster.workers is None and there:
         return Workers(min=there, max=there), True

@@ -6,6 +6,7 @@ Google half a minute (https://cloud.google.com/compute/docs/instances/preemptibl
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -13,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
-CLOUD = "RAYLIFT_CLOUD"  # aws or gcp: whose machine this is; set by its provider
+CLOUD = "RAYLIFT_CLOUD"  # aws or gcp: whose machine this is
 JOINED = "RAYLIFT_JOINED_RAY"  # set where the Ray cluster is not this run's alone
 _AWS = ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254")
 _GCP = ("GCE_METADATA_HOST", "metadata.google.internal")
@@ -34,11 +35,23 @@ def listen() -> None:
 
 def ask(closed: threading.Event) -> None:
     """Ask those who may take this machine away, in threads, until one says so or `closed` is set."""
-    cloud = {"aws": _preempted_by_aws, "gcp": _preempted_by_gcp}.get(os.environ.get(CLOUD, ""))
     ray = _drained_by_ray if JOINED in os.environ else None
-    for one in (cloud, ray):
+    for one in (_cloud(), ray):
         if one is not None:
             threading.Thread(target=_watch, args=(one, closed), name="notice", daemon=True).start()
+
+
+def look() -> bool:
+    """Ask the cloud once, and return whether this machine will be taken away."""
+    if (cloud := _cloud()) is not None:
+        with contextlib.suppress(OSError):
+            if cloud():
+                _given.set()
+    return is_given()
+
+
+def _cloud() -> Callable[[], bool] | None:
+    return {"aws": _preempted_by_aws, "gcp": _preempted_by_gcp}.get(os.environ.get(CLOUD, ""))
 
 
 def _watch(ask: Callable[[], bool], closed: threading.Event) -> None:

@@ -128,6 +128,14 @@ def test_a_driver_that_comes_to_its_end_is_not_started_again(driven: Driven) -> 
     assert not ray_folder(driven.scratch).exists()
 
 
+def test_a_driver_whose_machine_is_taken_away_is_not_started_again_and_may_go_on_elsewhere(driven: Driven) -> None:
+    driven.launch(f"exit-{local.PREEMPTED}", f"exit-{local.TAKEN_AWAY}", "succeed")
+    driven.until_over()
+    assert driven.starts() == 2
+    assert driven.run.result() is None
+    assert driven.events("recovering") == []
+
+
 def test_a_driver_that_dies_is_started_again(driven: Driven) -> None:
     driven.launch("claim_and_die", "succeed")
     driven.until_over()

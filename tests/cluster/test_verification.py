@@ -361,11 +361,13 @@ def test_a_sweep_of_a_run_that_may_go_on_takes_what_was_cut_off_alone(resumed: R
     assert resumed.storage.sweep(resumed.path("")) == []
 
 
-def test_a_sweep_leaves_the_uploads_of_the_newest_attempt(resumed: Run, tmp_path: Path) -> None:
+def test_a_sweep_leaves_the_uploads_of_the_newest_attempt_until_that_has_a_result(resumed: Run, tmp_path: Path) -> None:
     path = "attempts/000002/checkpoints/000000035/model.safetensors"
     abandon_upload(resumed, path, tmp_path)
     assert sweep(resumed, check(resumed)).uploads == []
-    assert resumed.storage.sweep(resumed.path("")) == [resumed.path(path)]
+    Attempt.reopen(resumed, 2).finish(Result(state="FAILED", message="it diverged", exit_code=1))
+    assert sweep(resumed, check(resumed)).uploads == [resumed.path(path)]
+    assert resumed.storage.sweep(resumed.path("")) == []
 
 
 def test_a_sweep_of_a_run_that_succeeded_takes_the_checkpoints_of_older_attempts(resumed: Run) -> None:

@@ -6,7 +6,7 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
@@ -111,6 +111,25 @@ def test_what_was_planned_is_no_failure_however_often_it_comes(driver: Driver, p
 # -- whether there is room for the ranks
 
 
+class Wish:
+    """Stands for the request to Ray: which there were, and whether one is granted."""
+
+    made: ClassVar[list[Wish]] = []
+    granted_at = 10**9  # looks
+
+    def __init__(self, ranks: int, *, gpus: bool) -> None:
+        assert not gpus
+        self.ranks, self.looks, self.stands = ranks, 0, True
+        self.made.append(self)
+
+    def is_granted(self) -> bool:
+        self.looks += 1
+        return self.looks >= self.granted_at
+
+    def withdraw(self) -> None:
+        self.stands = False
+
+
 @pytest.fixture
 def rooms(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """For how many ranks there is room, look after look; the last stays."""
@@ -122,6 +141,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return [Room("a", count, count)]
 
     monkeypatch.setattr("trainers.backend.look_for_room", look)
+    monkeypatch.setattr("trainers.backend.Wish", Wish)
     monkeypatch.setattr("trainers.main._LOOK", 0.0)
     return counts
 
@@ -144,6 +164,18 @@ def test_a_driver_waits_for_the_fewest_ranks_and_says_for_how_many(driver: Drive
     assert [(row["event"], row.get("workers")) for row in told] == [("waiting", 2), ("waiting", 1), ("waited", None)]
 
 
+def test_a_driver_that_waits_asks_ray_for_room_and_gives_it_to_its_ranks(
+    driver: Driver, rooms: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Wish, "made", [])
+    monkeypatch.setattr(Wish, "granted_at", 3)
+    rooms.append(0)  # what is granted is no longer free
+    final, told = waited(driver)
+    assert final is None
+    assert [row["event"] for row in told] == ["waiting", "waited"]
+    assert [(wish.ranks, wish.looks, wish.stands) for wish in Wish.made] == [(2, 3, False)]
+
+
 def test_a_driver_that_has_room_does_not_wait(driver: Driver, rooms: list[int]) -> None:
     rooms.append(2)
     assert waited(driver) == (None, [])
@@ -163,13 +195,24 @@ def test_a_driver_gives_up_when_no_room_comes(
 
 def test_a_run_that_waits_can_be_stopped_and_preempted(driver: Driver, rooms: list[int]) -> None:
     rooms.append(1)
-    driver.leaving = True
+    driver._told_to_leave = True
     assert waited(driver) == (None, [])
-    driver.leaving = False
+    driver._told_to_leave = False
     driver.run.request_stop("a person asked for it")
     final, _ = waited(driver)
     assert final is not None
     assert (final.state, final.message, final.exit_code) == ("STOPPED", "a person asked for it", 4)
+
+
+def test_what_the_attempt_before_had_sent_half_of_is_swept(driver: Driver) -> None:
+    begun = [driver.run.path(f"attempts/{number:06d}/checkpoints/000000010/model.safetensors") for number in (1, 2)]
+    for path in begun:
+        file = Path(driver.run.storage.uri, path)
+        file.parent.mkdir(parents=True)
+        file.with_name(f".raylift-partial-00000000-{file.name}").write_bytes(b"half")
+    for _ in begun:
+        driver._sweep_before(driver.run.claim())
+    assert driver.run.storage.sweep("") == begun[1:]
 
 
 @pytest.mark.parametrize(("processors", "ranks"), [(1, 2), (3, 3), (64, 4)])

@@ -101,6 +101,19 @@ def test_the_word_of_a_cloud_is_a_notice(
     closed.set()
 
 
+def test_a_cloud_can_be_asked_at_once(
+    metadata: Metadata, given: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not notice.look()
+    monkeypatch.setenv(notice.CLOUD, "gcp")
+    monkeypatch.setenv("GCE_METADATA_HOST", metadata.address)
+    assert not notice.look()
+    metadata.preempted, metadata.failures = True, 1
+    assert not notice.look(), "the service is busy"
+    assert notice.look()
+    assert given.is_set()
+
+
 def test_a_machine_of_no_cloud_asks_nobody(given: threading.Event) -> None:
     before = threading.active_count()
     notice.ask(threading.Event())
