@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 _NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"  # of an object of Kubernetes
 _QUANTITY = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
 _KINDS = ("GPU", "T4", "V100", "L4", "L40S", "A10G", "A100", "H100", "H200", "B200")  # on Kubernetes
+MOST_RANKS = 8192
 _ACCELERATORS = r"^[A-Za-z][A-Za-z0-9-]*(:[1-9][0-9]*)?$"
 
 
@@ -34,8 +35,12 @@ class Block(BaseModel):
 class Workers(Block):
     """A number of ranks that may change while a run goes on."""
 
-    min: Annotated[int, Field(ge=1, le=512)] = Field(description="with fewer a run does not train, but waits for more")
-    max: Annotated[int, Field(ge=1, le=512)] = Field(description="more are not used, however many there is room for")
+    min: Annotated[int, Field(ge=1, le=MOST_RANKS)] = Field(
+        description="with fewer a run does not train, but waits for more"
+    )
+    max: Annotated[int, Field(ge=1, le=MOST_RANKS)] = Field(
+        description="more are not used, however many there is room for"
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> Workers:
@@ -79,7 +84,7 @@ class LocalCluster(Block):
         default=None, description="a running Ray to attach to, as host:port; it may have many nodes"
     )
     usd_per_hour: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="what it costs, all its workers together, for budget.max_usd"
+        default=None, description="what it costs with all the workers that it may have, for budget.max_usd"
     )
 
     @property
@@ -99,6 +104,7 @@ class LocalCluster(Block):
             raise ValueError("workers and accelerators exclude each other: accelerators GPU:2 is two ranks already")
         if self.nodes is not None and (self.address is None or self.accelerators is None):
             raise ValueError("nodes are those of a Ray at an address, with accelerators each: without, say workers")
+        _ranks(self.nodes, self.accelerators)  # not too many
         return self
 
 
@@ -194,7 +200,7 @@ class KubernetesCluster(Block):
         default=120, description="that a pod has for a last save when its node is taken away"
     )
     usd_per_hour: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="what it costs, head and workers together, for budget.max_usd"
+        default=None, description="what it costs, head and all the workers that it may have, for budget.max_usd"
     )
     pod_template: dict[str, Any] = Field(
         default={}, description="merged into the pods of head and workers; their container is called ray"
@@ -223,6 +229,7 @@ class KubernetesCluster(Block):
                 f"head_service_account: {self.head_service_account} is that of all pods, and KubeRay would let them "
                 "change clusters: name another"
             )
+        _ranks(self.nodes, self.accelerators)  # not too many
         return self
 
 
@@ -232,6 +239,8 @@ def _ranks(nodes: int | Nodes | None, accelerators: str | None) -> Workers | Non
         return None
     least, most = (nodes.min, nodes.max) if isinstance(nodes, Nodes) else (nodes or 1,) * 2
     each = int(accelerators.partition(":")[2] or 1)
+    if most * each > MOST_RANKS:
+        raise ValueError(f"nodes: {most} × {accelerators} are more than {MOST_RANKS} ranks, which is the most")
     return Workers(min=max(1, least * each), max=most * each)
 
 

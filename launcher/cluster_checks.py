@@ -44,7 +44,7 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
     if "autoscalerOptions" in spec:  # KubeRay puts it into the head's pod
         containers = [*head["spec"]["containers"], {"name": "autoscaler", **spec["autoscalerOptions"]}]
         head = {**head, "spec": {**head["spec"], "containers": containers}}
-    pods = [job["spec"]["submitterPodTemplate"], head, *[worker] * node_counts(cluster)[0]]
+    pods = [job["spec"]["submitterPodTemplate"], head, *[worker] * max(1, node_counts(cluster)[0])]
     found = [
         Finding("api", True, f"Kubernetes {version} at {server.host}"),
         _asked("kuberay", lambda: _kuberay(server)),

@@ -53,7 +53,7 @@ CASES: Mapping[str, dict[str, Any]] = {
         "nodes": {"min": 0, "max": 8},
         "accelerators": "L4:1",
         "queue": "gpu",
-        "storage_secret": "raylift-storage",
+        "head_service_account": "raylift-head",
     },
     "spot-alone": {"nodes": 4, "accelerators": "A100:1", "spot": True, "service_account": "trainer"},
 }

@@ -87,6 +87,18 @@ def test_the_command_checks_what_on_names(server: ApiServer, tmp_path: Path) -> 
     assert server.all("RayJob") == []
 
 
+def test_a_quota_has_to_have_room_for_one_node_of_a_range_that_begins_with_none(
+    server: ApiServer, check: Check
+) -> None:
+    def limit(quota: dict[str, Any]) -> None:
+        quota["spec"]["hard"] = {"requests.nvidia.com/gpu": "0"}
+
+    server.change("ResourceQuota", "raylift", "raylift", limit)
+    ok, said = check(accelerators="L4", nodes={"min": 0, "max": 8}, storage_secret="raylift-storage")["quota"]
+    assert not ok
+    assert "requests.nvidia.com/gpu: 1 of 0, 0 used" in said
+
+
 def test_a_mistake_in_the_block_is_told_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "k8s.yaml").write_text("provider: kubernetes\nimage: x\nqueu: gpu\n")
     done = raylift("check", "--on", tmp_path / "k8s.yaml")

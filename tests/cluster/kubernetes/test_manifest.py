@@ -165,7 +165,7 @@ def test_no_container_may_more_than_the_standard_restricted_allows(case: str) ->
 def test_no_pod_is_handed_a_token_of_kubernetes_but_the_head_with_an_autoscaler(case: str) -> None:
     for name, template in templates(job(case)).items():
         account = block(case).service_account
-        if name == "head" and case == "elastic-queue":
+        if name == "head" and case in ("elastic-queue", "a-sweep-on-accelerators"):
             assert template["spec"]["automountServiceAccountToken"] is True
             assert template["spec"]["serviceAccountName"] == "raylift-head"
         else:
@@ -335,7 +335,7 @@ def test_a_head_with_an_autoscaler_whose_credentials_are_in_a_secret_has_the_acc
 
 
 def test_a_range_of_workers_whose_head_could_not_go_to_storage_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"with a range, KubeRay gives the head .*storage_secret; or"):
+    with pytest.raises(UsageError, match=r"with a range of workers or nodes, KubeRay .*storage_secret; or"):
         render(request("plain", **RANGE))
     with pytest.raises(UsageError, match="which no bucket knows"):
         render(dataclasses.replace(request("plain", **RANGE), env={"AWS_REGION": "eu-central-1"}))
@@ -367,7 +367,7 @@ def test_a_number_of_workers_has_no_autoscaler() -> None:
 
 
 def test_there_is_a_rank_for_each_accelerator_of_each_node() -> None:
-    assert driver_cluster(block("eight-gpus-a-node")).accelerators == "GPU:16"
+    assert driver_cluster(block("eight-gpus-a-node")).workers_on_accelerators == Workers(min=16, max=16)
     limits = templates(job("eight-gpus-a-node"))["worker"]["spec"]["containers"][0]["resources"]["limits"]
     assert (limits["nvidia.com/gpu"], limits["cpu"], limits["memory"]) == ("8", "96", "1Ti")
     assert "num-cpus" not in ray_cluster("eight-gpus-a-node")["workerGroupSpecs"][0]["rayStartParams"]
