@@ -28,6 +28,7 @@ from requests import PreparedRequest, Response
 from requests.exceptions import ConnectionError as NoConnection
 
 from cluster.errors import CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageError
+from cluster.storage import gcs
 from cluster.storage.base import Digest
 from cluster.storage.gcs import GCSStorage
 from cluster.storage.gcs_errors import Place, explain
@@ -37,7 +38,7 @@ from cluster.storage.network import ATTEMPTS, FIRST_ATTEMPTS, backoff
 from cluster.storage.open import check_storage, open_storage
 from cluster.storage.sources import Source
 from tests.real.fake_gcs import GCSServer
-from tests.real.proxy import Fault, Proxy, proxy
+from tests.real.proxy import Fault, Proxy, narrow_listener, proxy
 
 KIB, MIB = 1 << 10, 1 << 20
 PART = MIB
@@ -323,6 +324,19 @@ def test_a_part_that_breaks_off_is_the_only_one_sent_again(
     with behind_proxy(gcs_env, monkeypatch, "cut-request") as (storage, standing):
         digest = storage.upload(source, "a")
         assert sent_parts(standing) == 13
+    assert Digest.of_bytes(storage_of(storage.uri, gcs_env, monkeypatch).read("a")) == digest
+
+
+def test_parts_that_leave_slowly_are_sent_once(
+    gcs_env: GCSServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("cluster.storage.gcs._CONNECT_S", 1.0)
+    source = make_file(tmp_path, 2 * gcs.PART)
+    with proxy(gcs_env.port, delay=0.03, listener=narrow_listener()) as standing:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", standing.endpoint)
+        storage = open_small_parts(gcs_env.fresh_uri(), gcs.PART)
+        digest = storage.upload(source, "a")
+        assert sent_parts(standing) == 2
     assert Digest.of_bytes(storage_of(storage.uri, gcs_env, monkeypatch).read("a")) == digest
 
 
