@@ -13,11 +13,11 @@ from ray.tune import Callback
 from ray.tune.search import Searcher as RaySearcher
 
 from cluster.errors import PreemptedError, StorageError
+from cluster.outages import PATIENCE
 from cluster.runs import is_outage
 from cluster.trials import ENDED, Evaluation, Trial, trial_id
 from trainers.sweep.record import Record
 from trainers.sweep.search import Searcher
-from trainers.sweep.trial import PATIENCE
 from trainers.tuning import Point, Tune
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from cluster.config import Workers
 from cluster.errors import InfrastructureError
+from cluster.outages import through_outages
 from cluster.runs import Attempt, Run
 from trainers import processors
 from trainers.context import RayContext, StopReason
@@ -168,14 +169,14 @@ def _run_trial_rank(told: dict[str, RankConfig]) -> None:
     from trainers.output import shipped_output
 
     config = told["config"]
-    attempt = Attempt.reopen(Run.at(config.trial_uri), config.attempt)
+    attempt = through_outages(lambda: Attempt.reopen(Run.at(config.trial_uri), config.attempt))
     context = RankContext(Path(config.temporary), config.threads)
     pulse = show_life(context, attempt)
     control = recorder = None
     with shipped_output(attempt, f"rank-{context.rank}"):
         arrays = dict(zip(config.data.arrays, ray.get(list(config.data.arrays.values())), strict=True))
         if context.rank == 0:
-            sweep = Attempt.reopen(Run.at(config.sweep_uri), config.sweep_attempt)
+            sweep = through_outages(lambda: Attempt.reopen(Run.at(config.sweep_uri), config.sweep_attempt))
             recorder = TrialRecorder(attempt, log_every=config.job.train.log_every, start=config.start)
             control = TrialControl(
                 sweep, recorder, lambda news: ray.get(config.mailbox.ask.remote(news)), context.world_size
