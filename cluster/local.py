@@ -208,6 +208,7 @@ def _start_supervisor(scratch: Path, request: LaunchRequest) -> None:
         "run_id": request.run_id,
         "run_uri": request.run_uri,
         "max_failures": request.max_failures,
+        "newest_attempt": request.newest_attempt,
         "cluster": request.cluster.model_dump(mode="json"),
     }
     (scratch / LAUNCH).write_text(json.dumps(launch))

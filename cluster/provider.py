@@ -35,6 +35,7 @@ class LaunchRequest:
     run_uri: str
     cluster: ClusterConfig
     max_failures: int
+    newest_attempt: int = 0  # that was claimed before
     deadline: int | None = None  # seconds that the run may take, by its budget, to which it keeps by itself
     ray_cluster: str = ""  # that is there already, for this run too; as Kubernetes knows it
     bundle: str = ""  # URI of raylift's own code, where machines have none

@@ -50,8 +50,8 @@ class SupersededError(StorageError):
 
 def is_outage(error: StorageError) -> bool:
     """Whether storage may take it later: it does not answer, where others refuse for good."""
-    final = (CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageFullError, SupersededError)
-    return not isinstance(error, final)
+    answers = (CorruptObjectError, ObjectExistsError, ObjectNotFoundError)
+    return not isinstance(error, (*answers, StorageDeniedError, StorageFullError, SupersededError))
 
 
 class NewerFormatError(StorageError):

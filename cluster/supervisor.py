@@ -45,7 +45,6 @@ class Supervisor:
         self.launch_id = secrets.token_hex(4)
         self.driver: subprocess.Popen[bytes] | None = None
         self.stopping = False
-        self.started = time.time()
         self.frozen = ""  # the process for which the driver was ended
         self.recorded = 0  # the newest attempt whose crash is written down
 
@@ -180,7 +179,8 @@ class Supervisor:
 
         claims = run.claims()
         mine = [claim.attempt for claim in claims if claim.launch == self.launch_id]
-        if claims and claims[-1].launch != self.launch_id and (mine or claims[-1].at > self.started):
+        newest = claims[-1].attempt if claims else 0
+        if newest > self.launch["newest_attempt"] and claims[-1].launch != self.launch_id:
             return None
         lost = Attempt(run, claims[-1]) if mine and mine[-1] > self.recorded else run.claim(launch=self.launch_id)
         self.recorded = lost.number

@@ -168,6 +168,7 @@ def relaunch(run: Run) -> Provider:
         _refuse_while_held(run)
         check_storage(run.storage)
         tear_down(run)  # what a killed supervisor left behind, or a RayJob that is over
+    request = replace(request, newest_attempt=max(run.attempts(), default=0))
     if made is not None:
         run.storage.write(made.path, made.data)
     run.withdraw_stop()

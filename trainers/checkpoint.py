@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cluster.errors import StorageError
+from cluster.outages import PATIENCE, patient
 from cluster.runs import Attempt, Checkpoint, is_outage
 from cluster.selection import best_of
 from cluster.shards import INDEX_FILE, joined
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 TRAINER_FILE = "trainer.json"
 META_FILE = "raylift.json"  # what evaluation and prediction need beside the weights
-PATIENCE = 30 * 60.0  # seconds that storage may be away, until a run gives up
 _LONGEST_WAIT = 30.0  # seconds that the loop stands still for the save before
 _ROOM = 1.5  # times the memory of a copy that must be free for another
 _PAUSE = 5.0  # seconds between tries, beside those that storage takes by itself
@@ -81,7 +81,7 @@ class Checkpointer:
         self._peers = peers
         self._files = _files_of(peers)
         self._memories: list[HostMemory] = []  # two at most
-        self._base = attempt.start_from()
+        self._base = Attempt(patient(attempt.run), attempt.claim).start_from()
         self._unproven: Snapshot | None = None
         self._copying: HostMemory | None = None
         self._committed: list[Checkpoint] = []
@@ -108,7 +108,7 @@ class Checkpointer:
         with tempfile.TemporaryDirectory(prefix="raylift-restore-") as folder:
             files = Path(folder)
             options = options_of(trainer.optimizer)
-            self._files.restore(trainer, self._attempt.run, checkpoint, files)
+            self._files.restore(trainer, patient(self._attempt.run), checkpoint, files)
             if self._attempt.claim.origin is not None:
                 set_options(trainer.optimizer, options)  # what another run had is not this job's
             trainer.load_state(json.loads((files / TRAINER_FILE).read_text()))

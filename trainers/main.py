@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cluster.config import LocalCluster, Workers
 from cluster.errors import InfrastructureError, RayliftError, StorageDeniedError, StorageError, StorageFullError
 from cluster.local import FINAL, PREEMPTED, TAKEN_AWAY, UNRECORDED, clear, end_processes, scratch_folder
-from cluster.runs import Attempt, Checkpoint, Result, Run, SupersededError
+from cluster.outages import PATIENCE, patient, through_outages
+from cluster.runs import Attempt, Checkpoint, Result, Run, SupersededError, is_outage
 from cluster.segments import SegmentWriter
 from trainers import notice
 from trainers.jobs import load_job
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 _WATCH = 0.25  # seconds
 _WORD_FROM_AFAR = 5.0  # seconds
 _LOOK = 1.0  # seconds between looks for room for the ranks
-PATIENCE = 30 * 60.0  # seconds that there may be too little of it, until a run gives up
+_UNREACHED = 5 * 60.0  # seconds for a storage that the machines of a cluster may not reach at all
 _SAME_STEP = 3  # attempts that are lost after the same step: the next would be too
 _SHORT_OF_MEMORY = "; the system killed a process for lack of memory: try fewer cluster.workers, or smaller batches"
 _PARENT = os.getppid()
@@ -70,6 +71,7 @@ class Driver:
         self.job, self.whole = job, whole
         self.spending = Spending(run, limit_of(whole))
         self._told_to_leave = False
+        self.patient = patient(run, gives_up=lambda: self.leaving)
         self.launch = os.environ.get("RAYLIFT_LAUNCH", "")
         self.cluster = (
             LocalCluster.model_validate_json(os.environ["RAYLIFT_CLUSTER"])
@@ -108,14 +110,14 @@ class Driver:
                         events.close()
                         return TAKEN_AWAY if notice.is_given() else PREEMPTED
                     lost = self._fit(attempt, events, ready)
-                    if (result := self.run.result_of(attempt.number)) is not None:
+                    if (result := self.patient.result_of(attempt.number)) is not None:
                         self._close(events)
                         return result.exit_code
                     if (final := self._why_not_again(attempt, lost)) is not None:
                         return self._finish(attempt, events, final)
                     if not self._ended_with(attempt.number, "resizing"):
                         events.append({"event": "recovering", "reason": lost})
-                    events.close()
+                    through_outages(events.close, gives_up=lambda: self.leaving)
                     if self.own_ray and self._ended_with(attempt.number, "preempted"):
                         notice.look()  # by now it has told the ranks
                     if self.leaving:
@@ -124,6 +126,8 @@ class Driver:
             except SupersededError:
                 raise
             except RayliftError as error:
+                if self.leaving and isinstance(error, StorageError) and is_outage(error):
+                    return PREEMPTED  # there is no time to wait for it
                 return self._finish(attempt, events, Result.failed(error))
             except Exception as error:
                 traceback.print_exception(error)
@@ -136,7 +140,7 @@ class Driver:
         def note(checkpoint: Checkpoint, why: str) -> None:
             passed_over.append({"event": "checkpoint.corrupt", "step": checkpoint.step, "reason": why})
 
-        attempt = self.run.claim(launch=self.launch, on_corrupt=note)
+        attempt = Attempt(self.run, self.patient.claim(launch=self.launch, on_corrupt=note).claim)
         events = SegmentWriter(self.run, attempt.number, "events", "driver")
         base = attempt.claim.base
         events.append({"event": "claimed", "base": base.step if base else None})
@@ -272,9 +276,9 @@ class Driver:
 
     def _ranks_before(self, attempt: Attempt) -> int | None:
         """Return how many ranks trained last, before an attempt; None: none did."""
-        for claim in reversed(self.run.claims()):
+        for claim in reversed(self.patient.claims()):
             if claim.attempt < attempt.number:
-                for row in self.run.rows_of(claim.attempt, "events"):
+                for row in self.patient.rows_of(claim.attempt, "events"):
                     if row["event"] == "training":
                         return int(row["world_size"])
         return None
@@ -311,7 +315,7 @@ class Driver:
             return None
         failed = [
             claim.attempt
-            for claim in self.run.claims()
+            for claim in self.patient.claims()
             if claim.launch == self.launch and not self._ended_with(claim.attempt, *planned)
         ]
         reached = [self._last_step(attempt) for attempt in failed[-_SAME_STEP:]]
@@ -325,12 +329,12 @@ class Driver:
         return None
 
     def _ended_with(self, attempt: int, *events: str) -> bool:
-        return any(row["event"] in events for row in self.run.rows_of(attempt, "events"))
+        return any(row["event"] in events for row in self.patient.rows_of(attempt, "events"))
 
     def _last_step(self, attempt: int) -> int:
         """Return the last step that an attempt is known for: not all are logged, and not all are saved."""
-        saved = [row for row in self.run.rows_of(attempt, "events") if row["event"] == "checkpoint"]
-        return max((int(row["step"]) for row in [*saved, *self.run.rows_of(attempt, "metrics")]), default=0)
+        saved = [row for row in self.patient.rows_of(attempt, "events") if row["event"] == "checkpoint"]
+        return max((int(row["step"]) for row in [*saved, *self.patient.rows_of(attempt, "metrics")]), default=0)
 
     def _finish(self, attempt: Attempt, events: SegmentWriter, result: Result) -> int:
         events.append({"event": "finished", "state": result.state, "message": result.message})
@@ -349,7 +353,7 @@ class Driver:
     def _close(self, events: SegmentWriter) -> None:
         self.spending.note(events)
         events.append({"event": "memory", "process": "driver", "peak_bytes": peak_memory()})
-        events.close()
+        through_outages(events.close, gives_up=lambda: self.leaving)
 
 
 def start_ray_for(cluster: LocalCluster, cpus: int | None = None) -> tuple[Workers, bool]:
@@ -488,8 +492,11 @@ def _held(folder: Path, rank: int) -> str:
 
 
 def driver_of(run: Run) -> Driver:
-    """Return what drives a run, a sweep among them. Raises UsageError, RunNotFoundError."""
-    job, whole = load_job(run)
+    """Return what drives a run, a sweep among them; waits for a storage that is away. Raises UsageError.
+
+    The launcher had its answers when it created the run; a machine of a cluster may be one that never gets any.
+    """
+    job, whole = load_job(patient(run, seconds=PATIENCE if _SUPERVISED else _UNREACHED))
     if whole.get("tune") is None:
         return Driver(run, job, whole)
     from trainers.sweep.driver import SweepDriver

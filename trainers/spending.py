@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import StorageError
+from cluster.outages import patient
 from cluster.runs import Attempt, Run
 from cluster.segments import SegmentWriter
 from trainers.config import Budget
@@ -90,7 +91,8 @@ class Spending:
             events.append({"event": "budget.spent"})
 
     def _before(self, attempt: Attempt) -> float:
-        rows = [*self._run.all_rows("events"), *({"event": "", **row} for row in self._run.all_rows("metrics"))]
+        run = patient(self._run)
+        rows = [*run.all_rows("events"), *({"event": "", **row} for row in run.all_rows("metrics"))]
         return seconds_spent(row for row in rows if row["attempt"] < attempt.number)
 
     def _watch(self, until: float, reason: str, launch: str) -> None:

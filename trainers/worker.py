@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import InfrastructureError, PreemptedError, RayliftError, TrainingError, UserCodeError
+from cluster.outages import patient, through_outages
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
 from trainers import notice
@@ -64,7 +65,7 @@ def run_under_ray(config: dict[str, Any]) -> None:
     from trainers.spares import standing_by
 
     run = Run.at(config["run_uri"])
-    attempt = Attempt.reopen(run, config["attempt"])
+    attempt = through_outages(lambda: Attempt.reopen(run, config["attempt"]))
     context = RayContext(Path(config["temporary"]))
     pulse = show_life(context, attempt)
     spares = context.local_world_size if config["spares"] and context.local_rank == 0 else 0
@@ -114,7 +115,7 @@ def run_rank(
     recorder = recorder or Recorder(attempt, context.rank, log_every=job.train.log_every)
     trainer = checkpointer = None
     try:
-        task = build_task(job, prepared, code_of(job, attempt.run))
+        task = build_task(job, prepared, code_of(job, patient(attempt.run)))
         checkpointer = Checkpointer(
             attempt,
             context.rank,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import warnings
@@ -27,6 +28,7 @@ PART = 8 << 20  # the most that google-cloud-storage sends in one request
 _PAGE = 1000  # the most that a listing returns at once
 _CONNECT_S = 5
 _READ_S = 60
+_PIECE = 128 << 10  # bytes
 
 
 class GCSStorage:
@@ -222,7 +224,6 @@ def _connect() -> tuple[Any, str | None]:
     from google.api_core.client_info import ClientInfo
     from google.auth.credentials import AnonymousCredentials
     from google.cloud.storage import Client
-    from requests.adapters import HTTPAdapter
 
     # the library asks for the bucket's settings beside every first request, for traces: it takes a right that a run
     # need not have, and a connection
@@ -237,6 +238,28 @@ def _connect() -> tuple[Any, str | None]:
     client = Client(project=None, credentials=credentials, client_info=ClientInfo(user_agent="raylift"))
     if not client._http.is_mtls:  # then the adapter is the one with the certificate
         for scheme in ("http://", "https://"):
-            client._http.mount(scheme, HTTPAdapter(pool_maxsize=4 * CONNECTIONS))
+            client._http.mount(scheme, _adapter())
     accounts = (getattr(credentials, name, None) or "" for name in ("service_account_email", "account"))
     return client, next((account for account in accounts if "@" in account), None)  # a machine's own is "default"
+
+
+def _adapter() -> Any:
+    """Return what sends the requests of a client, a small piece at a time.
+
+    While urllib3 sends, a connection has as long as it had to be made, for each call: bytes would go out in one, and
+    none but small ones in time where the link is slow.
+    """
+    from requests import PreparedRequest, Response
+    from requests.adapters import HTTPAdapter
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+            super().init_poolmanager(*arguments, blocksize=_PIECE, **options)
+
+        def send(self, request: PreparedRequest, *arguments: Any, **options: Any) -> Response:
+            if isinstance(request.body, bytes):
+                body, request = io.BytesIO(request.body), request.copy()  # a redirect repeats the original
+                request.body = body
+            return super().send(request, *arguments, **options)
+
+    return Adapter(pool_maxsize=4 * CONNECTIONS)

@@ -12,7 +12,7 @@ from cluster.errors import (
     StorageDeniedError,
     StorageError,
 )
-from cluster.storage.gcs_retries import is_damaged, reply_to
+from cluster.storage.gcs_retries import is_damaged, is_sign_in_away, reply_to
 from cluster.storage.network import reason
 
 _SIGN_IN = "gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
@@ -74,8 +74,8 @@ def explain(error: Exception, place: Place, uri: str, *, of_bucket: bool = False
     if isinstance(error, http.RequestException | HTTPError | ConnectionError):
         hint = "check STORAGE_EMULATOR_HOST and the network" if place.emulated else "check the network"
         return StorageError(f"{place.endpoint} does not answer ({reason(error)}): {hint}")
-    if isinstance(error, auth.TransportError):
-        return StorageError(f"Google's sign-in does not answer ({reason(error)}): check the network")
+    if is_sign_in_away(error):
+        return StorageError(f"Google's sign-in does not answer ({reason(error, _line(error))}): check the network")
     if isinstance(error, auth.GoogleAuthError) and place.emulated:
         return StorageDeniedError(
             f"{place.endpoint} wants credentials for {uri}, but with STORAGE_EMULATOR_HOST none are sent: "

@@ -60,13 +60,24 @@ def reply_to(error: Exception) -> Any | None:
     return error.response if isinstance(error, GoogleAPICallError | InvalidResponse) else None
 
 
+def is_sign_in_away(error: Exception) -> bool:
+    """Return whether Google's sign-in, or a machine's metadata server, may take the same credentials later."""
+    from google.auth.exceptions import GoogleAuthError, TransportError
+
+    if not isinstance(error, GoogleAuthError):
+        return False
+    lost = error if isinstance(error, TransportError) else error.__cause__  # google-auth wraps some of them
+    if error.retryable or not isinstance(lost, TransportError):
+        return bool(error.retryable)
+    return not any(400 <= getattr(said, "status", 0) < 500 for said in lost.args)  # a reply may be among them
+
+
 def is_damaged(reply: Any) -> bool:
     """Return whether a server refused bytes because they changed on their way to it."""
     return bool(reply.status_code == 400 and _DAMAGED in reply.text)
 
 
 def _is_transient(error: Exception) -> bool:
-    from google.auth.exceptions import TransportError
     from requests import exceptions as lost
     from urllib3.exceptions import HTTPError
 
@@ -76,7 +87,7 @@ def _is_transient(error: Exception) -> bool:
     if isinstance(error, lost.SSLError):
         return False
     broken = lost.ConnectionError | lost.Timeout | lost.ChunkedEncodingError | HTTPError | ConnectionError
-    return isinstance(error, broken | TransportError)
+    return isinstance(error, broken) or is_sign_in_away(error)
 
 
 def _is_transient_reply(reply: Any) -> bool:

@@ -13,11 +13,11 @@ def backoff(attempts: int) -> float:
     return random.uniform(0.5, 1) * min(20.0, 0.25 * 2.0**attempts)
 
 
-def reason(error: BaseException) -> str:
-    """Return the system's own words from the end of a chain of errors."""
+def reason(error: BaseException, otherwise: str = "") -> str:
+    """Return the system's own words from the end of a chain of errors; without any, others or the error's name."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror.lower()
         cause = cause.__cause__ or cause.__context__
-    return type(error).__name__
+    return otherwise or type(error).__name__

@@ -8,6 +8,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from cluster.config import LocalCluster
 from cluster.errors import RunExistsError, RunNotFoundError
 from cluster.local import LocalProvider, processes_of, ray_folder, scratch_folder
 from cluster.provider import LaunchRequest, State
-from cluster.runs import Result, Run
+from cluster.runs import Attempt, Result, Run
 from cluster.storage.file import FileStorage
 from tests.harness import ROOT, find_process, wait_for
 
@@ -88,6 +89,7 @@ class Driven:
                 run_uri=self.run.uri,
                 cluster=LocalCluster(workers=2),
                 max_failures=max_failures,
+                newest_attempt=max(self.run.attempts(), default=0),
                 env={"TODO": " ".join(todo), "TURNS": str(self.turns)},
             )
         )
@@ -176,8 +178,18 @@ def test_a_driver_that_ends_without_a_word_is_not_started_again_and_its_last_lin
     assert result.message == f"the driver died (exit code {code}: turn 0: exit-{code})"
 
 
-def test_the_result_before_a_resume_does_not_hide_that_the_new_driver_died(driven: Driven) -> None:
-    driven.run.claim().finish(Result(state="STOPPED", exit_code=4))
+def claim_elsewhere(run: Run, monkeypatch: pytest.MonkeyPatch, *, clock: float) -> Attempt:
+    """Claim an attempt as a machine does that takes it to be so late."""
+    with monkeypatch.context() as patch:
+        patch.setattr("cluster.runs.time", SimpleNamespace(time=lambda: clock))
+        return run.claim(launch="of another machine")
+
+
+def test_the_result_before_a_resume_does_not_hide_that_the_new_driver_died(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = claim_elsewhere(driven.run, monkeypatch, clock=1e11)
+    stopped.finish(Result(state="STOPPED", exit_code=4))
     driven.launch("die", max_failures=0)
     driven.until_over()
     result = driven.run.result()
@@ -185,10 +197,12 @@ def test_the_result_before_a_resume_does_not_hide_that_the_new_driver_died(drive
     assert (result.state, driven.run.attempts()) == ("FAILED", [1, 2])
 
 
-def test_where_another_machine_has_taken_over_nothing_is_claimed(driven: Driven) -> None:
+def test_where_another_machine_has_taken_over_nothing_is_claimed_whatever_its_clock_says(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driven.launch("hang", max_failures=0)
     driven.until_waiting()
-    other = driven.run.claim(launch="of another machine")
+    other = claim_elsewhere(driven.run, monkeypatch, clock=0.0)
     driver = next(process for process in processes_of(driven.scratch) if "trainers.main" in process.cmdline())
     driver.kill()
     driven.until_over()

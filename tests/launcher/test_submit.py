@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import RunExistsError, StorageError, UsageError
-from cluster.local import processes_of, scratch_folder
+from cluster.local import LocalProvider, processes_of, scratch_folder
+from cluster.provider import LaunchRequest
 from cluster.runs import Attempt, Result, Run
 from cluster.storage.open import open_storage
 from launcher.spec import LoadedJob, load, load_frozen
@@ -102,6 +103,15 @@ def test_a_run_that_another_machine_wrote_to_a_moment_ago_is_not_relaunched(run:
         UsageError, match=r"running already, on another-machine: heard from it \d s ago\. Stop it first"
     ):
         relaunch(run)
+
+
+def test_a_resume_says_which_attempts_were_there_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        run.claim().finish(Result(state="STOPPED", exit_code=4))
+    launched: list[LaunchRequest] = []
+    monkeypatch.setattr(LocalProvider, "launch", lambda _, request: launched.append(request))
+    relaunch(run)
+    assert launched[0].newest_attempt == 2
 
 
 def test_a_run_that_another_machine_has_not_written_to_for_a_minute_may_go_on(

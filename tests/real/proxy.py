@@ -13,6 +13,8 @@ from typing import Literal
 
 Fault = Literal["busy", "lose-reply", "cut-reply", "cut-request", "flip-request"]
 _CUT_AFTER = 20_000
+_ON_THE_WAY = 64 << 10  # bytes
+_SEGMENT = 1400  # bytes
 _CONTINUE = b"HTTP/1.1 100"
 _HEAD = re.compile(rb"(?:GET|HEAD|POST|PUT|PATCH|DELETE) .*?\r\n\r\n", re.DOTALL)
 
@@ -150,6 +152,19 @@ def _refuse(client: socket.socket, status: int, body: str) -> None:
 def _end(one: socket.socket) -> None:
     with suppress(OSError):
         one.shutdown(socket.SHUT_RDWR)
+
+
+def narrow_listener() -> socket.socket:
+    """Return a socket of this machine, to stand on, whose connections hold no more on the way than a real link's.
+
+    Those of the loopback hold some megabytes, which who sends takes for sent.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ON_THE_WAY)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _SEGMENT)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from cluster.errors import StorageDeniedError, StorageError
 from cluster.runs import Run
 from tests.harness import losses
 from tests.hooked import hooked
-from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, events, start, steps_of, train
+from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, cut_off, events, start, steps_of, train
 from trainers import checkpoint
 from trainers.host_memory import HostMemory
 from trainers.loop import Trainer
@@ -124,6 +124,26 @@ def test_a_slow_storage_holds_training_up_and_every_save_tells_for_how_long(tmp_
     assert max(save["blocked"] for save in saves[1:]) > 0.1, "the next save waits for the one before"
     assert all(save["bytes"] / save["seconds"] / 1e6 == pytest.approx(save["mb_per_s"], rel=0.1) for save in saves)
     assert steps_of(run) == list(range(1, LAST + 1))
+
+
+@pytest.mark.parametrize("call", ["folders", "read", "download"])
+def test_a_rank_that_starts_while_storage_is_away_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr("cluster.outages._PAUSE", 0.01)
+    whole, refused = start(tmp_path, EVERYTHING), set[str]()
+    train(whole)
+
+    def refuse_once(name: str, *arguments: Any) -> None:
+        path = str(arguments[0])
+        if name == call and "/attempts/000002/checkpoints/" in path and path not in refused:
+            refused.add(path)
+            raise StorageError("the storage does not answer")
+
+    run = cut_off(whole, 6, tmp_path / "cut")
+    train(with_storage(run, refuse_once))
+    assert refused
+    assert losses(run) == losses(whole)
 
 
 def test_a_copy_is_contiguous_and_stays_as_it_was_when_the_original_moves_on() -> None:

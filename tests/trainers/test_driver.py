@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,14 +16,17 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from cluster.config import Workers
 from cluster.errors import InfrastructureError, PreemptedError, StorageError
-from cluster.runs import Attempt, Result, Run
+from cluster.local import PREEMPTED
+from cluster.runs import Attempt, Base, Result, Run
 from cluster.segments import SegmentWriter
+from tests.cluster.saves import make_files
 from tests.finished import started, training, write_rows
 from tests.harness import wait_for
+from tests.hooked import hooked
 from tests.trainers.training import start
 from trainers.elastic import Room
 from trainers.jobs import load_job
-from trainers.main import Driver, Ready, _on_this_machine, _reason_of
+from trainers.main import Driver, Ready, _on_this_machine, _reason_of, driver_of
 from trainers.pulse import Phase, Reading
 
 LOST = "rank 1 died"
@@ -106,6 +112,109 @@ def test_what_was_planned_is_no_failure_however_often_it_comes(driver: Driver, p
     for step in (8, 8):
         assert driver._why_not_again(attempt_that_reached(driver.run, step), LOST) is None
     assert driver._why_not_again(attempt_that_reached(driver.run, 8, ended_with=planned), LOST) is None
+
+
+# -- while storage is away
+
+
+class Link:
+    """What leads to a storage, and is away now and then."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+
+    def goes_for(self, seconds: float) -> None:
+        self._until = time.monotonic() + seconds
+
+    def check(self, *_: object) -> None:
+        if time.monotonic() < self._until:
+            raise StorageError("the storage does not answer")
+
+
+@pytest.fixture
+def link(monkeypatch: pytest.MonkeyPatch) -> Link:
+    monkeypatch.setattr("cluster.outages._PAUSE", 0.02)
+    return Link()
+
+
+def behind(check: Callable[..., None], driver: Driver) -> Run:
+    """Return the run of a driver, each of whose calls to storage is checked."""
+    return Run(hooked(driver.run.storage, before=check), driver.run.id)
+
+
+def drive(driver: Driver, monkeypatch: pytest.MonkeyPatch, *fits: Callable[[Attempt], str]) -> int:
+    """Drive a run whose attempts go as told."""
+    turns, before = iter(fits), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(driver, "_start", lambda *_: None)
+    monkeypatch.setattr(driver, "_wait_for_room", lambda *_: None)
+    monkeypatch.setattr(driver, "_fit", lambda attempt, *_: next(turns)(attempt))
+    try:
+        return driver.drive()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_driver_that_starts_while_storage_is_away_waits_for_it(driver: Driver, link: Link) -> None:
+    link.goes_for(0.3)
+    assert driver_of(behind(link.check, driver)).job == driver.job
+
+
+def test_a_machine_of_a_cluster_that_never_reaches_storage_says_so_after_a_while(
+    driver: Driver, link: Link, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainers.main._UNREACHED", 0.1)
+    link.goes_for(60)
+    with pytest.raises(StorageError, match="the storage does not answer"):
+        driver_of(behind(link.check, driver))
+    assert capsys.readouterr().err == "waiting for storage: the storage does not answer\n"
+
+
+def test_ranks_that_are_lost_while_storage_is_away_are_replaced_when_it_is_back(
+    driver: Driver, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(_: Attempt) -> str:
+        link.goes_for(0.5)
+        return LOST
+
+    def succeed(attempt: Attempt) -> str:
+        attempt.finish(Result(state="SUCCEEDED"))
+        return ""
+
+    assert drive(Driver(behind(link.check, driver), driver.job, driver.whole), monkeypatch, lose, succeed) == 0
+    assert {number: result.state for number, result in driver.run.results().items()} == {2: "SUCCEEDED"}
+    assert driver._ended_with(1, "recovering")
+
+
+@pytest.mark.usefixtures("link")
+def test_a_storage_that_comes_and_goes_during_a_claim_costs_no_attempt(driver: Driver, tmp_path: Path) -> None:
+    driver.run.claim().commit(5, make_files(tmp_path, 5), {})
+    calls = count()
+
+    def refuse_every_other(*_: object) -> None:
+        if next(calls) % 2 == 0:
+            raise StorageError("the storage does not answer")
+
+    flaky = Driver(behind(refuse_every_other, driver), driver.job, driver.whole)
+    attempt, _ = flaky._claim()
+    assert driver.run.attempts() == [1, 2]
+    assert attempt.claim.base == Base(1, 5)
+    assert [checkpoint.attempt for checkpoint in driver.run.checkpoints()] == [2]
+
+
+def test_a_driver_whose_machine_goes_does_not_wait_for_storage(
+    driver: Driver, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaving = Driver(behind(link.check, driver), driver.job, driver.whole)
+
+    def leave(_: Attempt) -> str:
+        link.goes_for(60)
+        signal.raise_signal(signal.SIGTERM)
+        return LOST
+
+    began = time.monotonic()
+    assert drive(leaving, monkeypatch, leave) == PREEMPTED
+    assert time.monotonic() - began < 30
+    link.goes_for(0)
 
 
 # -- whether there is room for the ranks

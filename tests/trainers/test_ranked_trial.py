@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from cluster.errors import InfrastructureError, PreemptedError
+from cluster.outages import PATIENCE
 from cluster.runs import Attempt, Run, SupersededError
 from cluster.trials import trial_run
 from tests.finished import new_run, write_rows
@@ -22,7 +23,6 @@ from trainers.jobs import load_job
 from trainers.sweep import ranks as ranked
 from trainers.sweep.actor import TrialActor
 from trainers.sweep.ranks import RankedTraining, Ranks, References
-from trainers.sweep.trial import PATIENCE
 
 RANKS = Ranks(2, gpus=False, own_ray=False, temporary=gettempdir(), threads=1)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.outages import PATIENCE
 from tests.harness import environment, wait_for
 from trainers import watchdog
-from trainers.checkpoint import PATIENCE
 from trainers.context import COLLECTIVE_TIMEOUT
 from trainers.pulse import Phase, Pulse, Reading, forget_attempts, pulse_folder, read, verdicts
 from trainers.watchdog import SILENT, Keeper, Watchdog

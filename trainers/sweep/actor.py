@@ -19,6 +19,7 @@ from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint
 
 from cluster.errors import PreemptedError
+from cluster.outages import through_outages
 from cluster.runs import Attempt, Origin, Run
 from cluster.trials import Copied, trial_run
 from trainers import notice
@@ -72,7 +73,7 @@ class TrialActor(ray_tune.Trainable):
 
     def setup(self, config: dict[str, Any], *, shared: Shared) -> None:  # type: ignore[override]  # with_parameters adds it
         self._shared = shared
-        self._sweep = Attempt.reopen(Run.at(shared.uri), shared.attempt)
+        self._sweep = through_outages(lambda: Attempt.reopen(Run.at(shared.uri), shared.attempt))
         alone = shared.ranks.number == 1
         folder = pulse_folder(Path(shared.ranks.temporary), shared.uri, os.getpid())
         self._lifeline = Lifeline(folder) if alone else None  # ranks have watchdogs of their own

@@ -14,11 +14,11 @@ from ray.tune.search import Searcher as RaySearcher
 from ray.tune.search import SearchGenerator
 
 from cluster.errors import PreemptedError, StorageError
+from cluster.outages import PATIENCE
 from cluster.runs import is_outage
 from cluster.trials import ENDED, Evaluation, Trial, trial_id
 from trainers.sweep.record import Record
 from trainers.sweep.search import Searcher
-from trainers.sweep.trial import PATIENCE
 from trainers.tuning import Point, Tune
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from cluster.config import Nodes, Workers
 from cluster.errors import RayliftError, TrainingError
+from cluster.outages import patient, through_outages
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, means_of, ranked
@@ -30,7 +31,7 @@ from trainers.sweep.record import Record
 from trainers.sweep.room import Room
 from trainers.sweep.schedulers import build_scheduler, remember, remember_one
 from trainers.sweep.search import build_searcher
-from trainers.sweep.trial import ALL_OF_ITS_POD, data_key, threads_each, through_outages
+from trainers.sweep.trial import ALL_OF_ITS_POD, data_key, threads_each
 from trainers.sweep.watch import Watch
 from trainers.tasks.base import Prepared
 from trainers.tuning import Tune, describe, metric_of
@@ -205,7 +206,7 @@ def count_samples(job: TrainJob, uri: str) -> int:
     from trainers.user_code import code_of
 
     try:
-        train, evaluation = build_task(job, Prepared(arrays={}, meta={}), code_of(job, Run.at(uri))).datasets()
+        train, evaluation = build_task(job, Prepared(arrays={}, meta={}), code_of(job, patient(Run.at(uri)))).datasets()
         if evaluation is None:
             raise TrainingError("tune: trials are compared by an evaluation, and the task has no data for one")
         return len(train)

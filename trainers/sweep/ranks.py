@@ -17,11 +17,12 @@ from ray.exceptions import RayError
 
 from cluster.config import Workers
 from cluster.errors import InfrastructureError, StorageError
+from cluster.outages import PATIENCE, through_outages
 from cluster.runs import Attempt, Result, Run, SupersededError
 from trainers import processors
 from trainers.context import RayContext, StopReason
 from trainers.pulse import forget_attempts
-from trainers.sweep.trial import PATIENCE, News, Start, Training, TrialControl, TrialRecorder
+from trainers.sweep.trial import News, Start, Training, TrialControl, TrialRecorder
 from trainers.tasks.base import Prepared
 from trainers.worker import run_rank, show_life
 
@@ -213,14 +214,14 @@ def _run_trial_rank(told: dict[str, RankConfig]) -> None:
     from trainers.output import shipped_output
 
     config = told["config"]
-    attempt = Attempt.reopen(Run.at(config.trial_uri), config.attempt)
+    attempt = through_outages(lambda: Attempt.reopen(Run.at(config.trial_uri), config.attempt))
     context = RankContext(Path(config.temporary), config.threads)
     pulse = show_life(context, attempt)
     control = recorder = None
     with shipped_output(attempt, f"rank-{context.rank}"):
         arrays = dict(zip(config.data.arrays, ray.get(list(config.data.arrays.values())), strict=True))
         if context.rank == 0:
-            sweep = Attempt.reopen(Run.at(config.sweep_uri), config.sweep_attempt)
+            sweep = through_outages(lambda: Attempt.reopen(Run.at(config.sweep_uri), config.sweep_attempt))
             recorder = TrialRecorder(attempt, log_every=config.job.train.log_every, start=config.start)
             control = TrialControl(
                 sweep, recorder, lambda news: ray.get(config.mailbox.ask.remote(news)), context.world_size

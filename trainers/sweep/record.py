@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from cluster.errors import StorageError
+from cluster.outages import patient
 from cluster.runs import Attempt, Result, Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, Copied, Evaluation, Trial, read_trials, trial_run
@@ -22,7 +23,7 @@ class Record:
     def __init__(self, run: Run, events: SegmentWriter, metric: str) -> None:
         self.run = run
         self.metric = metric
-        self.rows = [row for row in run.all_rows("events") if str(row["event"]).startswith("trial")]
+        self.rows = [row for row in patient(run).all_rows("events") if str(row["event"]).startswith("trial")]
         self._events = events
         now = time.time()  # that it happened before is no time of this attempt
         for row in [row for trial in read_trials(self.rows) if trial.state not in ENDED for row in self._missed(trial)]:
@@ -96,7 +97,7 @@ class Record:
 
     def _missed(self, trial: Trial) -> Iterable[dict[str, Any]]:
         """Yield what a trial's own folder knows of it that the sweep did not write down any more."""
-        run = trial_run(self.run, trial.id)
+        run = patient(trial_run(self.run, trial.id))
         if trial.copied is not None and not run.has_taken(trial.copied.origin):
             return  # what it knows is of before
         evaluations = [row for row in run.rows("metrics") if row["kind"] == "eval"]

@@ -10,14 +10,14 @@ import contextlib
 import json
 import queue
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import PreemptedError, RunExistsError, StorageError, TrainingError
-from cluster.runs import Attempt, Origin, Result, Run, is_outage
+from cluster.outages import through_outages
+from cluster.runs import Attempt, Origin, Result, Run
 from cluster.trials import Copied
 from trainers import processors
 from trainers.context import LocalContext, StopReason, compute_alike, device_from_ray
@@ -35,10 +35,7 @@ if TYPE_CHECKING:
     from trainers.loop import Progress
     from trainers.tasks.base import Prepared
 
-PATIENCE = 30 * 60.0  # seconds that storage may be away
 ALL_OF_ITS_POD = 0  # threads: as many as there are processors in the pod, where no other rank is
-_PAUSE = 5.0
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -244,18 +241,6 @@ class OneRankTraining(Training):
         assert result is not None, "run_rank writes one, or raises"
         evaluated = recorder.epoch_evaluated, recorder.iteration
         return News(result.step, *evaluated, result.metrics, result.state, result.message)
-
-
-def through_outages(call: Callable[[], _T]) -> _T:
-    """Try again while storage is away. Raises what else there is."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return call()
-        except StorageError as error:
-            if not is_outage(error) or time.monotonic() > until:
-                raise
-            time.sleep(_PAUSE)
 
 
 def data_key(job: TrainJob) -> str:

@@ -19,15 +19,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from google.api_core.exceptions import from_http_response
+from google.auth.compute_engine import Credentials
+from google.auth.exceptions import RefreshError
 from requests import PreparedRequest, Response
 from requests.exceptions import ConnectionError as NoConnection
 
 from cluster.errors import CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageError
+from cluster.runs import is_outage
+from cluster.storage import gcs
 from cluster.storage.base import Digest
 from cluster.storage.gcs import GCSStorage
 from cluster.storage.gcs_errors import Place, explain
@@ -37,7 +42,7 @@ from cluster.storage.network import ATTEMPTS, FIRST_ATTEMPTS, backoff
 from cluster.storage.open import check_storage, open_storage
 from cluster.storage.sources import Source
 from tests.real.fake_gcs import GCSServer
-from tests.real.proxy import Fault, Proxy, proxy
+from tests.real.proxy import Fault, Proxy, narrow_listener, proxy
 
 KIB, MIB = 1 << 10, 1 << 20
 PART = MIB
@@ -172,6 +177,28 @@ def test_a_sign_in_that_does_not_answer_is_asked_again_and_told_from_the_bucket(
     with pytest.raises(StorageError, match=r"Google's sign-in does not answer \(connection refused\)"):
         open_storage("gs://bucket/x").read("a")
     assert len(waited) == FIRST_ATTEMPTS - 1
+
+
+@pytest.mark.parametrize(("status", "is_away"), [(503, True), (502, True), (404, False)])
+def test_a_metadata_server_that_fails_for_a_moment_is_an_outage_and_one_that_refuses_is_none(
+    monkeypatch: pytest.MonkeyPatch, status: int, is_away: bool
+) -> None:
+    monkeypatch.setattr("google.auth._exponential_backoff.time.sleep", lambda _: None)
+    with pytest.raises(RefreshError) as caught:
+        Credentials().refresh(lambda **_: SimpleNamespace(status=status, headers={}, data=b"said so"))
+    assert_is_away(caught.value, is_away)
+
+
+def test_a_sign_in_that_asks_to_be_tried_again_is_an_outage() -> None:
+    assert_is_away(RefreshError("internal_failure", retryable=True), True)
+    assert_is_away(RefreshError("invalid_grant: Bad Request"), False)
+
+
+def assert_is_away(error: Exception, is_away: bool) -> None:
+    told = explain(error, Place("bucket", "https://storage.googleapis.com", None), "gs://bucket/a")
+    assert (Retries().wait(error, 1) is not None) == is_away
+    assert is_outage(told) == is_away
+    assert str(error.args[0]).split("\n")[0] in str(told)
 
 
 def test_a_missing_bucket_is_named_and_not_made(gcs_env: GCSServer) -> None:
@@ -323,6 +350,19 @@ def test_a_part_that_breaks_off_is_the_only_one_sent_again(
     with behind_proxy(gcs_env, monkeypatch, "cut-request") as (storage, standing):
         digest = storage.upload(source, "a")
         assert sent_parts(standing) == 13
+    assert Digest.of_bytes(storage_of(storage.uri, gcs_env, monkeypatch).read("a")) == digest
+
+
+def test_parts_that_leave_slowly_are_sent_once(
+    gcs_env: GCSServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("cluster.storage.gcs._CONNECT_S", 1.0)
+    source = make_file(tmp_path, 2 * gcs.PART)
+    with proxy(gcs_env.port, delay=0.03, listener=narrow_listener()) as standing:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", standing.endpoint)
+        storage = open_small_parts(gcs_env.fresh_uri(), gcs.PART)
+        digest = storage.upload(source, "a")
+        assert sent_parts(standing) == 2
     assert Digest.of_bytes(storage_of(storage.uri, gcs_env, monkeypatch).read("a")) == digest
 
 

@@ -18,13 +18,14 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from cluster.errors import ObjectExistsError, ObjectNotFoundError, StorageDeniedError, StorageError
+from cluster.storage import s3
 from cluster.storage.base import Digest
 from cluster.storage.network import ATTEMPTS, FIRST_ATTEMPTS, backoff
 from cluster.storage.open import check_storage, open_storage
 from cluster.storage.s3 import S3Storage
 from cluster.storage.s3_retries import Retries
 from tests.cluster.memory import Memory
-from tests.real.proxy import Fault, Proxy, proxy
+from tests.real.proxy import Fault, Proxy, narrow_listener, proxy
 from tests.real.seaweedfs import SeaweedFS
 
 MIB = 1 << 20
@@ -185,6 +186,20 @@ def test_a_large_file_gets_through_bad_connections(
     assert Digest.of_file(tmp_path / "target") == digest
     with behind_proxy(s3_env, monkeypatch, "busy", "cut-reply", "cut-reply", uri=storage.uri) as (other, _):
         other.download("a", Memory(digest.size), expect=digest)
+
+
+def test_parts_that_leave_slowly_are_sent_once(
+    s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("cluster.storage.s3._CONNECT_S", 1.0)
+    (tmp_path / "source").write_bytes(os.urandom(2 * s3.PART))
+    with proxy(s3_env.port, delay=0.015, listener=narrow_listener()) as standing:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", standing.endpoint)
+        storage = open_storage(s3_env.fresh_uri())
+        digest = storage.upload(tmp_path / "source", "a")
+        assert sum("partNumber=" in head for head in standing.heads) == 2
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_env.endpoint)
+    assert Digest.of_bytes(open_small_parts(storage.uri).read("a")) == digest
 
 
 def test_a_large_file_travels_in_parts(storage: S3Storage, s3_env: SeaweedFS, tmp_path: Path) -> None:
