@@ -65,7 +65,7 @@ class Nodes(Block):
 class LocalCluster(Block):
     """A single-node Ray on this machine, or one that runs already."""
 
-    provider: Literal["local"] = "local"
+    provider: Literal["local"] = Field(default="local", description="or kubernetes, whose keys raylift schema has")
     workers: Annotated[int, Field(ge=1, le=512)] | Workers | None = Field(
         default=None,
         description="ranks: a number, or {min, max} for as many as there is room for; "

@@ -85,7 +85,9 @@ def _explanation(field: FieldInfo) -> str:
     block = blocks.block_of(field.annotation)
     if block is not None and not field.description:
         return (block.__doc__ or "").split("\n", 1)[0].rstrip(".")
-    offered = f"only {choices[0]} so far" if len(choices) == 1 else blocks.in_words(field.annotation) if choices else ""
+    offered = blocks.in_words(field.annotation) if len(choices) > 1 else ""
+    if len(choices) == 1 and not field.description:
+        offered = f"only {choices[0]} so far"
     return "; ".join(filter(None, (offered, field.description)))
 
 

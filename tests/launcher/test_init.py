@@ -38,7 +38,7 @@ def test_taking_away_every_comment_sign_changes_nothing_but_early_stopping_and_a
 
 def test_every_key_is_shown_with_an_explanation() -> None:
     lines = re.findall(r"^[ #]*([a-z_]+):.*?  # (\S.*)$", starter("job.yaml", "job"), flags=re.MULTILINE)
-    one_line = {("data", "eval"), ("data", "normalize"), ("cluster", "workers"), ("budget",)}
+    one_line = {("data", "eval"), ("data", "normalize"), ("cluster", "workers"), ("cluster", "nodes"), ("budget",)}
     assert sorted(key for key, _ in lines) == sorted(
         str(path[-1]) for path in blocks.paths(JobSpec) if path[:-1] not in one_line
     )
