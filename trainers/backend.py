@@ -156,14 +156,21 @@ def _never_again() -> FailureConfig:
     return FailureConfig(**{field.name: none[field.name] for field in fields(FailureConfig) if field.name in none})
 
 
-def release_resources(controller: str) -> None:
-    """Release what the ranks of a controller that died held, by its actor id; Ray does it when the driver ends."""
+def release_resources(controller: str = "") -> None:
+    """Release what the ranks of a controller that died held, by its actor id; or of all that this driver has lost.
+
+    Ray does it when the driver ends, and not before.
+    """
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
 
+    job = ray.get_runtime_context().get_job_id()
     for row in state._connect_and_get_accessor().get_placement_group_table():
         group = gcs_pb2.PlacementGroupTableData.FromString(row)  # type: ignore[attr-defined]
-        if group.creator_actor_id.hex() == controller:
+        creator = group.creator_actor_id.hex()
+        of_an_actor = bool(creator.strip("f"))  # else a driver's own, as those that Tune trains trials in
+        is_lost = of_an_actor and group.creator_actor_dead and group.creator_job_id.hex() == job
+        if creator == controller if controller else is_lost:
             ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 

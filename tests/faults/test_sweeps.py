@@ -233,7 +233,9 @@ def test_a_stop_ends_no_trial_that_hyperband_let_wait(tmp_path: Path) -> None:
     assert "6 of 6 trials done" in done.stdout
 
 
-def test_trials_of_several_workers_train_as_runs_do_and_one_that_loses_a_worker_goes_on(tmp_path: Path) -> None:
+def test_trials_of_several_workers_train_as_runs_do_and_go_on_where_a_worker_or_their_own_process_is_lost(
+    tmp_path: Path,
+) -> None:
     job = write(tmp_path, "  {search: grid, scheduler: none, workers_per_trial: 2, space: {train.seed: [5, 6]}}\n")
     more = ("--set", "train.epochs=15", "--set", "train.log_every=1")
     run_id = fresh_id("sweep")
@@ -244,9 +246,12 @@ def test_trials_of_several_workers_train_as_runs_do_and_one_that_loses_a_worker_
         rank = find_process(run_id, "worker")
         assert rank is not None
         kill(rank)
+        second = trial_run(run, "00001")
+        wait_for(lambda: len(evaluations(second)) > 3, "evaluations of its second trial", timeout=300)
+        kill(psutil.Process(second.claims()[-1].pid))
         output, _ = started.communicate(timeout=400)
     assert "2 of 2 trials done: 2 succeeded" in output, output
-    assert len(trial.attempts()) == 2
+    assert [len(each.attempts()) for each in (trial, second)] == [2, 2]
     alone = tmp_path / "alone.yaml"
     alone.write_text(JOB.removesuffix("tune:\n"))
     done = raylift("run", alone, "--storage", tmp_path, "--id", "alone", "--set", "train.seed=5", *more)

@@ -71,6 +71,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     made = Sweep(tmp_path)
     monkeypatch.setattr(ranked, "ray", SimpleNamespace(remote=Gone, get=_no_answer, kill=lambda _: None))
     monkeypatch.setattr("trainers.backend.build_trainer", made.build_trainer)
+    monkeypatch.setattr("trainers.backend.release_resources", lambda: None)
     return made
 
 

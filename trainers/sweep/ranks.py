@@ -76,8 +76,9 @@ class RankedTraining(Training):
     def _train_attempt(self, attempt: Attempt, start: Start) -> News:
         from ray.train import TrainingFailedError
 
-        from trainers.backend import Wait, build_trainer
+        from trainers.backend import Wait, build_trainer, release_resources
 
+        release_resources()  # of an attempt whose own process was lost: its ranks' places are still taken
         mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
         config = RankConfig(
             trial_uri=self._run.uri,
