@@ -84,6 +84,9 @@ class Driver:
         """Whether this machine will be taken away, as a signal or its cloud says."""
         return self._told_to_leave or notice.is_given()
 
+    def _code_of_leaving(self) -> int:
+        return TAKEN_AWAY if notice.is_given() else PREEMPTED
+
     @property
     def own_ray(self) -> bool:
         """Whether Ray is started for this run, on this machine, and ended with it."""
@@ -108,7 +111,7 @@ class Driver:
                         base = attempt.claim.base
                         events.append({"event": "preempted", "step": base.step if base is not None else 0})
                         events.close()
-                        return TAKEN_AWAY if notice.is_given() else PREEMPTED
+                        return self._code_of_leaving()
                     lost = self._fit(attempt, events, ready)
                     if (result := self.patient.result_of(attempt.number)) is not None:
                         self._close(events)
@@ -121,13 +124,13 @@ class Driver:
                     if self.own_ray and self._ended_with(attempt.number, "preempted"):
                         notice.look()  # by now it has told the ranks
                     if self.leaving:
-                        return TAKEN_AWAY if notice.is_given() else PREEMPTED
+                        return self._code_of_leaving()
                     attempt, events = self._claim()
             except SupersededError:
                 raise
             except RayliftError as error:
                 if self.leaving and isinstance(error, StorageError) and is_outage(error):
-                    return PREEMPTED  # there is no time to wait for it
+                    return self._code_of_leaving()  # there is no time to wait for it
                 return self._finish(attempt, events, Result.failed(error))
             except Exception as error:
                 traceback.print_exception(error)
