@@ -56,12 +56,14 @@ def test_an_audit_lists_a_run_and_after_its_removal_nothing(server: ApiServer, o
     assert raylift("audit", *where).stdout == "nothing of raylift's is there\n"
     assert raylift("run", *options, "--detach").returncode == 0
     run = run_of(options)
-    pods = take_up(server, run.id)
+    made = take_up(server, run.id)
+    cluster, *pods = (made[each]["metadata"]["name"] for each in ("cluster", "head", "worker"))
+    expected = [["RayJob", run.id], ["RayCluster", cluster], *(["Pod", name] for name in pods)]
     head, *rows = raylift("audit", *where).stdout.splitlines()
     assert head.split() == ["RUN", "KIND", "NAME"]
-    assert [row.split()[:2] for row in rows] == [[run.id, kind] for kind in ("RayJob", "RayCluster", "Pod", "Pod")]
+    assert [row.split()[:3] for row in rows] == [[run.id, *each] for each in expected]
     told = json.loads(raylift("audit", *where, "--json").stdout)
-    assert {each["name"] for each in told} > {pod["metadata"]["name"] for pod in pods.values()}
+    assert [[each["kind"], each["name"]] for each in told] == expected
     assert raylift("stop", "--now", run.uri).returncode == 0
     assert raylift("rm", run.uri, "--yes").returncode == 0
     assert json.loads(raylift("audit", *where, "--json").stdout) == []
