@@ -19,6 +19,7 @@ class Training:
         from trainers.loop import Progress
 
         torch.manual_seed(seed)
+        self.size = size
         self.model = _transformer(size // _BYTES_A_PARAMETER).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         for parameter in self.model.parameters():
@@ -41,7 +42,9 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def equals(self, other: Training) -> bool:
-        return all(torch.equal(one, two) for one, two in zip(self.tensors(), other.tensors(), strict=True))
+        return all(
+            torch.equal(one.to(two.device), two) for one, two in zip(self.tensors(), other.tensors(), strict=True)
+        )
 
     def state(self) -> dict[str, object]:
         return {"progress": vars(self.progress).copy(), "scaler": {}, "precision": self.precision}

@@ -34,7 +34,7 @@ def main() -> None:
     for size in args.sizes:
         saved.append(saving.measure(size, args.repeats))
         print(saved[-1], file=sys.stderr, flush=True)
-    speeds = measure_training(args.repeats)
+    speeds = measure_training(args.repeats) if not args.states_only else {}
     document = {
         "benchmark": "gpu",
         "machine": machine,
@@ -43,13 +43,15 @@ def main() -> None:
         "samples_per_s": {f"{name}, {size}": values for (name, size), values in speeds.items()},
     }
     path = write_results("gpu", document, args.out)
-    print(f"\n{saves_table(saved)}\n\n{training_table(speeds)}\n\nRaw numbers: {path.name}")
+    tables = [saves_table(saved), *([training_table(speeds)] if speeds else [])]
+    print("", *tables, f"Raw numbers: {path.name}", sep="\n\n")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**9, 4 * 10**9], metavar="BYTES")
+    parser.add_argument("--states-only", action="store_true", help="measure saves and restores, and no training")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the raw numbers")
     return parser.parse_args()
 
@@ -75,11 +77,20 @@ def measure_training(repeats: int) -> dict[tuple[str, int], list[float]]:
 
 def saves_table(saved: list[Saved]) -> str:
     head = ["state", "loop blocked, s", "the first save, s", "a step longer by, s", "until durable, s"]
-    head += ["a copy to pinned memory, s", "`torch.save` to memory, s"]
+    head += ["a copy to pinned memory, s", "`torch.save` to memory, s", "restored, s", "`torch.load`, s"]
     rows = []
     for one in saved:
         longer = [with_save - without for with_save, without in zip(one.step_saved, one.step, strict=True)]
-        columns = [one.blocked, [one.first], longer, one.durable, one.pinned, one.torch_save]
+        columns = [
+            one.blocked,
+            [one.first],
+            longer,
+            one.durable,
+            one.pinned,
+            one.torch_save,
+            one.restored,
+            one.torch_load,
+        ]
         rows.append([f"{one.size / 1e9:.1f} GB", *(Spread.of(values).text(3) for values in columns)])
     return table(head, rows)
 

@@ -1,4 +1,4 @@
-"""What the save of a state on a GPU costs the training there."""
+"""What the save of a state on a GPU costs the training there, and how soon it is there again."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class Saved:
     durable: list[float]  # until one was in storage, here memory
     step: list[float]  # of a training, without a save
     step_saved: list[float]  # with one: how much longer it is, the GPU stood still
+    restored: list[float]  # until another model and optimizer had it, from memory, each byte verified
+    torch_load: list[float]  # for theirs from `torch.save`'s file, mapped into memory, and nothing verified
 
 
 def measure(size: int, repeats: int) -> Saved:
@@ -49,18 +51,41 @@ def measure(size: int, repeats: int) -> Saved:
     pinned = [_timed(copy) for _ in range(repeats)]
     memory.clear()
     torch_save = [_timed(lambda: torch.save(training.as_dict(), io.BytesIO())) for _ in range(min(repeats, 2))]
-    with tempfile.TemporaryDirectory(dir=_MEMORY) as folder:
-        return Saved(
-            sum(one.nbytes for one in tensors), pinned, torch_save, **_raylift(training, Path(folder), repeats)
-        )
+    with tempfile.TemporaryDirectory(dir=_MEMORY) as name:
+        folder = Path(name)
+        run = Run(open_storage(str(folder)), "bench")
+        run.create(b"name: bench\n")
+        saved = _saves(training, run, repeats)
+        torch.save(training.as_dict(), folder / "state.pt")
+        loads = [(_restore(training, run), _load(training, folder / "state.pt")) for _ in range(repeats)]
+    restored, torch_load = (list(seconds) for seconds in zip(*loads, strict=True))
+    size = sum(one.nbytes for one in tensors)
+    return Saved(size, pinned, torch_save, **saved, restored=restored, torch_load=torch_load)
 
 
-def _raylift(training: Any, folder: Path, repeats: int) -> dict[str, Any]:
-    run = Run(open_storage(str(folder)), "bench")
-    run.create(b"name: bench\n")
+def _checkpointer(run: Run) -> Checkpointer:
     attempt = run.claim()
-    recorder = Recorder(attempt, 0, log_every=1)
-    saving = Checkpointer(attempt, 0, keep=1, keep_best=False, recorder=recorder, meta={})
+    return Checkpointer(attempt, 0, keep=1, keep_best=False, recorder=Recorder(attempt, 0, log_every=1), meta={})
+
+
+def _restore(training: Training, run: Run) -> float:
+    fresh: Any = Training(training.size, seed=2, device="cuda")
+    saving = _checkpointer(run)
+    taken = _timed(lambda: saving.restore(fresh))
+    saving.close()
+    assert fresh.equals(training)
+    return taken
+
+
+def _load(training: Training, file: Path) -> float:
+    fresh = Training(training.size, seed=2, device="cuda")
+    taken = _timed(lambda: fresh.load(torch.load(file, map_location="cuda", mmap=True, weights_only=True)))
+    assert fresh.equals(training)
+    return taken
+
+
+def _saves(training: Any, run: Run, repeats: int) -> dict[str, Any]:
+    saving = _checkpointer(run)
     for parameter in training.model.parameters():
         parameter.grad = torch.randn_like(parameter)
     matrix = torch.randn(_SIDE, _SIDE, device="cuda", dtype=torch.bfloat16)
@@ -93,6 +118,8 @@ def _raylift(training: Any, folder: Path, repeats: int) -> dict[str, Any]:
         found["step"].append(_timed(step))
         found["step_saved"].append(_timed(step_saved))
         wait()
+    save()  # what the restores are compared with
+    wait()
     saving.close()
     return {"first": first, **found}
 

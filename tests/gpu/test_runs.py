@@ -82,12 +82,14 @@ def test_a_killed_worker_on_a_gpu_makes_no_difference(tmp_path: Path) -> None:
     assert_nothing_left(run.id)
 
 
-def test_a_rehearsal_on_a_gpu_with_a_kill_is_equal(tmp_path: Path) -> None:
-    job = write_job(tmp_path, LONG)
-    done = raylift("rehearse", job, "--kill-worker", "--steps", "40", "--storage", tmp_path / "r", "--json")
+def test_the_example_goes_through_every_fault_on_a_gpu_and_is_equal(tmp_path: Path) -> None:
+    faults = ("kill-worker", "kill-driver", "freeze-worker", "preempt")
+    example = ROOT / "examples" / "digits.yaml"
+    chosen = [f"--{fault}" for fault in faults]
+    done = raylift("rehearse", example, *chosen, "--storage", tmp_path / "r", "--json", "--set", ONE_GPU)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
-    assert [one["fault"] for one in told["faults"]] == ["kill-worker"]
+    assert sorted(one["fault"] for one in told["faults"]) == sorted(faults)
     assert told["verdict"]["equal"] is told["passed"] is True
     assert told["verdict"]["tolerance"] > 0, "of a GPU"
 

@@ -35,7 +35,7 @@ from trainers.context import LocalContext, StopReason
 from trainers.host_memory import HostMemory
 from trainers.parallel import replicate
 from trainers.state import flatten
-from trainers.whole import MODEL_FILE, OPTIMIZER_FILE
+from trainers.whole import MODEL_FILE, OPTIMIZER_FILE, WholeFiles
 
 pytestmark = needs_gpu
 LAST = 3 * STEPS_PER_EPOCH
@@ -190,6 +190,32 @@ def test_a_copy_goes_to_pinned_memory_behind_the_loop_and_is_of_the_moment_that_
         assert_same(copies, expected)
         expected = {name: tensor.cpu().clone() for name, tensor in state.items()}
     assert memory.size == sum(tensor.nbytes for tensor in expected.values()), "the same memory each time"
+
+
+def test_a_restore_goes_into_the_tensors_that_are_on_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    restore, held = WholeFiles.restore, []
+
+    def note(self: WholeFiles, trainer: loop.Trainer, *rest: Any) -> None:
+        before = {name: one.data_ptr() for name, one in trainer.model.state_dict().items()}
+        torch.cuda.reset_peak_memory_stats()
+        allocated = torch.cuda.memory_allocated()
+        restore(self, trainer, *rest)
+        held.append(torch.cuda.max_memory_allocated() - allocated)
+        assert {name: one.data_ptr() for name, one in trainer.model.state_dict().items()} == before
+        optimizer = flatten(trainer.optimizer)[0]
+        held.append(sum(one.nbytes for one in optimizer.values() if one.is_cuda))
+        for tensor in optimizer.values():
+            assert tensor.is_cuda or tensor.ndim == 0
+
+    monkeypatch.setattr(WholeFiles, "restore", note)
+    whole = start(tmp_path, EVERYTHING, {"data": {"image_size": 96}})
+    train(whole)
+    run = cut_off(whole, 5, tmp_path / "cut")
+    train(run)
+    assert losses(run) == losses(whole)
+    most, optimizer = held
+    assert optimizer > 8_000_000
+    assert most < optimizer + 1_000_000, "nothing but the optimizer's state was made there, and that once"
 
 
 # -- memory
