@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,8 +284,7 @@ class Checkpointer:
                 if self._peers is not None and self._is_skipped(self._peers, snapshot.step):
                     return None
                 if uploaded is None:
-                    self._recorder.flush()  # a checkpoint vouches for the rows up to its step
-                    uploaded = self._attempt.upload(snapshot.step, files)
+                    uploaded = self._upload(snapshot.step, files)
                 committed = self._seal(snapshot, uploaded)
             except StorageError as error:
                 if not is_outage(error) or time.monotonic() - self._note_away() > PATIENCE:
@@ -302,6 +302,14 @@ class Checkpointer:
                 self._away_since = None
             self.newest_step = snapshot.step
             return committed
+
+    def _upload(self, step: int, files: Mapping[str, Source]) -> dict[str, Digest]:
+        """Upload the files, and beside them the rows up to the step: a checkpoint vouches for both."""
+        with ThreadPoolExecutor(1) as pool:
+            rows = pool.submit(self._recorder.flush)
+            uploaded = self._attempt.upload(step, files)
+            rows.result()
+        return uploaded
 
     def _seal(self, snapshot: Snapshot, uploaded: dict[str, Digest]) -> tuple[Checkpoint, float] | None:
         """Make the checkpoint exist, as rank 0, or wait until it does; return None where it was given up."""

@@ -108,7 +108,7 @@ def clip_and_scale(parameters: Iterable[Tensor], scale: Tensor | float, clip_nor
     """
     found = [parameter.grad for parameter in parameters if parameter.grad is not None]
     gradients = [own_part(gradient) for gradient in found]
-    norm: Tensor = torch.nn.utils.get_total_norm(gradients)
+    norm = _total_norm(gradients)
     if any(map(is_part, found)):
         squares = norm.double().square()
         torch.distributed.all_reduce(squares)
@@ -119,4 +119,11 @@ def clip_and_scale(parameters: Iterable[Tensor], scale: Tensor | float, clip_nor
         factor = factor.item()  # mostly 1
     if gradients and (isinstance(factor, Tensor) or factor != 1.0):
         torch._foreach_mul_(gradients, factor)
+    return norm
+
+
+def _total_norm(tensors: list[Tensor]) -> Tensor:
+    """Return the 2-norm of all numbers of tensors; torch.nn.utils.get_total_norm first sorts them by device."""
+    norms = torch._foreach_norm(tensors) if tensors else [torch.zeros(())]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return norm

@@ -132,30 +132,29 @@ class Pulse:
             self._at_each_beat()
 
     def _write(self) -> None:
+        """Show all, in one go. It is done twice a step, and is to cost next to nothing."""
         warm = self._steps > _WARM_UP + 1
-        now = Reading(
-            self._rank,
-            self._pid,
-            self._beats,
-            self._phase if warm else Phase.STARTING,
-            self._entries,
-            self._peak,
-            self._longest_step,
-            self._longest_evaluation,
-            self.step_timeout,
-            self._attempt,
-            self._run_uri,
-        )
         with self._lock:
-            self._memory[:] = now.packed()
+            self._memory[: _LAYOUT.size] = _LAYOUT.pack(
+                self._rank,
+                self._pid,
+                self._beats,
+                self._phase if warm else Phase.STARTING,
+                self._entries,
+                self._peak,
+                self._longest_step,
+                self._longest_evaluation,
+                self.step_timeout,
+                self._attempt,
+            )
 
     def _map(self) -> mmap.mmap:
-        size = _LAYOUT.size + len(self._run_uri.encode())
+        beginning = bytes(_LAYOUT.size) + self._run_uri.encode()
         if self._path is None:
-            return mmap.mmap(-1, size)
-        with self._path.open("w+b") as file:
-            file.truncate(size)
-            return mmap.mmap(file.fileno(), size)
+            return mmap.mmap(-1, len(beginning))
+        self._path.write_bytes(beginning)
+        with self._path.open("r+b") as file:
+            return mmap.mmap(file.fileno(), len(beginning))
 
 
 def read(path: Path) -> Reading | None:

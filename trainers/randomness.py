@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 if TYPE_CHECKING:
     import torch
@@ -14,13 +13,15 @@ MODEL, DROPOUT, OWN = 1, 2, 3  # what a seed is for; data and augmentation have 
 
 def seed_for(*key: int) -> int:
     """Return a 63-bit seed that is a function of the key's numbers."""
-    return int(np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def seed_all(seed: int) -> None:
     """Seed what code of others may draw from on the CPU: torch, numpy and Python's own random."""
     import random
 
+    import numpy as np
     import torch
 
     random.seed(seed)
