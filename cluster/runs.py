@@ -402,7 +402,7 @@ class Run:
             {**row, "attempt": claim.attempt}
             for claim, bound in reversed(history)
             for row in self.rows_of(claim.attempt, stream)
-            if stream != "metrics" or row["step"] <= bound
+            if stream != "metrics" or _is_before(row, bound)
         ]
 
     def last_heard(self) -> float | None:
@@ -576,7 +576,12 @@ def last_steps(claims: Sequence[Claim]) -> dict[int, float]:
 def counted(metrics: Sequence[dict[str, Any]], claims: Sequence[Claim]) -> list[dict[str, Any]]:
     """Return of the metrics of all attempts those that a newer attempt did not repeat."""
     bounds = last_steps(claims)
-    return [row for row in metrics if row["step"] <= bounds.get(row["attempt"], -1)]
+    return [row for row in metrics if _is_before(row, bounds.get(row["attempt"], -1))]
+
+
+def _is_before(row: Mapping[str, Any], bound: float) -> bool:
+    """Whether a row of metrics was made before the checkpoint of a step; one that is `late` came after it."""
+    return bool(row["step"] < bound or (row["step"] == bound and not row.get("late")))
 
 
 def new_run_id(name: str) -> str:

@@ -11,7 +11,7 @@ from cluster.runs import Run
 from launcher.text import decimal
 
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 3e-2}  # relative, of losses, where their bits may differ
-_NOT_COMPUTED = ("time", "attempt", "seconds", "samples_per_s")
+_NOT_COMPUTED = ("time", "attempt", "seconds", "samples_per_s", "late")
 _SHOWN = 5
 
 Key = tuple[str, int]  # the kind of a row, and its step

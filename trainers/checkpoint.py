@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,15 @@ class Checkpointer:
             blocked=time.monotonic() - started,
         )
         self._copying = memory
+
+    def measured(self, evaluation: Mapping[str, float]) -> None:
+        """Have the checkpoint that training goes on from tell the evaluation that was owed to it; waits for storage."""
+        assert self._base is not None
+        info = {**self._base.info, "metrics": dict(evaluation)}
+        self._base = replace(self._base, info=info)
+        self._committed = [self._base]
+        if self._rank == 0:
+            Attempt(patient(self._attempt.run), self._attempt.claim).seal(self._base.step, self._base.files, info)
 
     def hold(self) -> None:
         """Keep the state as it is until it is copied; called before each change of it. Only a GPU waits, if any."""

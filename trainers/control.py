@@ -51,14 +51,18 @@ class Control:
 
     def stop(self) -> StopReason | None:
         """Return this rank's wish to stop; never blocks."""
-        if self._stop is not None:
-            return self._stop
-        if notice.is_given():
-            return StopReason.PREEMPTED
+        if (urgent := self.urgent_stop()) is not None:
+            return urgent
         if self.growth is not None and (wanted := self.growth.wanted()) is not None:
             self.resize_to = wanted
             return StopReason.RESIZE
         return None
+
+    def urgent_stop(self) -> StopReason | None:
+        """Return this rank's wish to stop where even an evaluation is too long to wait for; never blocks."""
+        if self._stop is not None:
+            return self._stop
+        return StopReason.PREEMPTED if notice.is_given() else None
 
     @contextlib.contextmanager
     def excused(self) -> Iterator[None]:

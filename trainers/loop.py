@@ -24,6 +24,8 @@ from trainers.pulse import Phase, Pulse
 from trainers.randomness import DROPOUT, MODEL, seed_for, seed_generator
 from trainers.sharding import is_sharded, shard
 
+_EVALUATED_AT_ONCE = 256  # samples, or a batch where that is more
+
 if TYPE_CHECKING:
     from trainers.checkpoint import Checkpointer
     from trainers.config import Every, TrainJob
@@ -42,6 +44,7 @@ class Progress:
     best: float | None = None  # of the early-stopping metric
     evaluations_without_gain: int = 0
     evaluation: dict[str, float] = field(default_factory=dict)  # the newest
+    owes_evaluation: bool = False  # that of this step was left for a stop: who goes on begins with it
 
 
 @dataclass(frozen=True)
@@ -114,15 +117,22 @@ class Trainer:
             micro_batch_size=self.config.micro_batch_size,
             device=self.device,
         )
-        if self.should_end_early():
-            return self.finish(None, early=True)  # it had ended, and was lost before it could say so
+        if self.progress.owes_evaluation:
+            stop = self.evaluate(late=True)
+            if stop is not None:
+                return self.finish(stop, early=False)  # the checkpoint that it went on from is all there is to save
+            self.pulse.enter(Phase.SAVING)
+            self.checkpointer.measured(self.progress.evaluation)
+        if self.should_end_early():  # it had ended, and was lost before it could say so
+            return self.finish(None, early=self.progress.step < self.last_step)
         self.model.train()
         self.pulse.enter(Phase.COMPUTING)
         for loaded in loader.steps(start, self.last_step):
             self.train_step(loaded)
             stop, wants_save = self.settle() if self.has_news() else (None, False)
             if self.is_due(self.config.eval_every) or self.progress.step == self.last_step:
-                self.evaluate()
+                left = self.evaluate()
+                stop = stop or left
             if self.progress.step % self.order.steps_per_epoch == 0:
                 self.recorder.epoch(self.progress, self.order.steps_per_epoch)
                 self.progress.loss_sum = self.progress.target_count = 0.0
@@ -202,17 +212,25 @@ class Trainer:
 
     # -- between steps
 
-    @torch.inference_mode()
-    def evaluate(self) -> None:
-        """Measure loss and metrics on the evaluation data, shared between the ranks."""
+    @torch.no_grad()  # in inference mode FSDP could not train with what it makes at its first pass, which this may be
+    def evaluate(self, *, late: bool = False) -> StopReason | None:
+        """Measure loss and metrics on the evaluation data, shared between the ranks.
+
+        Returns why they left it between two batches, if they did: then it is owed, `late`, to this step's checkpoint.
+        """
         if self.eval_data is None:
-            return
+            return None
         started = time.monotonic()
         self.pulse.enter(Phase.EVALUATING)
         self.model.eval()
         metrics = self.task.metrics().to(self.device)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        agreement = self.reduction.agreement()
         for batch in self._evaluation_batches(self.eval_data):
+            if (stop := agreement.ask(self.control.urgent_stop())) is not None:
+                self.progress.owes_evaluation = True
+                self.model.train()
+                return stop
             with self.autocast:
                 loss, targets, output = self.task.loss(self.model, batch)
             sums += torch.stack([loss, targets]).double()
@@ -225,8 +243,11 @@ class Trainer:
         if not math.isfinite(self.progress.evaluation["eval_loss"]):
             raise self._diverged(f"eval_loss is {self.progress.evaluation['eval_loss']}", self.progress.step)
         self.model.train()
+        self.progress.owes_evaluation = False
         self._count_towards_early_stopping()
-        self.recorder.evaluation(self.progress, time.monotonic() - started, epoch=self.epoch_of(self.progress.step))
+        seconds, epoch = time.monotonic() - started, self.epoch_of(self.progress.step)
+        self.recorder.evaluation(self.progress, seconds, epoch=epoch, late=late)
+        return None
 
     def should_end_early(self) -> bool:
         stopping = self.config.early_stopping
@@ -283,7 +304,8 @@ class Trainer:
 
     def _evaluation_batches(self, data: Dataset) -> Iterator[Batch]:
         own = share(np.arange(len(data)), self.context.rank, self.context.world_size)
-        for part in split(own, max(self.config.batch_size, 256), largest_share(len(data), self.context.world_size)):
+        at_once = max(self.config.batch_size, _EVALUATED_AT_ONCE)
+        for part in split(own, at_once, largest_share(len(data), self.context.world_size)):
             yield {name: tensor.to(self.device) for name, tensor in data.batch(part, None).items()}
 
     def _count_towards_early_stopping(self) -> None:

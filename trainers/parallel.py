@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from trainers.shared_memory import SharedSums
 _SUMS = 4 + len(StopReason)  # of a step: see Reduction.start
 _NO_WISHES = 3  # at their beginning
 _BEHIND = 2  # steps that a GPU may be behind the loop
+_ASKED_EVERY = 1.0  # seconds
 
 
 def share_memory(context: WorkerContext, device: torch.device) -> SharedSums | None:
@@ -94,6 +96,10 @@ class Reduction:
         if self._world_size > 1 and self._shared is None:
             self._work = torch.distributed.all_reduce(self._sums, async_op=True)
 
+    def agreement(self) -> Agreement:
+        """Return what the ranks of one evaluation agree by."""
+        return Agreement(self._world_size, self._device, self._shared)
+
     def wait(self) -> None:
         if self._shared is not None:
             self._shared.add(self._sums)
@@ -140,6 +146,43 @@ class Reduction:
                 )
             )
         return found
+
+
+class Agreement:
+    """What the ranks of an evaluation wish in common, asked before its batches, about once a second.
+
+    Each time costs an all-reduce, so it is not before every batch: before which, all work out alike, from the time that
+    the batches since the last time took them together.
+    """
+
+    def __init__(self, world_size: int, device: torch.device, shared: SharedSums | None) -> None:
+        self._world_size = world_size
+        self._device = device
+        self._shared = shared
+        self._every = 0  # batches: the first are asked before
+        self._batches = 0  # since they asked
+        self._asked = time.monotonic()
+
+    def ask(self, wish: StopReason | None) -> StopReason | None:
+        """Return the first of the ranks' wishes, None where it is not time to ask; called by all before each batch."""
+        if self._world_size == 1:
+            return wish
+        if self._batches < self._every:
+            self._batches += 1
+            return None
+        now = time.monotonic()
+        took = float(round((now - self._asked) * 1e6))  # whole, so that each rank has the same sum
+        told = [took, *(float(wish is reason) for reason in StopReason)]
+        sums = torch.tensor(told, dtype=torch.float64, device=self._device)
+        if self._shared is not None:
+            self._shared.add(sums)
+        else:
+            torch.distributed.all_reduce(sums)
+        took_all, *wishes = sums.tolist()
+        a_batch = took_all / 1e6 / self._world_size / max(self._batches, 1)
+        self._every = max(1, min(2 * self._every, int(_ASKED_EVERY / max(a_batch, 1e-6))))
+        self._batches, self._asked = 1, now
+        return next((reason for reason, ranks in zip(StopReason, wishes, strict=True) if ranks), None)
 
 
 def has_batch_norm(model: nn.Module) -> bool:

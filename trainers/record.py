@@ -67,10 +67,11 @@ class Recorder:
             }
         )
 
-    def evaluation(self, progress: Progress, seconds: float, *, epoch: int) -> None:
+    def evaluation(self, progress: Progress, seconds: float, *, epoch: int, late: bool = False) -> None:
+        """Write down an evaluation; `late` where it comes after the checkpoint of its step, which owed it."""
         if self._metrics is not None:
             row = {"kind": "eval", "step": progress.step, "epoch": epoch, "seconds": round(seconds, 3)}
-            self._metrics.append({**row, **progress.evaluation})
+            self._metrics.append({**row, **progress.evaluation, **({"late": True} if late else {})})
         self._since += seconds  # not training time
 
     def epoch(self, progress: Progress, steps_per_epoch: int) -> None:

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 INTACT = "intact"
 _RETIRED = ("gone", "partial")  # retention takes the manifest first; killed then, it leaves the rest to a sweep
 _NEEDS_A_RESUME = {State.FAILED, State.STOPPED}
-_NOT_COMPUTED = {"time", "attempt", "seconds", "samples_per_s"}
+_NOT_COMPUTED = {"time", "attempt", "seconds", "samples_per_s", "late"}
 
 
 @dataclass(frozen=True)

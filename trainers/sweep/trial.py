@@ -88,8 +88,8 @@ class TrialRecorder(Recorder):
         self.epoch_evaluated = start.epoch
         self.news: News | None = None
 
-    def evaluation(self, progress: Progress, seconds: float, *, epoch: int) -> None:
-        super().evaluation(progress, seconds, epoch=epoch)
+    def evaluation(self, progress: Progress, seconds: float, *, epoch: int, late: bool = False) -> None:
+        super().evaluation(progress, seconds, epoch=epoch, late=late)
         self.iteration += 1
         self.epoch_evaluated = epoch
         self.news = News(progress.step, epoch, self.iteration, dict(progress.evaluation))
