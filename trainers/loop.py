@@ -107,6 +107,7 @@ class Trainer:
     def run(self) -> Outcome:
         """Train from the newest checkpoint to the last step, or until asked to stop."""
         self.checkpointer.restore(self)
+        self.pulse.reached(self.progress.step)
         self.recorder.started(self)
         start = self.progress.step
         loader = Loader(
@@ -207,6 +208,7 @@ class Trainer:
             self.recorder.step(kept, loss, epoch=self.epoch_of(kept.step), samples=self.order.size(kept.step - 1))
             stop = kept.stop or stop
             wants_save = wants_save or kept.wants_save
+        self.pulse.reached(self.progress.step)
         self.checkpointer.confirm()
         return stop, wants_save
 

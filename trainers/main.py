@@ -71,6 +71,7 @@ class Driver:
         self.job, self.whole = job, whole
         self.spending = Spending(run, limit_of(whole))
         self._told_to_leave = False
+        self._reached: dict[int, int] = {}  # the last step of each attempt, as its ranks on this machine had it
         self.patient = patient(run, gives_up=lambda: self.leaving)
         self.launch = os.environ.get("RAYLIFT_LAUNCH", "")
         self.cluster = (
@@ -254,8 +255,14 @@ class Driver:
             release_resources(str(error.actor_id))
             return "the process of Ray Train that looks after the ranks died"
         finally:
+            self._note_step(attempt)
             forget_attempts(self.temporary, self.run.uri, up_to=attempt.number)
         return "the ranks ended without a result"
+
+    def _note_step(self, attempt: Attempt) -> None:
+        """Keep which step was the last of ranks that were killed: they may not have written all of their rows."""
+        files = pulse_folder(self.temporary, self.run.uri, attempt.number).glob("rank-*")
+        self._reached[attempt.number] = max((each.step for each in map(read_pulse, files) if each), default=0)
 
     def _sweep_before(self, attempt: Attempt) -> None:
         """Remove what the attempt before had sent half of: no reader sees it, and nobody else would end it."""
@@ -337,7 +344,8 @@ class Driver:
     def _last_step(self, attempt: int) -> int:
         """Return the last step that an attempt is known for: not all are logged, and not all are saved."""
         saved = [row for row in self.patient.rows_of(attempt, "events") if row["event"] == "checkpoint"]
-        return max((int(row["step"]) for row in [*saved, *self.patient.rows_of(attempt, "metrics")]), default=0)
+        written = [int(row["step"]) for row in [*saved, *self.patient.rows_of(attempt, "metrics")]]
+        return max(self._reached.get(attempt, 0), *written, 0)
 
     def _finish(self, attempt: Attempt, events: SegmentWriter, result: Result) -> int:
         events.append({"event": "finished", "state": result.state, "message": result.message})

@@ -21,7 +21,7 @@ from pathlib import Path
 from trainers.memory import peak_memory
 
 ENDED = "rank.ended"  # an event: the watchdog of a machine has ended a rank
-_LAYOUT = struct.Struct("<6q3dq")  # then the URI of the run
+_LAYOUT = struct.Struct("<6q3d2q")  # then the URI of the run
 _BEAT = 0.5  # seconds
 STEP_TIMEOUT = 8.0  # seconds that a step may take in any case, unless `train.step_timeout` says
 _WARM_UP = 2  # steps that compile, connect and allocate, and so tell nothing of the others
@@ -53,6 +53,7 @@ class Reading:
     longest_evaluation: float
     step_timeout: float = STEP_TIMEOUT  # that a step may take in any case
     attempt: int = 0
+    step: int = 0  # the last one that is done
     run_uri: str = ""
 
     @property
@@ -86,7 +87,7 @@ class Pulse:
         self._rank = rank
         self._pid = os.getpid()
         self._peak = peak_memory()
-        self._beats = self._entries = self._steps = 0
+        self._beats = self._entries = self._steps = self._step = 0
         self._phase = Phase.STARTING
         self._since = time.monotonic()
         self._spent = dict.fromkeys(Phase, 0.0)  # in each phase, during this step
@@ -107,6 +108,11 @@ class Pulse:
             self._end_step()
         self._phase, self._since = phase, now
         self._entries += 1
+        self._write()
+
+    def reached(self, step: int) -> None:
+        """Say which step is done, to whoever looks after a kill: rows of metrics may wait in memory then."""
+        self._step = step
         self._write()
 
     def close(self) -> None:
@@ -146,6 +152,7 @@ class Pulse:
                 self._longest_evaluation,
                 self.step_timeout,
                 self._attempt,
+                self._step,
             )
 
     def _map(self) -> mmap.mmap:
@@ -165,11 +172,13 @@ def read(path: Path) -> Reading | None:
         return None
     if len(data) < _LAYOUT.size:
         return None
-    rank, pid, beats, phase, entries, peak, step, evaluation, timeout, attempt = _LAYOUT.unpack(data[: _LAYOUT.size])
+    rank, pid, beats, phase, entries, peak, longest, evaluation, timeout, attempt, step = _LAYOUT.unpack(
+        data[: _LAYOUT.size]
+    )
     if not pid:
         return None
     uri = data[_LAYOUT.size :].decode()
-    return Reading(rank, pid, beats, Phase(phase), entries, peak, step, evaluation, timeout, attempt, uri)
+    return Reading(rank, pid, beats, Phase(phase), entries, peak, longest, evaluation, timeout, attempt, step, uri)
 
 
 def readings(temporary: Path, run_uri: str) -> list[Reading]:

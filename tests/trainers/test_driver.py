@@ -27,7 +27,7 @@ from tests.trainers.training import start
 from trainers.elastic import Room
 from trainers.jobs import load_job
 from trainers.main import Driver, Ready, _on_this_machine, _reason_of, driver_of
-from trainers.pulse import Phase, Reading
+from trainers.pulse import Phase, Reading, pulse_folder
 
 LOST = "rank 1 died"
 
@@ -98,6 +98,23 @@ def test_three_losses_after_the_same_step_end_a_run(driver: Driver, step: int) -
     assert final is not None
     assert final.exit_code == 1
     assert final.message == f"{LOST}; for the third time in a row after step {step}, so no restart would help"
+
+
+def test_three_kills_after_the_same_step_end_a_run_whatever_rows_were_written(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    final = None
+    for written in (3, 0, 6):
+        assert final is None
+        attempt = attempt_that_reached(driver.run, written)
+        pulses = pulse_folder(driver.temporary, driver.run.uri, attempt.number)
+        pulses.mkdir()
+        (pulses / "rank-0").write_bytes(Reading(0, 4242, 10, Phase.WAITING, 9, 10**9, 0.1, 2.0, step=7).packed())
+        driver._note_step(attempt)
+        final = driver._why_not_again(attempt, LOST)
+    assert final is not None
+    assert "for the third time in a row after step 7" in final.message
 
 
 def test_a_loss_further_on_begins_the_count_anew(driver: Driver) -> None:

@@ -16,7 +16,11 @@ from cluster.runs import Run
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, events, start, steps_of, train
 from trainers.config import Every
 from trainers.context import LocalContext
+from trainers.jobs import load_job
 from trainers.loop import Outcome, Trainer
+from trainers.pulse import Pulse, read
+from trainers.tasks.registry import prepare
+from trainers.worker import run_rank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAST = 3 * STEPS_PER_EPOCH
@@ -264,6 +268,22 @@ def test_the_model_is_gone_before_the_rank_leaves_the_process_group(
     context = Leaving()
     train(start(tmp_path), context=context)
     assert context.there is False
+
+
+def test_a_rank_shows_which_step_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has not written down is known by that when it was killed."""
+    run, shown, whole = start(tmp_path), list[tuple[int, int]](), Trainer.train_step
+
+    def train_step(self: Trainer, loaded: Any) -> None:
+        reading = read(tmp_path / "rank-0")
+        assert reading is not None
+        shown.append((reading.step, self.progress.step))
+        whole(self, loaded)
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    job, _ = load_job(run)
+    run_rank(LocalContext(), run.claim(), job, prepare(job), pulse=Pulse(0, tmp_path))
+    assert shown == [(step, step) for step in range(LAST)]
 
 
 def test_the_steps_up_to_a_lack_of_memory_are_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
