@@ -21,6 +21,8 @@ _TRIES = 6
 _TIMEOUT = (5.0, 30.0)  # seconds to connect, and for an answer
 _LONGEST = 20.0  # seconds between two tries
 _BUSY = (429, 500, 502, 503, 504)
+# An apply that does not fit its kind, which API servers answer with 500: https://github.com/kubernetes/kubernetes/issues/139253
+_NOT_OF_ITS_KIND = "failed to create typed patch object"
 _PAUSE = 0.2  # seconds between two watches
 _WATCH = 240  # seconds that a watch is asked to last; it is then taken up again
 
@@ -249,7 +251,7 @@ class Api:
                 if response.status == 401 and attempt == 1:
                     self._client = _connect(self.context)  # a token may have run out; a login that renews it does so
                     continue
-                if response.status not in _BUSY:
+                if response.status not in _BUSY or _NOT_OF_ITS_KIND in failure.details:
                     raise failure
                 asked = response.getheaders().get("Retry-After") or ""
                 wait = max(wait, min(_LONGEST, float(asked) if asked.isdigit() else 0.0))
@@ -327,6 +329,9 @@ def _in_words(api: Api, status: int, details: str, call: str) -> str:
         return f"{details}: cluster.namespace names it. kubectl apply -k k8s/base makes raylift's own"
     if status == 404 and ("could not find the requested resource" in details or details == "404 page not found"):
         return f"{api.host} knows no {call.split('/')[-1].partition('?')[0]}: is KubeRay installed? ({call})"
-    if status == 400 and "unknown field" in details:
-        return f"the KubeRay that is installed is too old: {details}"
+    if _NOT_OF_ITS_KIND in details:
+        return (
+            "the KubeRay that is installed does not take it: it is too old, or cluster.overrides or "
+            f"cluster.pod_template has a mistake: {details}"
+        )
     return f"{api.host} answered {status} to {call}: {details}"

@@ -397,8 +397,10 @@ def test_a_kuberay_that_lacks_a_field_is_said_to_be_too_old(
     old = {**schema["properties"]["spec"], "properties": without(spec, "preRunningDeadlineSeconds")}
     older = dataclasses.replace(jobs, schema={**schema, "properties": {**schema["properties"], "spec": old}})
     server.kinds = [older if kind is jobs else kind for kind in server.kinds]
-    with pytest.raises(InfrastructureError, match=r'is too old: .*unknown field "spec\.preRunningDeadlineSeconds"'):
+    said = r"it is too old, or .* has a mistake: .*\.spec\.preRunningDeadlineSeconds: field not declared in schema"
+    with pytest.raises(InfrastructureError, match=said):
         kubernetes.launch(run)
+    assert len([call for call in server.calls if call.startswith(PATCH)]) == 1, "it would be refused again"
 
 
 def test_a_webhook_that_refuses_is_quoted(

@@ -176,6 +176,14 @@ def test_a_rayjob_that_the_crd_does_not_take_is_refused(call: Call) -> None:
     assert 'spec.backoffLimit: Invalid value: "string": must be of type integer' in answer["message"]
 
 
+def test_an_apply_of_a_field_that_the_crd_does_not_have_is_answered_as_a_failure_of_the_server(call: Call) -> None:
+    document = job()
+    document["spec"]["backofLimit"] = 3
+    code, answer = apply(call, document, "one", path=f"{JOBS}/{RUN_ID}")
+    assert code == 500
+    assert answer["message"].endswith("Kind=RayJob): .spec.backofLimit: field not declared in schema")
+
+
 def test_a_field_with_a_rule_that_it_cannot_work_out_is_refused(call: Call) -> None:
     document = job()
     document["spec"]["deletionStrategy"] = {}
