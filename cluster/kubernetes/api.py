@@ -24,6 +24,7 @@ _BUSY = (429, 500, 502, 503, 504)
 # An apply that does not fit its kind, which API servers answer with 500: https://github.com/kubernetes/kubernetes/issues/139253
 _NOT_OF_ITS_KIND = "failed to create typed patch object"
 _PAUSE = 0.2  # seconds between two watches
+_PAGE = 500  # objects of a list that come at once
 _WATCH = 240  # seconds that a watch is asked to last; it is then taken up again
 
 
@@ -103,7 +104,12 @@ class Api:
 
     def select(self, kind: Kind, namespace: str | None, labels: str = "", fields: str = "") -> list[Object]:
         """Return the objects that labels and fields select, over all pages. Raises ApiError."""
-        return list(self._items(kind, namespace, labels, fields))
+        try:
+            return list(self._items(kind, namespace, labels, fields, limit=_PAGE))
+        except ApiError as error:
+            if error.status != 410:
+                raise
+            return list(self._items(kind, namespace, labels, fields, limit=0))  # pages were too slow: all at once
 
     def apply(self, kind: Kind, document: Mapping[str, Any], manager: str, *, dry_run: bool = False) -> Object:
         """Apply a document on the server's side, and return the object. Raises ApiError, of 409 where others own it."""
@@ -170,7 +176,7 @@ class Api:
                         yield change, each
                     time.sleep(_PAUSE)
             except GoneError:
-                continue
+                time.sleep(_PAUSE)
 
     def lines(self, path: str, **query: Any) -> Iterator[bytes]:
         """Yield what a server streams, as it comes; ends quietly where the connection does. Raises ApiError."""
@@ -184,8 +190,8 @@ class Api:
         finally:
             response.response.close()
 
-    def _items(self, kind: Kind, namespace: str | None, labels: str, fields: str) -> Iterator[Object]:
-        query: dict[str, Any] = {"limit": 500}
+    def _items(self, kind: Kind, namespace: str | None, labels: str, fields: str, *, limit: int) -> Iterator[Object]:
+        query: dict[str, Any] = {"limit": limit}
         query |= {"labelSelector": labels} if labels else {}
         query |= {"fieldSelector": fields} if fields else {}
         while True:
@@ -204,9 +210,8 @@ class Api:
                 *whole, rest = (rest + chunk).split(b"\n")
                 for line in whole:
                     change = json.loads(line)
-                    if change["type"] == "ERROR":
-                        status = int(change["object"].get("code", 500))
-                        raise _refused(self, "GET", path, status, json.dumps(change["object"]).encode())
+                    if change["type"] == "ERROR":  # mostly that it is too late for this; a list says what it is else
+                        raise GoneError(change["object"].get("message", ""))
                     yield change["type"], change["object"]
         except ApiError as error:
             if error.status == 410:

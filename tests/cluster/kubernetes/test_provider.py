@@ -555,6 +555,25 @@ def test_an_object_that_went_while_nobody_looked_is_told_to_be_gone(
     assert next(watched)[0] == "DELETED"
 
 
+def test_a_watch_that_fails_on_the_way_begins_anew(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubernetes.launch(run)
+    whole = Api.lines
+    said = b'{"type": "ERROR", "object": {"kind": "Status", "code": 500, "message": "etcdserver: no leader"}}\n'
+    first = iter([said])
+
+    def lines(self: Api, path: str, **query: Any) -> Any:
+        yield from first
+        yield from whole(self, path, **query)
+
+    monkeypatch.setattr(Api, "lines", lines)
+    watched = kubernetes.server.watch(api.RAY_JOBS, "raylift", "")
+    assert next(watched)[0] == "ADDED"
+    server.set_status("RayJob", "raylift", RUN_ID, jobId="later")
+    assert next(watched)[1]["status"]["jobId"] == "later"
+
+
 # Logs
 
 
@@ -800,6 +819,23 @@ def test_many_objects_come_in_pages(server: ApiServer, kubernetes: KubernetesPro
         server.create("Pod", {"metadata": {"name": f"pod-{number}", "labels": labels}}, "raylift")
     assert len({each.name for each in kubernetes.audit()}) == 1201
     assert len([call for call in server.calls if "continue=" in call]) == 2
+
+
+def test_pages_that_have_become_too_old_come_all_at_once(
+    server: ApiServer, kubernetes: KubernetesProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        server.create("Pod", {"metadata": {"name": f"pod-{number}"}}, "raylift")
+    monkeypatch.setattr(api, "_PAGE", 2)
+    read: Callable[..., Object] = Api.get
+
+    def slowly(self: Api, path: str, **query: Any) -> Object:
+        if "continue" in query:
+            server.store.forget()
+        return read(self, path, **query)
+
+    monkeypatch.setattr(Api, "get", slowly)
+    assert len(kubernetes.server.select(api.PODS, "raylift")) == 5
 
 
 def test_an_error_of_the_server_keeps_its_own_words(server: ApiServer, kubernetes: KubernetesProvider) -> None:

@@ -116,11 +116,14 @@ class Call:
     def _list(self) -> Object:
         matches = _selector(self.query)
         found = self.store.select(self.kind, self.namespace, matches)
-        start, limit = int(self.query.get("continue") or 0), int(self.query.get("limit") or 0)
+        version, _, start_text = self.query.get("continue", f"{self.store.version}.0").partition(".")
+        start, limit = int(start_text), int(self.query.get("limit") or 0)
+        if int(version) < self.store.oldest:
+            raise RefusedError(410, "The provided continue parameter is too old to display a consistent list result.")
         page = found[start : start + limit] if limit else found[start:]
         answer = as_list(self.kind, page, self.store.version)
         if start + len(page) < len(found):
-            answer["metadata"]["continue"] = str(start + len(page))
+            answer["metadata"]["continue"] = f"{version}.{start + len(page)}"
         return answer
 
     def _watch(self) -> Iterator[bytes]:
