@@ -35,6 +35,7 @@ _PORTS = {
     "dashboard-agent-grpc-port": "6383",
 }
 _SUBMISSIONS = 4  # times that the submitter is started again, as when the head was lost and a new one comes
+_KEYS = ("mountPath", "groupName", "name")  # of mounts, of worker groups, of all else
 _IDLE = 120  # seconds until a node that nobody needs is given back
 
 
@@ -188,13 +189,13 @@ def node_counts(cluster: KubernetesCluster) -> tuple[int, int]:
 
 
 def merge(base: Any, over: Any) -> Any:
-    """Return `base` with `over` laid over it: blocks key by key, lists of named things by name; null takes away."""
+    """Return `base` with `over` laid over it: blocks key by key, lists by what tells items apart; null takes away."""
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         changed = {key: merge(base.get(key), value) for key, value in over.items() if value is not None}
         return {key: value for key, value in {**base, **changed}.items() if over.get(key, value) is not None}
-    if isinstance(base, list) and isinstance(over, list) and all(_has_name(each) for each in (*base, *over)):
-        named = {each["name"]: each for each in over}
-        kept = [merge(each, named.pop(each["name"], {})) for each in base]
+    if isinstance(base, list) and isinstance(over, list) and (key := _key([*base, *over])):
+        named = {each[key]: each for each in over}
+        kept = [merge(each, named.pop(each[key], {})) for each in base]
         return [*kept, *named.values()]
     return over
 
@@ -297,5 +298,6 @@ def slices(cluster: KubernetesCluster) -> dict[str, str]:
     return {"kueue.x-k8s.io/elastic-job": "true"} if cluster.queue is not None and least != most else {}
 
 
-def _has_name(value: Any) -> bool:
-    return isinstance(value, Mapping) and "name" in value
+def _key(items: list[Any]) -> str:
+    """Return by which key all items are told apart, as Kubernetes does; an empty text where there is none."""
+    return next((key for key in _KEYS if all(isinstance(each, Mapping) and key in each for each in items)), "")

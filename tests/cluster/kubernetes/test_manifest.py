@@ -462,6 +462,12 @@ def test_overrides_come_last_and_null_takes_away() -> None:
         ),
         ([{"key": "x"}], [{"key": "y"}], [{"key": "y"}]),
         ([], [{"name": "y"}], [{"name": "y"}]),
+        (
+            [{"name": "x", "mountPath": "/x"}],
+            [{"name": "x", "mountPath": "/y"}, {"name": "x", "mountPath": "/z"}],
+            [{"name": "x", "mountPath": each} for each in ("/x", "/y", "/z")],
+        ),
+        ([{"groupName": "x", "v": 1}], [{"groupName": "x", "w": 2}], [{"groupName": "x", "v": 1, "w": 2}]),
     ],
 )
 def test_what_is_laid_over_a_manifest_changes_what_it_names(base: Any, over: Any, merged: Any) -> None:
