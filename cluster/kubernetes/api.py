@@ -328,6 +328,10 @@ def _in_words(api: Api, status: int, details: str, call: str) -> str:
         return f"the quota of the namespace is used up: {details}. See it: kubectl describe resourcequota{over}"
     if "admission webhook" in details or "violates PodSecurity" in details:
         return f"the cluster's own rules refuse it: {details}"
+    if "failed calling webhook" in details:
+        return f"the cluster's own rules cannot be asked, for a webhook of it does not answer: {details}"
+    if "because it is being terminated" in details:
+        return f"the namespace is being deleted: {details}. kubectl get namespace says what it waits for"
     if status == 403:
         return f"you may not do that: {details}. k8s/base/role.yaml has a Role with what is needed"
     if status == 404 and details.startswith("namespaces "):

@@ -412,6 +412,21 @@ def test_a_webhook_that_refuses_is_quoted(
         kubernetes.launch(run)
 
 
+@pytest.mark.parametrize(
+    ("status", "details", "said"),
+    [
+        (500, 'failed calling webhook "mrayjob.kb.io": connection refused', "a webhook of it does not answer: "),
+        (403, "unable to create new content in namespace raylift because it is being terminated", "is being deleted: "),
+    ],
+)
+def test_what_else_keeps_a_job_from_being_made_is_told_apart_from_rights(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, status: int, details: str, said: str
+) -> None:
+    server.faults.append(Fault(PATCH, status=status, count=99, message=details))
+    with pytest.raises(InfrastructureError, match=f"{said}{details}"):
+        kubernetes.launch(run)
+
+
 def test_a_quota_of_jobs_that_is_used_up_is_said_so(
     server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
 ) -> None:
