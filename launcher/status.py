@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from cluster.errors import RunNotFoundError, UsageError
+from cluster.errors import InfrastructureError, RunNotFoundError, UsageError
 from cluster.local import LocalProvider
 from cluster.provider import Receipt, State
 from cluster.runs import Claim, Run, counted
@@ -119,6 +119,14 @@ def is_running(run: Run) -> bool:
         except RunNotFoundError:
             return False
     return is_running_here(run)
+
+
+def waits_to_begin(run: Run) -> bool:
+    """Whether a run has no driver on its cluster, which would hear of a stop; False where that cannot be asked."""
+    with contextlib.suppress(InfrastructureError, RunNotFoundError):
+        if (remote := remote_of(run)) is not None:
+            return remote.describe(run.id).state in (State.PENDING, State.PROVISIONING)
+    return False
 
 
 def is_running_here(run: Run) -> bool:

@@ -20,10 +20,13 @@ def stop_command(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Ask a run to save a checkpoint and stop; it hears within seconds, wherever it is."""
+    """Ask a run to save a checkpoint and stop; it hears within seconds, wherever it is.
+
+    One that waits on a cluster, for machines or in a queue, has nothing to save, and is taken away.
+    """
     from cluster.provider import Receipt
     from launcher.cli.common import open_run, print_json
-    from launcher.status import tear_down
+    from launcher.status import tear_down, waits_to_begin
     from launcher.text import typed
 
     run = open_run(name, storage)
@@ -31,6 +34,7 @@ def stop_command(
     receipt = Receipt()
     if result is None:
         run.request_stop("stopped by raylift stop")
+        now = now or waits_to_begin(run)
         receipt = tear_down(run) if now else receipt
     if json:
         ended = {"ended": len(receipt.removed), "left": len(receipt.leftovers)}

@@ -193,6 +193,23 @@ def test_stop_now_ends_a_run_and_resume_launches_it_again(server: ApiServer, opt
     assert run.stop_reason() is None
 
 
+@pytest.mark.parametrize("deployment", ["", "Suspended", "Initializing"])
+def test_a_stop_takes_away_a_run_that_waits_and_leaves_one_that_trains_to_save(
+    server: ApiServer, options: list[str], deployment: str
+) -> None:
+    run = run_of(options)
+    assert raylift("run", *options, "--detach").returncode == 0
+    server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Running")
+    assert "is asked to save and stop" in raylift("stop", run.uri).stdout
+    server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus=deployment)
+    done = raylift("stop", run.uri)
+    assert (done.returncode, done.stdout) == (0, "ended 1 objects; 0 left\n")
+    assert server.all("RayJob") == server.all("Secret") == []
+    told = json.loads(raylift("status", run.uri, "--json").stdout)
+    assert (told["state"], told["reason"]) == ("STOPPED", "stopped by raylift stop")
+    assert raylift("rm", run.uri, "--yes").returncode == 0
+
+
 @pytest.mark.parametrize("at", ["GET /apis/ray.io", "PATCH /apis/ray.io", "PATCH /api/v1"])
 def test_a_laptop_that_dies_in_the_middle_of_a_launch_leaves_what_resume_completes(
     server: ApiServer, options: list[str], at: str
@@ -256,6 +273,8 @@ def test_a_cluster_that_does_not_answer_does_not_hide_what_storage_knows(server:
     assert told["state"] == "RUNNING"
     assert told["reason"].startswith("as far as storage tells: ")
     assert told["attempt"] == 1
+    assert "is asked to save and stop" in raylift("stop", run.uri).stdout
+    assert run.stop_reason() == "stopped by raylift stop"
 
 
 def test_ps_asks_no_cluster(server: ApiServer, options: list[str]) -> None:
