@@ -223,12 +223,12 @@ class KubernetesProvider:
         return self.server.select(api.EVENTS, self.namespace, fields=f"involvedObject.name={name}")
 
     def _workload(self, job: Object) -> Object | None:
-        """Return what Kueue says of a run; None where there is none, or this person may not look."""
+        """Return what Kueue says of a run, the newest; None where it says nothing, or this person may not look."""
         if reasons.QUEUE not in job["metadata"].get("labels", {}):
             return None
         with contextlib.suppress(ApiError):
-            labels = f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"
-            return next(iter(self.server.select(_WORKLOADS, self.namespace, labels)), None)
+            found = self._list(_WORKLOADS, f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}")
+            return max(found, key=lambda each: str(each["metadata"]["creationTimestamp"]), default=None)
         return None
 
     def _submitters(self, run_id: str) -> list[Object]:

@@ -14,7 +14,7 @@ FETCHING = "raylift"  # the container that fetches raylift into a pod whose imag
 QUEUE = "kueue.x-k8s.io/queue-name"
 _STATES = {
     "": State.PENDING,
-    "Suspending": State.PENDING,
+    "Suspending": State.RECOVERING,
     "Suspended": State.PENDING,
     "Initializing": State.PROVISIONING,
     "Waiting": State.PROVISIONING,
@@ -52,6 +52,8 @@ def where_it_stands(
         return state, _failure(job, pods, events)
     if state is State.RUNNING:
         return state, trouble(pods) or _killed(job, events)
+    if deployment == "Suspending":
+        return state, f"its pods are taken away{_because_of(workload)}"
     if state is State.RECOVERING:
         return state, f"starting again: {_failure(job, pods, events)}"
     return state, _in_queue(job, workload) or trouble(pods) or _warning(events) or _waiting(deployment, pods)
@@ -80,9 +82,28 @@ def _in_queue(job: Object, workload: Object | None) -> str:
         return ""
     if queue is None:
         return "it is suspended"
-    conditions = workload.get("status", {}).get("conditions", []) if workload is not None else []
-    held = [each for each in conditions if each["type"] == "QuotaReserved" and each["status"] == "False"]
-    return f"it waits in the queue {queue}{': ' + held[-1]['message'] if held else ''}"
+    if workload is None:
+        return f"it waits in the queue {queue}"
+    if not workload.get("spec", {}).get("active", True):
+        name = workload["metadata"]["name"]
+        return f"the queue {queue} has given it up{_because_of(workload)}. Look: kubectl describe workload {name}"
+    if _condition(workload, "QuotaReserved", "True") is not None:
+        checks = workload["status"].get("admissionChecks", [])
+        open_ = [f"{each['name']} {each.get('message', '')}".strip() for each in checks if each["state"] != "Ready"]
+        return f"the queue {queue} has room for it, and waits for its checks{': ' if open_ else ''}{', '.join(open_)}"
+    held = _condition(workload, "QuotaReserved", "False")
+    return f"it waits in the queue {queue}{_because_of(workload)}{': ' + held['message'] if held is not None else ''}"
+
+
+def _because_of(workload: Object | None) -> str:
+    """Return why Kueue took a run's pods away, in parentheses; an empty text where it did not."""
+    evicted = _condition(workload, "Evicted", "True") if workload is not None else None
+    return f" ({evicted['message']})" if evicted is not None else ""
+
+
+def _condition(workload: Object, kind: str, status: str) -> Object | None:
+    conditions: Sequence[Object] = workload.get("status", {}).get("conditions", [])
+    return next((each for each in conditions if (each["type"], each["status"]) == (kind, status)), None)
 
 
 def _waiting(deployment: str, pods: Sequence[Object]) -> str:

@@ -18,6 +18,7 @@ from tests.cluster.kubernetes.test_training import BLOCK, PATIENT, pods_of
 from tests.harness import ROOT, Started, fresh_id, losses, open_run, raylift, start_raylift, wait_for
 from tests.stand_ins.kubernetes.kubelet import processes
 from tests.stand_ins.kubernetes.kuberay import Operator
+from tests.stand_ins.kubernetes.kueue import Kueue
 from tests.stand_ins.kubernetes.server import ApiServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
@@ -108,6 +109,37 @@ def test_a_run_goes_on_with_more_workers_once_the_autoscaler_has_brought_them(
     assert json.loads(raylift("status", run.uri, "--json").stdout)["state"] == "STOPPED"
     assert raylift("rm", run.uri, "--yes").returncode == 0
     assert left() == []
+
+
+@grows
+@pytest.mark.usefixtures("kuberay")
+def test_a_run_whose_queue_takes_its_pods_back_saves_and_goes_on_when_its_turn_comes_again(
+    server: ApiServer, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]
+) -> None:
+    (tmp_path / "k8s.yaml").write_text(f"{BLOCK}queue: gpu\n")
+    queue = Kueue(server, "raylift")
+    with start_raylift("run", DIGITS, *on, *MORE) as process:
+        wait_for(lambda: server.all("RayJob"), "the launch", timeout=PATIENT)
+        queue.admit(run.id)
+        wait_for(partial(has_saved, run, 1, process), "a save of attempt 1", timeout=PATIENT)
+        queue.evict(run.id, "Preempted by somebody else")
+        wait_for(
+            lambda: not pods_of(server, "head") + pods_of(server, "worker"), "the end of the pods", timeout=PATIENT
+        )
+        told = json.loads(raylift("status", run.uri, "--json").stdout)
+        queue.admit(run.id)
+        output, _ = process.communicate(timeout=PATIENT)
+    assert process.returncode == 0, output
+    assert (told["state"], told["reason"]) == (
+        "PENDING",
+        "it waits in the queue gpu (Preempted by somebody else): Pending",
+    )
+    assert told["reason"] in output
+    (saved,) = [row["step"] for row in run.rows_of(1, "events") if row["event"] == "preempted"]
+    assert [claim.base.step for claim in run.claims() if claim.base is not None] == [saved]
+    assert max(row["step"] for row in run.rows_of(1, "metrics")) <= saved, "no step is done twice"
+    assert left() == []
+    assert processes() == []
 
 
 @grows

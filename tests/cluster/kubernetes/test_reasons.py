@@ -40,6 +40,7 @@ def warning(message: str, at: str = "2026-11-26T00:00:00Z") -> Object:
     ("deployment", "state"),
     [
         ("", State.PENDING),
+        ("Suspending", State.RECOVERING),
         ("Suspended", State.PENDING),
         ("Initializing", State.PROVISIONING),
         ("Waiting", State.PROVISIONING),
@@ -169,15 +170,56 @@ def test_a_pod_in_good_health_is_no_trouble() -> None:
     assert trouble([pod(phase="Running", containerStatuses=[running], conditions=[ready]), pod("x")]) == ""
 
 
-def test_a_run_in_a_queue_says_which_and_what_the_queue_waits_for() -> None:
-    held = {"type": "QuotaReserved", "status": "False", "message": "insufficient unused quota for nvidia.com/gpu"}
+def condition(kind: str, status: str, message: str = "") -> Object:
+    return {"type": kind, "status": status, "reason": "Kueues", "message": message}
+
+
+HELD = condition("QuotaReserved", "False", "insufficient unused quota for nvidia.com/gpu")
+EVICTED = condition("Evicted", "True", "Preempted to accommodate a workload due to prioritization")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "more", "said"),
+    [
+        ([], {}, "it waits in the queue gpu"),
+        ([HELD], {}, "it waits in the queue gpu: insufficient unused quota for nvidia.com/gpu"),
+        (
+            [HELD, EVICTED],
+            {},
+            "it waits in the queue gpu (Preempted to accommodate a workload due to prioritization): "
+            "insufficient unused quota for nvidia.com/gpu",
+        ),
+        (
+            [condition("QuotaReserved", "True"), condition("Evicted", "False", "it was")],
+            {"admissionChecks": [{"name": "capacity", "state": "Pending", "message": "ETA 10 min"}]},
+            "the queue gpu has room for it, and waits for its checks: capacity ETA 10 min",
+        ),
+        ([condition("QuotaReserved", "True")], {}, "the queue gpu has room for it, and waits for its checks"),
+    ],
+)
+def test_a_run_in_a_queue_says_which_and_what_the_queue_waits_for(
+    conditions: list[Object], more: Object, said: str
+) -> None:
     queued = job("Suspended", labels={"kueue.x-k8s.io/queue-name": "gpu"}, suspend=True)
-    workload = {"status": {"conditions": [held]}}
-    assert where_it_stands(queued, [], [], workload) == (
-        State.PENDING,
-        "it waits in the queue gpu: insufficient unused quota for nvidia.com/gpu",
-    )
+    workload = {"metadata": {"name": "w"}, "spec": {"active": True}, "status": {"conditions": conditions, **more}}
+    assert where_it_stands(queued, [], [], workload) == (State.PENDING, said)
     assert where_it_stands(queued, [], [], None)[1] == "it waits in the queue gpu"
+
+
+def test_a_run_that_its_queue_has_given_up_says_so_and_where_to_look() -> None:
+    queued = job("Suspended", labels={"kueue.x-k8s.io/queue-name": "gpu"}, suspend=True)
+    given_up = condition("Evicted", "True", "The workload is deactivated")
+    workload = {"metadata": {"name": "w"}, "spec": {"active": False}, "status": {"conditions": [given_up]}}
+    said = "the queue gpu has given it up (The workload is deactivated). Look: kubectl describe workload w"
+    assert where_it_stands(queued, [], [], workload)[1] == said
+
+
+def test_a_run_whose_pods_a_queue_takes_away_says_why() -> None:
+    going = job("Suspending", labels={"kueue.x-k8s.io/queue-name": "gpu"}, suspend=True)
+    workload = {"status": {"conditions": [EVICTED]}}
+    said = "its pods are taken away (Preempted to accommodate a workload due to prioritization)"
+    assert where_it_stands(going, [], [], workload) == (State.RECOVERING, said)
+    assert where_it_stands(going, [], [], None) == (State.RECOVERING, "its pods are taken away")
 
 
 def test_the_newest_warning_counts() -> None:

@@ -289,6 +289,8 @@ class Call:
             metadata.pop(server_set, None)
         if self.kind.namespaced:
             metadata["namespace"] = self.namespace
+        if stored is None:
+            self.api.on_create(self.kind, value)
         if self.kind.has_status and self.kind.schema is not None:
             value = self._keep_status(value, stored.value if stored is not None else {})
         whole = {"apiVersion": self.kind.api_version, "kind": self.kind.name, **value}

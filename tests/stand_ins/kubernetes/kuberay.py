@@ -1,7 +1,8 @@
 """An operator for RayJobs, after KubeRay's: it makes of one what KubeRay makes, and moves its status as KubeRay does.
 
 It knows nothing of raylift: what runs is what the API holds. Written after KubeRay's controllers
-(https://github.com/ray-project/kuberay, ray-operator/controllers/ray), for K8sJobMode and HTTPMode. Pods run
+(https://github.com/ray-project/kuberay, ray-operator/controllers/ray), for K8sJobMode and HTTPMode, as they were when a
+RayJob had jobStatusCheckFailureStartTime, as in 1.7; how long a head may be silent is a setting of KubeRay. Pods run
 on this machine and share its network (kubelet.py), so ports that a RayJob fixes are left out, and the head's are
 chosen here. Beside a head that is to have an autoscaler runs Ray's own (autoscaler.py). Pods of Ray start one after
 the other, and without Ray's monitors: what starts at once on one small machine hinders each other.
@@ -32,6 +33,7 @@ from tests.stand_ins.kubernetes.validation import SELECTED, mistake_in, mistake_
 
 _JOB_FINALIZER = "ray.io/rayjob-finalizer"
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
+_AT_ONCE = ("DeadlineExceeded", "JobStatusCheckTimeoutExceeded")  # failures after which no other try comes
 _POLL = 0.1  # seconds
 _PATIENCE = 5.0  # seconds for the dashboard to answer
 
@@ -48,6 +50,7 @@ class Operator:
         self.gates = gates
         self.kubelet = Kubelet(server, images, self._is_ready)
         self.ports: dict[str, tuple[int, int]] = {}  # of a RayCluster: Ray's own, and the dashboard's
+        self.unheard = 300.0  # seconds without an answer of a head's Ray, after which its job has failed
         self.errors: list[str] = []
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="operator", daemon=True)
@@ -79,9 +82,10 @@ class Operator:
             return
         step = {
             "": self._begin,
-            "Suspended": self._begin,
             "Initializing": self._initialize,
             "Running": self._watch,
+            "Suspending": self._clear,
+            "Suspended": self._begin,
             "Retrying": self._clear,
             "Complete": self._expire,
             "Failed": self._expire,
@@ -96,11 +100,11 @@ class Operator:
         if said := mistake_in(job, self.gates):
             self._set(job, jobDeploymentStatus="ValidationFailed", reason="ValidationFailed", message=said)
             return
+        name = job["metadata"]["name"]
+        self._change(job, lambda value: value["metadata"].update(finalizers=[_JOB_FINALIZER]))
         if job["spec"].get("suspend"):
             self._set(job, jobDeploymentStatus="Suspended")
             return
-        name = job["metadata"]["name"]
-        self._change(job, lambda value: value["metadata"].update(finalizers=[_JOB_FINALIZER]))
         self._set(
             job,
             jobId=job["spec"].get("jobId") or f"{name}-{_suffix()}",
@@ -111,8 +115,13 @@ class Operator:
             jobDeploymentStatus="Initializing",
         )
 
+    def _is_to_be_suspended(self, job: Object) -> bool:
+        if job["spec"].get("suspend"):
+            self._set(job, jobDeploymentStatus="Suspending")
+        return bool(job["spec"].get("suspend"))
+
     def _initialize(self, job: Object, status: Object) -> None:
-        if self._is_past_deadline(job, status):
+        if self._is_to_be_suspended(job) or self._is_past_deadline(job, status):
             return
         cluster = self._cluster(job, status)
         if cluster is None or not self._is_up(job, cluster):
@@ -123,7 +132,7 @@ class Operator:
         self._set(job, jobDeploymentStatus="Running")
 
     def _watch(self, job: Object, status: Object) -> None:
-        if self._is_past_deadline(job, status):
+        if self._is_to_be_suspended(job) or self._is_past_deadline(job, status):
             return
         if (cluster := self._cluster(job, status)) is None:
             return  # one that was selected has gone: KubeRay looks for it for ever
@@ -136,9 +145,17 @@ class Operator:
             return
         info = self._job_info(status)
         if info is None:
-            if _is_over_http(job):
-                self._post(job, status)  # it is not known there, or Ray is not there, and takes nothing
+            self._note_silence(job, status)
             return
+        if not info:
+            if _is_over_http(job):
+                self._post(job, status)
+            elif submitter == "Complete":
+                said = "Submitter completed but Ray job not found in RayCluster."
+                self._fail(job, status, "AppFailed", said)
+            return
+        if "jobStatusCheckFailureStartTime" in status:
+            self._change(job, lambda value: value["status"].pop("jobStatusCheckFailureStartTime"))
         if info["status"] in _TERMINAL and submitter == "Complete":
             if info["status"] == "FAILED":
                 self._set(job, jobStatus="FAILED")
@@ -150,20 +167,24 @@ class Operator:
         if info["status"] != status.get("jobStatus"):
             self._set(job, jobStatus=info["status"], message=info.get("message") or "")
 
+    def _note_silence(self, job: Object, status: Object) -> None:
+        """Note since when a head's Ray has not answered, and give its job up after a while."""
+        since = status.get("jobStatusCheckFailureStartTime")
+        if since is None:
+            self._set(job, jobStatusCheckFailureStartTime=now())
+        elif time.time() - _seconds(since) > self.unheard:
+            said = f"Job status checks have been failing since {since}"
+            self._fail(job, status, "JobStatusCheckTimeoutExceeded", said)
+
     def _fail(self, job: Object, status: Object, reason: str, message: str) -> None:
         failed = status.get("failed", 0) + 1
-        # Of KubeRay only a controller older than PreRunningDeadlineExceeded could be read, and that excepts the other
-        # reason alone; whether 1.7 tries again after this one too is not known.
-        again = failed <= job["spec"].get("backoffLimit", 0) and reason not in (
-            "DeadlineExceeded",
-            "PreRunningDeadlineExceeded",
-        )
+        again = failed <= job["spec"].get("backoffLimit", 0) and reason not in _AT_ONCE
         end = {} if again else {"endTime": now()}
         deployment = "Retrying" if again else "Failed"
         self._set(job, failed=failed, reason=reason, message=message, jobDeploymentStatus=deployment, **end)
 
     def _clear(self, job: Object, status: Object) -> None:
-        """Delete what a try has left, and begin again once it is gone."""
+        """Delete what a try has left; once the objects are gone, though pods may still be ending, say what comes."""
         namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
         left = False
         for kind, each in (("RayCluster", status["rayClusterName"]), ("Job", name)):
@@ -171,8 +192,12 @@ class Operator:
             if found is not None:
                 self.server.delete(kind, namespace, each)
                 left = True
-        if not left and not self._pods(job):
-            self._set(job, jobStatus="", dashboardURL="", jobDeploymentStatus="", reason="", message="")
+        if left:
+            return
+        cleared = dict.fromkeys(("jobId", "jobStatus", "rayClusterName", "dashboardURL", "reason", "message"), "")
+        then = "Suspended" if status["jobDeploymentStatus"] == "Suspending" else ""
+        self._change(job, lambda value: value["status"].pop("jobStatusCheckFailureStartTime", None))
+        self._set(job, **cleared, jobDeploymentStatus=then)
 
     def _expire(self, job: Object, status: Object) -> None:
         spec = job["spec"]
@@ -395,7 +420,7 @@ class Operator:
         pods = [
             each
             for each in self.server.all("Pod", namespace)
-            if each["metadata"].get("labels", {}).get("batch.kubernetes.io/job-name") == name
+            if owner["metadata"]["uid"] in [one["uid"] for one in each["metadata"].get("ownerReferences", [])]
         ]
         phases = [each.get("status", {}).get("phase") for each in pods]
         if "Succeeded" in phases:
@@ -431,9 +456,14 @@ class Operator:
             self._tell(owner, "Warning", "FailedCreate", f"Error creating: {error}", "refused")
 
     def _job_info(self, status: Object) -> Object | None:
-        """Return what the head's Ray says of the job; None where it says nothing."""
-        answer = _get(f"http://{status['dashboardURL']}/api/jobs/{status['jobId']}", self._token_of(status))
-        found: Object | None = json.loads(answer) if answer is not None else None
+        """Return what the head's Ray says of the job: nothing where it knows none; None where it does not answer."""
+        url = f"http://{status['dashboardURL']}/api/jobs/{status['jobId']}"
+        try:
+            found: Object = json.loads(_asked(url, self._token_of(status)))
+        except urllib.error.HTTPError as error:
+            return {} if error.code == 404 else None
+        except OSError:
+            return None
         return found
 
     def _stop_job(self, status: Object) -> None:
@@ -506,14 +536,18 @@ def _token(spec: Object, cluster: str) -> list[Object]:
 
 
 def _get(url: str, token: str, method: str = "GET", body: bytes | None = None) -> bytes | None:
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    headers |= {"Content-Type": "application/json"} if body is not None else {}
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers, method=method), timeout=_PATIENCE) as it:
-            answer: bytes = it.read()
-            return answer
+        return _asked(url, token, method, body)
     except OSError:
         return None
+
+
+def _asked(url: str, token: str, method: str = "GET", body: bytes | None = None) -> bytes:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers |= {"Content-Type": "application/json"} if body is not None else {}
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers, method=method), timeout=_PATIENCE) as it:
+        answer: bytes = it.read()
+        return answer
 
 
 def _suffix() -> str:

@@ -28,7 +28,7 @@ from tests.stand_ins.kubernetes.kinds import BUILT_IN, Kind, Object
 from tests.stand_ins.kubernetes.store import Store
 
 _PATH = re.compile(
-    r"/(?:api|apis/(?P<group>[a-z0-9.]+))/(?P<version>v[a-z0-9]+)(?:/namespaces/(?P<namespace>[^/]+)(?=/))?"
+    r"/(?:api|apis/(?P<group>[a-z0-9.-]+))/(?P<version>v[a-z0-9]+)(?:/namespaces/(?P<namespace>[^/]+)(?=/))?"
     r"/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<sub>[a-z]+))?)?"
 )
 _QUERY = {
@@ -69,6 +69,7 @@ class ApiServer:
         self.logs: dict[str, bytearray] = {}  # by uid of a pod
         self.tells_rules = True  # not all that decide over rights can list them
         self.warnings: Callable[[Kind, Object], list[str]] = lambda _kind, _value: []
+        self.on_create: Callable[[Kind, Object], None] = lambda _kind, _value: None  # what webhooks change of an object
         self.admit: Callable[[Kind, Object], str] = lambda _kind, _value: ""  # why an object is refused, if it is
         self.folder = folder
         self.authority = certificates.make(folder)

@@ -17,6 +17,7 @@ from tests.cluster.kubernetes.golden import RUN_ID, request
 from tests.harness import ROOT, wait_for
 from tests.stand_ins.kubernetes.kubelet import processes
 from tests.stand_ins.kubernetes.kuberay import Operator, operator
+from tests.stand_ins.kubernetes.kueue import Kueue
 from tests.stand_ins.kubernetes.server import ApiServer, api_server
 
 pytestmark = pytest.mark.slow
@@ -179,6 +180,68 @@ def test_workers_come_and_go_as_an_autoscaler_says(
     assert not names_of(server, "worker") & before
 
 
+def in_queue(run: LaunchRequest) -> LaunchRequest:
+    return dataclasses.replace(run, cluster=run.cluster.model_copy(update={"queue": "gpu"}))
+
+
+def stands(provider: KubernetesProvider) -> tuple[State, str]:
+    found = provider.describe(RUN_ID)
+    return found.state, found.reason
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_run_waits_in_its_queue_is_taken_off_its_machines_and_goes_on_when_its_turn_comes_again(
+    server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    queue = Kueue(server, "raylift")
+    provider.launch(in_queue(run))
+    found = reaches(server, "Suspended")
+    assert "startTime" not in found, "no deadline counts what it waits in a queue"
+    assert stands(provider) == (State.PENDING, "it waits in the queue gpu")
+    queue.wait(RUN_ID, "insufficient unused quota for cpu")
+    assert stands(provider) == (State.PENDING, "it waits in the queue gpu: insufficient unused quota for cpu")
+    assert server.all("Pod") == server.all("RayCluster") == []
+    queue.admit(RUN_ID)
+    starts(tmp_path, 1)
+    began = status(server)["startTime"]
+    queue.evict(RUN_ID, "Preempted by somebody else")
+    reaches(server, "Suspended")
+    wait_for(lambda: server.all("Pod") == [], "the end of its pods", timeout=60)
+    assert stands(provider) == (State.PENDING, "it waits in the queue gpu (Preempted by somebody else): Pending")
+    queue.admit(RUN_ID)
+    starts(tmp_path, 2)
+    (tmp_path / "go").write_text("0")
+    assert reaches(server, "Complete")["failed"] == 0, "it was not tried again, but went on"
+    assert status(server)["startTime"] >= began
+    assert provider.teardown(RUN_ID).leftovers == []
+    assert server.all("Workload") == []
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_run_is_taken_out_of_its_queue(server: ApiServer, provider: KubernetesProvider, run: LaunchRequest) -> None:
+    Kueue(server, "raylift")
+    provider.launch(in_queue(run))
+    reaches(server, "Suspended")
+    assert provider.teardown(RUN_ID).leftovers == []
+    assert server.all("RayJob") == server.all("Secret") == []
+
+
+def test_a_head_that_is_silent_for_too_long_ends_the_job_and_no_other_try_comes(
+    server: ApiServer, kuberay: Operator, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    kuberay.unheard = 0.0
+    provider.launch(run)
+    starts(tmp_path, 1)
+    kuberay.kubelet.full = True  # no new head finds a node
+    kuberay.kubelet.kill(pod_of(server, "head"))
+    assert reaches(server, "Failed")["reason"] == "JobStatusCheckTimeoutExceeded"
+    state, reason = stands(provider)
+    assert (state, reason.split(":")[0]) == (
+        State.FAILED,
+        "KubeRay could not ask the head's Ray about the driver for too long",
+    )
+
+
 def test_a_pod_that_was_killed_for_memory_is_said_to_have_been_also_when_it_has_gone(
     server: ApiServer, kuberay: Operator, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
 ) -> None:
@@ -212,7 +275,7 @@ def test_pods_that_find_no_node_end_the_run_at_its_deadline_with_the_reason(
     overrides = {"spec": {"preRunningDeadlineSeconds": 2}}
     cluster = run.cluster.model_copy(update={"overrides": overrides})
     provider.launch(dataclasses.replace(run, cluster=cluster))
-    reaches(server, "Failed")
+    assert reaches(server, "Failed")["failed"] == 2, "it is tried again as often as after any other failure"
     reason = provider.describe(RUN_ID).reason
     assert reason.startswith(
         "its pods did not start within cluster.pre_running_deadline_seconds: no node takes the pod"

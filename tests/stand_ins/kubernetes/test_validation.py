@@ -16,14 +16,16 @@ from cluster.provider import State
 from tests.cluster.kubernetes.golden import RUN_ID, documents, request
 from tests.harness import wait_for
 from tests.k8s.manifests import K8S, Manifest, render
+from tests.stand_ins.kubernetes import kueue
 from tests.stand_ins.kubernetes.admission import refusal
-from tests.stand_ins.kubernetes.kinds import Object
+from tests.stand_ins.kubernetes.kinds import Kind, Object
 from tests.stand_ins.kubernetes.kuberay import Operator, operator
 from tests.stand_ins.kubernetes.server import ApiServer, api_server
 from tests.stand_ins.kubernetes.validation import mistake_in, mistake_in_cluster
 
 GATES = ("RayClusterNetworkPolicy",)
 DOCUMENTS = documents()
+RAY_JOB = Kind("ray.io", "v1", "rayjobs", "RayJob")
 
 
 def job() -> Object:
@@ -125,6 +127,33 @@ def test_the_cluster_of_a_job_is_refused(path: str, value: Any, said: str) -> No
         place = place[key]
     place[last] = value
     assert said in mistake_in(document)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_kueue_takes_every_job_in_a_queue_that_raylift_makes(name: str) -> None:
+    assert kueue.refusal(RAY_JOB, DOCUMENTS[name][0]) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"clusterSelector": {"ray.io/cluster": "x"}}, "should not use an existing cluster"),
+        ({"shutdownAfterJobFinishes": False}, "should delete the cluster after finishing"),
+        ({"rayClusterSpec": {"workerGroupSpecs": [{}] * 8}}, "must have at most 7 items"),
+    ],
+)
+def test_kueue_refuses_a_job_that_it_cannot_look_after(change: Object, said: str) -> None:
+    document = job()
+    document["spec"] |= change
+    assert said in kueue.refusal(RAY_JOB, document)
+    del document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
+    assert kueue.refusal(RAY_JOB, document) == ""
+
+
+def test_kueue_refuses_a_job_that_grows_unless_that_says_so() -> None:
+    document = job()
+    del document["metadata"]["annotations"]["kueue.x-k8s.io/elastic-job"]
+    assert "should not use autoscaling" in kueue.refusal(RAY_JOB, document)
 
 
 def test_without_an_autoscaler_both_ends_of_a_range_are_said() -> None:
