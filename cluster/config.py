@@ -191,7 +191,9 @@ class KubernetesCluster(Block):
         default=False, description="have KubeRay close each run against the others: needs its RayClusterNetworkPolicy"
     )
     pre_running_deadline_seconds: Annotated[int, Field(ge=60)] = Field(
-        default=3600, description="that pods may take to start, until the run is given up"
+        default=3600,
+        description="that pods may take to start, in each of train.max_failures + 1 tries; what a run waits in a "
+        "queue is no part of it",
     )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = Field(
         default=60, description="until the pods of a run that is over are removed"

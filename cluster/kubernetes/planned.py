@@ -72,7 +72,8 @@ def _spot(cluster: KubernetesCluster) -> str:
 
 def _ends(request: LaunchRequest, cluster: KubernetesCluster) -> str:
     limit = f", or after {request.deadline / 3600:g} h" if request.deadline is not None else ""
+    tries = f", {request.max_failures + 1} times in a row" if request.max_failures else ""  # each is a failure of a try
     return (
         f"its pods go {cluster.ttl_seconds_after_finished} s after its end{limit}; "
-        f"given up if they have not started within {cluster.pre_running_deadline_seconds} s"
+        f"given up if they have not started within {cluster.pre_running_deadline_seconds} s{tries}"
     )
