@@ -1,6 +1,6 @@
 """What an API server refuses of a pod that a controller makes, which the templates in a RayJob were not held to.
 
-The schema, the Pod Security Standard `restricted` where the namespace enforces it
+The schema, what it names, the Pod Security Standard `restricted` where the namespace enforces it
 (https://kubernetes.io/docs/concepts/security/pod-security-standards), and resource quotas
 (https://kubernetes.io/docs/concepts/policy/resource-quotas), without scopes.
 """
@@ -34,6 +34,13 @@ def refusal(server: ApiServer, pod: Object) -> str:
     whole = {"apiVersion": "v1", "kind": "Pod", **pod}
     if found := kinds.mistakes(server.kind("Pod"), whole):
         return f'Pod "{metadata["name"]}" is invalid: {", ".join(found)}'
+    account, priority = pod["spec"].get("serviceAccountName", "default"), pod["spec"].get("priorityClassName")
+    # that of a namespace, and those of the system, are made by controllers that do not run here
+    if account != "default" and server.get("ServiceAccount", metadata["namespace"], account) is None:
+        place = f"{metadata['namespace']}/{account}"
+        return f'{named}: error looking up service account {place}: serviceaccount "{account}" not found'
+    if priority is not None and server.get("PriorityClass", "", priority) is None:
+        return f"{named}: no PriorityClass with name {priority} was found"
     namespace = server.get("Namespace", "", metadata["namespace"]) or {"metadata": {}}
     if namespace["metadata"].get("labels", {}).get(_ENFORCED) == "restricted" and (
         found := list(_beyond_restricted(pod["spec"]))

@@ -54,6 +54,7 @@ BUILT_IN = (
     Kind(_RBAC, "v1", "rolebindings", "RoleBinding", has_status=False),
     Kind(_NETWORK, "v1", "networkpolicies", "NetworkPolicy", has_status=False),
     Kind("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", has_status=False),
+    Kind("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass", namespaced=False, has_status=False),
 )
 
 

@@ -41,6 +41,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
     (tmp_path / "api").mkdir()
     with api_server(tmp_path / "api") as server:
         server.create("Namespace", {"metadata": {"name": "raylift"}})
+        server.create("ServiceAccount", {"metadata": {"name": "raylift-run"}}, "raylift")
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig("admin", "admin-token")))
         yield server
 

@@ -45,6 +45,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServe
     monkeypatch.setattr(clusters_module, "_POLL", 0.02)
     with api_server(tmp_path / "api") as server:
         server.create("Namespace", {"metadata": {"name": "raylift"}})
+        server.create("ServiceAccount", {"metadata": {"name": "raylift-run"}}, "raylift")
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig("admin", "admin-token")))
         yield server
 

@@ -175,6 +175,8 @@ def server(tmp_path: Path, base: list[Manifest], monkeypatch: pytest.MonkeyPatch
     with api_server(tmp_path) as server:
         for document in base:
             server.create(document["kind"], document, document["metadata"].get("namespace", ""))
+        server.create("ServiceAccount", {"metadata": {"name": "raylift-head"}}, "raylift")
+        server.create("PriorityClass", {"metadata": {"name": "research"}, "value": 1})
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig("admin", "admin-token")))
         yield server
 
@@ -245,6 +247,8 @@ def test_a_gate_that_is_on_does_not(server: ApiServer) -> None:
         ({"containers": [{"name": "x", "image": "x"}]}, 'allowPrivilegeEscalation != false (container "x")'),
         ({"securityContext": {"runAsUser": 0}}, "runAsUser=0"),
         ({"containers": "none"}, "is invalid: spec.containers: Invalid value"),
+        ({"serviceAccountName": "nobody"}, 'account raylift/nobody: serviceaccount "nobody" not found'),
+        ({"priorityClassName": "none"}, "no PriorityClass with name none was found"),
     ],
 )
 def test_a_pod_is_held_to_its_schema_and_to_the_standard_of_its_namespace(
