@@ -132,7 +132,9 @@ def _killed(job: Object, events: Sequence[Object]) -> str:
 
 
 def _time(event: Object) -> str:
-    return str(event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp") or "")
+    """Return when it happened last: the newer of Kubernetes' two ways to tell events counts repetitions in a series."""
+    last = (event.get("series") or {}).get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
+    return str(last or event["metadata"].get("creationTimestamp") or "")
 
 
 def _pod(pod: Object) -> str:

@@ -225,6 +225,10 @@ def test_a_run_whose_pods_a_queue_takes_away_says_why() -> None:
 def test_the_newest_warning_counts() -> None:
     events = [warning("old"), warning("exceeded quota", "2026-11-26T01:00:00Z"), {**warning("fine"), "type": "Normal"}]
     assert where_it_stands(job(), [], events, None)[1] == "exceeded quota"
+    newer = {"lastTimestamp": None, "eventTime": "2026-11-26T00:00:00.123456Z"}  # as events.k8s.io writes one
+    repeated = {**warning("again"), **newer, "series": {"count": 2, "lastObservedTime": "2026-11-26T02:00:00.000000Z"}}
+    assert where_it_stands(job(), [], [*events, repeated], None)[1] == "again"
+    assert where_it_stands(job(), [], [*events, {**repeated, "series": None}], None)[1] == "exceeded quota"
 
 
 @pytest.mark.parametrize(
