@@ -121,6 +121,8 @@ class Call:
         if int(version) < self.store.oldest:
             raise RefusedError(410, "The provided continue parameter is too old to display a consistent list result.")
         page = found[start : start + limit] if limit else found[start:]
+        if self.kind.schema is None:  # of its own kinds, Kubernetes says in lists what they are but once
+            page = [{key: each[key] for key in each if key not in ("apiVersion", "kind")} for each in page]
         answer = as_list(self.kind, page, self.store.version)
         if start + len(page) < len(found):
             answer["metadata"]["continue"] = f"{version}.{start + len(page)}"

@@ -202,6 +202,14 @@ def test_the_same_name_cannot_be_created_twice(call: Call) -> None:
     assert (code, answer["message"]) == (409, f'rayjobs.ray.io "{RUN_ID}" already exists')
 
 
+def test_what_is_listed_of_kubernetes_own_kinds_does_not_say_what_it_is(server: ApiServer, call: Call) -> None:
+    server.create("Secret", {"metadata": {"name": "env"}}, "raylift")
+    call("POST", JOBS, job())
+    for path, says in ((SECRETS, False), (JOBS, True)):
+        ((item,),) = [answer["items"] for answer in call("GET", path)[1]]
+        assert ("kind" in item, "apiVersion" in item) == (says, says)
+
+
 def test_an_update_of_an_old_version_is_a_conflict(server: ApiServer, call: Call) -> None:
     (made,) = call("POST", JOBS, job())[1]
     server.change("RayJob", "raylift", RUN_ID, lambda value: value["spec"].update(backoffLimit=5))
