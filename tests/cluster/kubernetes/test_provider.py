@@ -430,12 +430,14 @@ def test_what_else_keeps_a_job_from_being_made_is_told_apart_from_rights(
 def test_a_quota_of_jobs_that_is_used_up_is_said_so(
     server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
 ) -> None:
-    said = (
-        f'rayjobs.ray.io "{RUN_ID}" is forbidden: exceeded quota: raylift, requested: count/rayjobs.ray.io=1, used: 32'
-    )
-    server.admit = lambda kind, _value: said if kind.name == "RayJob" else ""
-    with pytest.raises(InfrastructureError, match=r"the quota of the namespace is used up: .*used: 32.*raylift rm"):
+    def limit(quota: Object) -> None:
+        quota["spec"]["hard"]["count/rayjobs.ray.io"] = "1"
+
+    server.change("ResourceQuota", "raylift", "raylift", limit)
+    kubernetes.launch(dataclasses.replace(run, run_id="other", run_uri="s3://bucket/runs/other"))
+    with pytest.raises(InfrastructureError, match=r"the quota of the namespace is used up: .*used: .*=1,.*raylift rm"):
         kubernetes.launch(run)
+    kubernetes.launch(dataclasses.replace(run, run_id="other", run_uri="s3://bucket/runs/other"))
 
 
 def test_a_server_that_is_not_there_is_named(

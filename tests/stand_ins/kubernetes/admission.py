@@ -1,4 +1,4 @@
-"""What an API server refuses of a pod that a controller makes, which the templates in a RayJob were not held to.
+"""What an API server refuses of a pod that a controller makes, and of any object where there are too many.
 
 The schema, what it names, the Pod Security Standard `restricted` where the namespace enforces it
 (https://kubernetes.io/docs/concepts/security/pod-security-standards), and resource quotas
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kubernetes.utils.quantity import parse_quantity
 
 from tests.stand_ins.kubernetes import kinds
-from tests.stand_ins.kubernetes.kinds import Object
+from tests.stand_ins.kubernetes.kinds import Kind, Object
 
 if TYPE_CHECKING:
     from tests.stand_ins.kubernetes.server import ApiServer
@@ -49,6 +49,17 @@ def refusal(server: ApiServer, pod: Object) -> str:
     for quota in server.all("ResourceQuota", metadata["namespace"]):
         if said := _over(quota, pod, server.all("Pod", metadata["namespace"])):
             return f"{named}: {said}"
+    return ""
+
+
+def beyond_count(server: ApiServer, kind: Kind, namespace: str, name: str) -> str:
+    """Return what an API server says to one object more of a kind; an empty text where quotas leave room for it."""
+    counted = f"count/{kind.qualified}"
+    for quota in server.all("ResourceQuota", namespace):
+        hard, used = quota["spec"].get("hard", {}).get(counted), len(server.all(kind.name, namespace))
+        if hard is not None and used + 1 > parse_quantity(hard):
+            said = f"requested: {counted}=1, used: {counted}={used}, limited: {counted}={hard}"
+            return f'{kind.qualified} "{name}" is forbidden: exceeded quota: {quota["metadata"]["name"]}, {said}'
     return ""
 
 

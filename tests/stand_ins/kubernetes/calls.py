@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.stand_ins.kubernetes import access, fields, kinds, schemas
+from tests.stand_ins.kubernetes import access, admission, fields, kinds, schemas
 from tests.stand_ins.kubernetes.access import Action, User
 from tests.stand_ins.kubernetes.kinds import BUILT_IN, Kind, Object
 from tests.stand_ins.kubernetes.store import Store, Stored, as_list
@@ -325,6 +325,9 @@ class Call:
             listed = found[0] if len(found) == 1 else f"[{', '.join(found)}]"
             raise RefusedError(422, f'{self.kind.name}.{self.kind.group} "{self.name}" is invalid: {listed}')
         if refusal := self.api.admit(self.kind, value):
+            raise RefusedError(403, refusal)
+        is_new = self.store.get(self.kind, self.namespace or "", self.name) is None
+        if is_new and (refusal := admission.beyond_count(self.api, self.kind, self.namespace or "", self.name)):
             raise RefusedError(403, refusal)
         self.warned = self.api.warnings(self.kind, value)
 

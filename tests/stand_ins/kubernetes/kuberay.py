@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from tests.stand_ins.kubernetes.admission import refusal
+from tests.stand_ins.kubernetes.admission import beyond_count, refusal
 from tests.stand_ins.kubernetes.kinds import Object
 from tests.stand_ins.kubernetes.kubelet import FINALIZER, Kubelet
 from tests.stand_ins.kubernetes.server import ApiServer
@@ -39,7 +39,7 @@ _PATIENCE = 5.0  # seconds for the dashboard to answer
 
 
 class _RefusedError(Exception):
-    """The API server took a pod as little as it would one from outside."""
+    """The API server took an object as little as it would one from outside."""
 
 
 class Operator:
@@ -234,7 +234,12 @@ class Operator:
         spec = json.loads(json.dumps(job["spec"]["rayClusterSpec"]))
         for group in spec["workerGroupSpecs"]:
             group.setdefault("scaleStrategy", {})  # Go writes what is empty too
-        cluster = self._make("RayCluster", name, labels, job, spec=spec)
+        try:
+            cluster = self._make("RayCluster", name, labels, job, spec=spec)
+        except _RefusedError as error:
+            said = f"Failed to create RayCluster {namespace}/{name}: {error}"
+            self._tell(job, "Warning", "FailedToCreateRayCluster", said, "refused")
+            return None
         if spec.get("enableInTreeAutoscaling"):
             self._make_account(cluster)
         self.ports[name] = (_free_port(), _free_port())
@@ -487,13 +492,13 @@ class Operator:
         metadata: Object = {"name": name, "labels": dict(labels), "ownerReferences": [reference]}
         if finalizers:
             metadata["finalizers"] = finalizers
-        if kind == "Pod" and (
-            said := refusal(
-                self.server, {"metadata": {**metadata, "namespace": owner["metadata"]["namespace"]}, **more}
-            )
-        ):
+        namespace = owner["metadata"]["namespace"]
+        pod = {"metadata": {**metadata, "namespace": namespace}, **more}
+        if kind == "Pod" and (said := refusal(self.server, pod)):
             raise _RefusedError(said)
-        return self.server.create(kind, {"metadata": metadata, **more}, owner["metadata"]["namespace"])
+        if said := beyond_count(self.server, self.server.kind(kind), namespace, name):
+            raise _RefusedError(said)
+        return self.server.create(kind, {"metadata": metadata, **more}, namespace)
 
     def _tell(self, owner: Object, kind: str, reason: str, message: str, suffix: str) -> None:
         """Make an event about an object; one that says the same again takes the place of the first."""

@@ -25,6 +25,7 @@ from tests.stand_ins.kubernetes.validation import mistake_in, mistake_in_cluster
 
 GATES = ("RayClusterNetworkPolicy",)
 DOCUMENTS = documents()
+NO_CLUSTER = {"hard": {"count/rayclusters.ray.io": "0"}}
 RAY_JOB = Kind("ray.io", "v1", "rayjobs", "RayJob")
 
 
@@ -225,6 +226,13 @@ def test_a_pod_beyond_the_quota_is_refused(server: ApiServer) -> None:
     server.change("ResourceQuota", "raylift", "raylift", limit)
     waits_for(launched(), "exceeded quota: raylift, requested: requests.cpu=1.500, used: requests.cpu=0, limited")
     assert server.all("Pod") == []
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_cluster_beyond_the_quota_is_refused(server: ApiServer) -> None:
+    server.change("ResourceQuota", "raylift", "raylift", lambda quota: quota.update(spec=NO_CLUSTER))
+    waits_for(launched(), "exceeded quota: raylift, requested: count/rayclusters.ray.io=1, used")
+    assert server.all("RayCluster") == []
 
 
 def test_a_gate_that_is_off_fails_a_run_with_the_words_of_kuberay(server: ApiServer) -> None:
