@@ -20,8 +20,8 @@ _GIVEN = {
 }
 
 
-def require_identity(job: Manifest, variables: Collection[str]) -> None:
-    """Raise UsageError where a RayJob's head, in whose Secret are these variables, could not go to storage.
+def require_identity(job: Manifest, own_secret: str, variables: Collection[str]) -> None:
+    """Raise UsageError where a RayJob's head, in whose own Secret are these variables, could not go to storage.
 
     KubeRay gives a head with an autoscaler a service account of its own, unless it names one; to a new account no cloud
     has given an identity.
@@ -31,7 +31,7 @@ def require_identity(job: Manifest, variables: Collection[str]) -> None:
     if not spec.get("enableInTreeAutoscaling") or "serviceAccountName" in pod:
         return
     ray = pod["containers"][0]
-    own = {"secretRef": {"name": job["metadata"]["name"]}}
+    own = {"secretRef": {"name": own_secret}}
     named = {*variables, *(each["name"] for each in ray.get("env", []))}
     if named & _GIVEN or any(each != own for each in ray.get("envFrom", [])):
         return

@@ -49,7 +49,7 @@ def render(request: LaunchRequest) -> list[Manifest]:
     name = object_name(request.run_id)
     if request.ray_cluster:
         return [_guest(request, cluster, name)]
-    secrets = [name] if request.env or request.secrets else []
+    secrets = [secret_name(name)] if request.env or request.secrets else []
     job = ray_job(
         name,
         cluster,
@@ -70,7 +70,7 @@ def render(request: LaunchRequest) -> list[Manifest]:
         },
     )
     documents = [merge(job, cluster.overrides)]
-    require_identity(documents[0], {*request.env, *request.secrets})
+    require_identity(documents[0], secret_name(name), {*request.env, *request.secrets})
     if secrets:
         documents.append(secret_of(name, cluster, {**request.env, **request.secrets}))
     return documents
@@ -147,14 +147,19 @@ def _as_the_block_says(template: Manifest, cluster: KubernetesCluster, bundle: s
 
 
 def secret_of(name: str, cluster: KubernetesCluster, variables: Mapping[str, str]) -> Manifest:
-    """Return a Secret with variables for pods."""
+    """Return the Secret of a run, or of a cluster with a name, with variables for its pods."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": name, "namespace": cluster.namespace, "labels": pods.labels(name)},
+        "metadata": {"name": secret_name(name), "namespace": cluster.namespace, "labels": pods.labels(name)},
         "type": "Opaque",
         "data": {key: base64.b64encode(value.encode()).decode() for key, value in variables.items()},
     }
+
+
+def secret_name(name: str) -> str:
+    """Return a name that no Secret of others has: an apply would add to it, and a teardown take it away, unread."""
+    return f"raylift.{name}"
 
 
 def group_name(cluster: KubernetesCluster) -> str:

@@ -25,6 +25,7 @@ from cluster.kubernetes.manifest import (
     queue_label,
     ray_cluster,
     ray_job,
+    secret_name,
     secret_of,
     slices,
 )
@@ -57,7 +58,7 @@ def render_cluster(request: ClusterRequest) -> list[Manifest]:
     Raises UsageError where it cannot have such a name, or where its head could not go to storage.
     """
     cluster, name = request.cluster, _name(request.name)
-    secrets = [name] if request.secrets else []
+    secrets = [secret_name(name)] if request.secrets else []
     env = [
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
         *([{"name": code.DIGEST, "value": request.code}] if request.code else []),
@@ -86,7 +87,7 @@ def render_cluster(request: ClusterRequest) -> list[Manifest]:
         },
     )
     job = merge(job, cluster.overrides)
-    require_identity(job, request.secrets)
+    require_identity(job, secret_name(name), request.secrets)
     job["metadata"]["annotations"][SETTINGS] = _digest(job)
     return [job, *([secret_of(name, cluster, request.secrets)] if secrets else [])]
 

@@ -17,7 +17,7 @@ from cluster.config import KubernetesCluster
 from cluster.errors import InfrastructureError, MaybeLaunchedError, RunExistsError, RunNotFoundError
 from cluster.kubernetes import api, reasons, rights
 from cluster.kubernetes.api import Api, ApiError, Kind, Object
-from cluster.kubernetes.manifest import ON_CLUSTER, RAY_CLUSTER, URI_ANNOTATION, object_name, render
+from cluster.kubernetes.manifest import ON_CLUSTER, RAY_CLUSTER, URI_ANNOTATION, object_name, render, secret_name
 from cluster.kubernetes.planned import plan
 from cluster.kubernetes.pods import MANAGED_BY, RUN_LABEL
 from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus, State
@@ -114,12 +114,12 @@ class KubernetesProvider:
 
     def teardown(self, run_id: str) -> Receipt:
         """Delete all of a run, wait until it is gone, and list what is not."""
-        name = object_name(run_id)
         found = self._existing(run_id)
         self.stop(run_id)
         for cluster in self.server.select(api.RAY_CLUSTERS, self.namespace, f"{RUN_LABEL}={run_id}"):
             self.server.delete(api.RAY_CLUSTERS, self.namespace, cluster["metadata"]["name"])
-        secrets = [name] if self.server.delete(api.SECRETS, self.namespace, name) else []
+        own = secret_name(run_id)
+        secrets = [own] if self.server.delete(api.SECRETS, self.namespace, own) else []
         left = self._wait_until_gone(run_id)
         held = {each.name for each in left if each.kind == "RayCluster"}
         # KubeRay's token is in a Secret of the cluster's name, which goes after that

@@ -28,7 +28,8 @@ def test_a_plan_tells_what_would_be_in_the_cluster(job_file: Path) -> None:
     told = json.loads(done.stdout)
     assert told["provider"] == "kubernetes"
     found = {each["kind"]: (each["name"], each["detail"]) for each in told["resources"]}
-    assert found["RayJob"] == found["Secret"] == (told["run_id"], "in raylift")
+    assert found["RayJob"] == (told["run_id"], "in raylift")
+    assert found["Secret"] == (f"raylift.{told['run_id']}", "in raylift")
     assert found["workers"] == ("2 pods", "each 1 CPU, 4Gi memory, 10Gi disk")
 
 

@@ -120,7 +120,7 @@ def test_secrets_are_in_the_secret_alone_and_a_plan_does_not_show_them() -> None
     for template in (job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"], templates(job)["worker"]):
         (container,) = template["spec"]["containers"]
         assert {"name": "RAYLIFT_SECRETS", "value": "TOKEN,OTHER"} in container["env"]
-        assert {"secretRef": {"name": RUN}} in container["envFrom"]
+        assert {"secretRef": {"name": f"raylift.{RUN}"}} in container["envFrom"]
     shown = plan(launch).manifest
     assert "hunter2!" not in shown
     assert base64.b64encode(b"hunter2!").decode() not in shown

@@ -324,7 +324,7 @@ def test_a_launch_makes_few_calls(server: ApiServer, kubernetes: KubernetesProvi
         "POST /apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
         f"GET /apis/ray.io/v1/namespaces/raylift/rayjobs/{RUN_ID}",
         f"PATCH /apis/ray.io/v1/namespaces/raylift/rayjobs/{RUN_ID}",
-        f"PATCH /api/v1/namespaces/raylift/secrets/{RUN_ID}",
+        f"PATCH /api/v1/namespaces/raylift/secrets/raylift.{RUN_ID}",
     ]
 
 
@@ -655,6 +655,16 @@ def test_a_teardown_removes_all_of_a_run_and_nothing_of_another(
     assert {kind: len(server.all(kind)) * 2 for kind in kinds} == before
     removed = sorted(each.kind for each in receipt.removed if each.kind != "Secret")  # which may have gone with the job
     assert removed == ["Job", "Pod", "Pod", "RayCluster", "RayJob", "Service", "Service"]
+
+
+def test_a_secret_of_somebody_else_with_the_name_of_a_run_is_left_alone(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    server.create("Secret", {"metadata": {"name": RUN_ID}, "data": {"KEY": "aHVudGVyMg=="}}, "raylift")
+    kubernetes.launch(run)
+    assert kubernetes.teardown(RUN_ID).leftovers == []
+    (left,) = server.all("Secret")
+    assert (left["metadata"]["name"], left["data"]) == (RUN_ID, {"KEY": "aHVudGVyMg=="})
 
 
 def test_a_teardown_of_nothing_removes_nothing_and_may_be_repeated(
