@@ -29,6 +29,7 @@ _FAILURES = {
     "PreRunningDeadlineExceeded": "its pods did not start within cluster.pre_running_deadline_seconds",
     "SubmissionFailed": "the driver was lost, or could not be submitted",
     "AppFailed": "the driver died",
+    "JobDeploymentStatusTransitionGracePeriodExceeded": "the pod that submits has ended, and the driver had not",
     "JobStatusCheckTimeoutExceeded": "KubeRay could not ask the head's Ray about the driver for too long",
 }
 _NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")

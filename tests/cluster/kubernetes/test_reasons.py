@@ -237,6 +237,10 @@ def test_the_newest_warning_counts() -> None:
         ("DeadlineExceeded", "it took longer than its budget allows, and did not end by itself"),
         ("PreRunningDeadlineExceeded", "its pods did not start within cluster.pre_running_deadline_seconds"),
         ("SubmissionFailed", "the driver was lost, or could not be submitted"),
+        (
+            "JobDeploymentStatusTransitionGracePeriodExceeded",
+            "the pod that submits has ended, and the driver had not",
+        ),
         ("SomethingNew", "SomethingNew"),
     ],
 )
