@@ -319,17 +319,16 @@ class Run:
             return checkpoint
         return None
 
-    def verify(self, checkpoint: Checkpoint) -> None:
-        """Read every file of a checkpoint. Raises CorruptObjectError or ObjectNotFoundError."""
+    def verify(self, checkpoint: Checkpoint, names: Sequence[str] | None = None) -> None:
+        """Read a checkpoint's files, or those of some names. Raises CorruptObjectError or ObjectNotFoundError."""
 
-        def one(item: tuple[str, Digest]) -> None:
-            name, expect = item
-            path = self.path(f"{checkpoint.folder}/{name}")
+        def one(name: str) -> None:
+            path, expect = self.path(f"{checkpoint.folder}/{name}"), checkpoint.files[name]
             found = digest_in(self.storage, path, expect.size + 1)  # one byte more, to see one that is longer
             check_digest(found, expect, f"{self.storage.uri}/{path}")
 
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            list(pool.map(one, checkpoint.files.items()))
+            list(pool.map(one, checkpoint.files if names is None else names))
 
     def fetch(self, checkpoint: Checkpoint, target: Path, names: Sequence[str] | None = None) -> None:
         """Download a checkpoint's files, or those of some names, verified, into a folder."""

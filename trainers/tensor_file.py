@@ -43,8 +43,12 @@ def load_tensors(
     """
     path, expect = run.path(f"{checkpoint.folder}/{name}"), checkpoint.files[name]
     header = read_header(lambda start, end: run.storage.read(path, start=start, end=end), expect.size, path)
-    wanted = place(header)
-    tensors = {key: _fitting(wanted.get(key), stored, path) for key, stored in header.tensors.items()}
+    try:
+        wanted = place(header)
+        tensors = {key: _fitting(wanted.get(key), stored, path) for key, stored in header.tensors.items()}
+    except Exception:
+        run.verify(checkpoint, [name])  # the header of a damaged file may say anything
+        raise
     beginning = bytearray(len(header.data))
     memory = _Memory(beginning, [(stored.end, tensors[key]) for key, stored in header.tensors.items()])
     run.storage.download(path, memory, expect=expect)

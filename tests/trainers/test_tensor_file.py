@@ -13,6 +13,7 @@ from torch import Tensor
 from cluster.errors import CorruptObjectError
 from cluster.runs import Checkpoint, Run
 from cluster.storage.file import FileStorage
+from cluster.tensor_file import Header
 from trainers.tensor_file import load_tensors, tensor_file
 
 DTYPES = [
@@ -120,6 +121,20 @@ def test_a_header_that_is_longer_than_most_is_read(tmp_path: Path) -> None:
     tensors = {f"layer-{number}-{'x' * 200}": torch.tensor(float(number)) for number in range(1000)}
     loaded, _ = load_tensors(*stored(tmp_path, tensors), NAME, lambda _: {})
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_header_that_cannot_be_placed_is_damage_only_where_the_file_is_damaged(tmp_path: Path) -> None:
+    run, checkpoint = stored(tmp_path, {"weights": torch.ones(5)})
+
+    def place(header: Header) -> dict[str, torch.Tensor]:
+        return {name: {"biases": torch.zeros(5)}[name] for name in header.tensors}
+
+    with pytest.raises(KeyError, match="weights"):
+        load_tensors(run, checkpoint, NAME, place)
+    file = tmp_path / run.path(f"{checkpoint.folder}/{NAME}")
+    file.write_bytes(file.read_bytes().replace(b"weights", b"weighty"))
+    with pytest.raises(CorruptObjectError, match="is damaged"):
+        load_tensors(run, checkpoint, NAME, place)
 
 
 @pytest.mark.parametrize("at", [0, 12, -5])
