@@ -88,6 +88,11 @@ class Claim:
     origin: Origin | None = None
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
 
+    @property
+    def start(self) -> Base | Origin | None:
+        """The checkpoint that it starts from, of whichever run; None where it begins anew."""
+        return self.base or self.origin
+
     @classmethod
     def from_json(cls, data: bytes) -> Claim:
         value = json.loads(data)
@@ -230,25 +235,29 @@ class Run:
         *,
         launch: str = "",
         origin: Origin | None = None,
+        read: bool = False,
         on_corrupt: Callable[[Checkpoint, str], None] | None = None,
     ) -> Attempt:
-        """Take the next attempt number, from the newest checkpoint that verifies, and adopt that checkpoint.
+        """Take the next attempt number, from the newest checkpoint that is intact, and adopt that checkpoint.
+
+        That is as far as `newest_intact` tells, with `read` or without. Whoever restores it verifies each byte, and
+        tells of damage by `report_damage`: the next claim then reads what it chooses.
 
         With an `origin`, the first attempt starts from that instead and leaves behind what the run did before, those
-        after it go on, from there once more where nothing of their own verifies. `launch` marks the attempts of one
-        launch, so that its restarts can be counted. `on_corrupt` is told once of every checkpoint that was passed over,
-        and why.
+        after it go on, from there once more where nothing of their own is intact. `launch` marks the attempts of one
+        launch, so that its restarts can be counted. `on_corrupt` is told, once a step, of the checkpoints that were
+        passed over, and why.
         """
-        damaged: dict[str, tuple[Checkpoint, str]] = {}
+        damaged: dict[int, tuple[Checkpoint, str]] = {}
         taken = origin is None or self.has_taken(origin)
         while True:
             holder, base = self, None
             if taken:
-                base = self.newest_intact(lambda found, why: damaged.update({found.folder: (found, why)}))
+                base = self.newest_intact(lambda found, why: damaged.setdefault(found.step, (found, why)), read=read)
             if base is None and origin is not None:
                 holder = Run(self.storage, origin.run)
                 base = holder.checkpoint_at(origin.attempt, origin.step)
-                holder.verify(base)
+                holder._check(base, read=read or taken)  # where it was taken before, the copy of it is damaged
             number = max(self.attempts(), default=0) + 1
             claim = Claim(
                 attempt=number,
@@ -271,7 +280,8 @@ class Run:
             except ObjectNotFoundError:
                 if holder is not self:
                     raise
-                continue  # the base's own attempt let go of it in between: look again
+                read = True  # its own attempt let go of it in between, or it was listed and is not there all the same
+                continue
             if on_corrupt is not None:
                 for found, why in damaged.values():
                     on_corrupt(found, why)
@@ -305,14 +315,21 @@ class Run:
         newest = {checkpoint.step: checkpoint for checkpoint in reversed(self._candidates())}
         return [newest[step] for step in sorted(newest)]
 
-    def newest_intact(self, on_corrupt: Callable[[Checkpoint, str], None] | None = None) -> Checkpoint | None:
-        """Return the newest checkpoint whose every byte verifies; None where there is none."""
+    def newest_intact(
+        self, on_corrupt: Callable[[Checkpoint, str], object] | None = None, *, read: bool = False
+    ) -> Checkpoint | None:
+        """Return the newest checkpoint that is intact; None where there is none.
+
+        With `read`, that means that every byte verifies; without, that all files are there and as long as they should
+        be, which a listing tells. From a checkpoint on that an attempt could not restore, all are read in any case.
+        """
         for checkpoint in self._candidates():
+            read = read or self.damage_of(checkpoint.attempt) is not None
             try:
-                self.verify(checkpoint)
+                self._check(checkpoint, read=read)
             except (CorruptObjectError, ObjectNotFoundError) as error:
                 if checkpoint.step not in [found.step for found in self._checkpoints_of(checkpoint.attempt)]:
-                    return self.newest_intact(on_corrupt)  # retired meanwhile, for a newer one
+                    return self.newest_intact(on_corrupt, read=read)  # retired meanwhile, for a newer one
                 if on_corrupt is not None:
                     on_corrupt(checkpoint, str(error))
                 continue
@@ -330,6 +347,14 @@ class Run:
         with ThreadPoolExecutor(_PARALLEL) as pool:
             list(pool.map(one, checkpoint.files if names is None else names))
 
+    def damage_of(self, attempt: int) -> str | None:
+        """Return why an attempt could not restore the checkpoint that it started from, if it said so."""
+        try:
+            data = self.storage.read(self.path(f"{_attempt_folder(attempt)}/damage.json"))
+        except ObjectNotFoundError:
+            return None
+        return str(json.loads(data)["reason"])
+
     def fetch(self, checkpoint: Checkpoint, target: Path, names: Sequence[str] | None = None) -> None:
         """Download a checkpoint's files, or those of some names, verified, into a folder."""
 
@@ -340,10 +365,24 @@ class Run:
         with ThreadPoolExecutor(_PARALLEL) as pool:
             list(pool.map(one, checkpoint.files if names is None else names))
 
+    def _check(self, checkpoint: Checkpoint, *, read: bool) -> None:
+        """List a checkpoint's files, or read them. Raises CorruptObjectError or ObjectNotFoundError."""
+        if read:
+            self.verify(checkpoint)
+            return
+        prefix = self.path(f"{checkpoint.folder}/")
+        sizes = {entry.path.removeprefix(prefix): entry.size for entry in self.storage.list(prefix)}
+        for name, expect in checkpoint.files.items():
+            file = f"{self.storage.uri}/{prefix}{name}"
+            if name not in sizes:
+                raise ObjectNotFoundError(f"{file} is missing")
+            if sizes[name] != expect.size:
+                raise CorruptObjectError(f"{file} holds {sizes[name]} bytes, but {expect.size} were written")
+
     def _candidates(self) -> list[Checkpoint]:
         """Return the checkpoints of the run's history, the newest first; an adopted copy stands before its original."""
         claims = self.claims()
-        while claims and (claims[-1].base or claims[-1].origin) and not any(self._checkpoints_of(claims[-1].attempt)):
+        while claims and claims[-1].start is not None and not any(self._checkpoints_of(claims[-1].attempt)):
             claims.pop()  # it has not adopted its base yet, and may never
         found = [
             checkpoint
@@ -445,9 +484,9 @@ class Attempt:
         return cls(run, Claim.from_json(run.storage.read(run.path(f"{_attempt_folder(number)}/claim.json"))))
 
     def adopt(self, base: Checkpoint | None, holder: Run) -> None:
-        """Copy the base, which has just been verified, from its run into this attempt's folder, its manifest last.
+        """Copy the base from its run into this attempt's folder, its manifest last.
 
-        The copy is verified by whoever reads it. Where it is damaged, the next claim takes the original.
+        The copy is verified by whoever reads it. Where it alone is damaged, the next claim takes the original.
         """
         if base is None or (holder is self.run and base.attempt == self.number):
             return
@@ -477,6 +516,12 @@ class Attempt:
             self.run.storage.read(self.run.path(f"{_attempt_folder(self.number)}/claim.json"))
         except ObjectNotFoundError as error:
             raise SupersededError(f"{self.run.uri} is gone: somebody removed it while it ran") from error
+
+    def report_damage(self, reason: str) -> None:
+        """Say that the checkpoint which this attempt starts from cannot be restored. Raises SupersededError."""
+        self.check_current()
+        path = self.run.path(f"{_attempt_folder(self.number)}/damage.json")
+        self.run.storage.write(path, _dump({"reason": reason, "at": time.time()}))
 
     def give_notice(self, reason: str) -> None:
         """Tell this attempt to save and end: its machine will be taken away."""

@@ -7,16 +7,16 @@ import platform
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cluster.errors import StorageError
+from cluster.errors import CorruptObjectError, ObjectNotFoundError, StorageError
 from cluster.outages import PATIENCE, patient
 from cluster.runs import Attempt, Checkpoint, is_outage
 from cluster.selection import best_of
@@ -101,12 +101,16 @@ class Checkpointer:
         return self._base.info.get("precision") if self._base is not None else None
 
     def restore(self, trainer: Trainer) -> None:
-        """Load the attempt's base into the trainer; without one, leave it as initialised. Collective, if sharded."""
+        """Load the attempt's base into the trainer; without one, leave it as initialised. Collective, if sharded.
+
+        Whoever claimed the attempt has not read it: where it is damaged, that is reported, for the next attempt to
+        start from another. Raises CorruptObjectError; the trainer is then worth nothing.
+        """
         checkpoint = self._base
         if checkpoint is None:
             return
         started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="raylift-restore-") as folder:
+        with _reporting_damage(self._attempt), tempfile.TemporaryDirectory(prefix="raylift-restore-") as folder:
             files = Path(folder)
             options = options_of(trainer.optimizer)
             self._files.restore(trainer, patient(self._attempt.run), checkpoint, files)
@@ -400,6 +404,18 @@ class Checkpointer:
         """Wait a little for a newer save; return whether the loop has brought one."""
         with self._changed:
             return bool(self._changed.wait_for(lambda: self._waiting is not None, timeout=_PAUSE))
+
+
+@contextmanager
+def _reporting_damage(attempt: Attempt) -> Iterator[None]:
+    """Report what is damaged, or not there, of the checkpoint that an attempt starts from; raise CorruptObjectError."""
+    try:
+        yield
+    except (CorruptObjectError, ObjectNotFoundError) as error:
+        start = attempt.claim.start
+        reason = f"the checkpoint of step {start.step if start else 0} cannot be restored: {error}"
+        Attempt(patient(attempt.run), attempt.claim).report_damage(reason)
+        raise CorruptObjectError(reason) from error
 
 
 def _files_of(peers: Peers | None) -> StateFiles:

@@ -27,7 +27,7 @@ from cluster.config import LocalCluster, Workers
 from cluster.errors import InfrastructureError, RayliftError, StorageDeniedError, StorageError, StorageFullError
 from cluster.local import FINAL, PREEMPTED, TAKEN_AWAY, UNRECORDED, clear, end_processes, scratch_folder
 from cluster.outages import PATIENCE, patient, through_outages
-from cluster.runs import Attempt, Checkpoint, Result, Run, SupersededError, is_outage
+from cluster.runs import Attempt, Result, Run, SupersededError, is_outage
 from cluster.segments import SegmentWriter
 from trainers import notice
 from trainers.jobs import load_job
@@ -35,6 +35,7 @@ from trainers.memory import kills_for_memory, peak_memory
 from trainers.output import shipped_output
 from trainers.pulse import ENDED, forget_attempts, pulse_folder, verdicts
 from trainers.pulse import read as read_pulse
+from trainers.record import passed_over
 from trainers.spending import Spending, limit_of
 from trainers.worker import Elastic, run_under_ray
 
@@ -139,16 +140,13 @@ class Driver:
                 return self._finish(attempt, events, Result(state="FAILED", message=message, exit_code=1))
 
     def _claim(self) -> tuple[Attempt, SegmentWriter]:
-        passed_over: list[dict[str, Any]] = []
-
-        def note(checkpoint: Checkpoint, why: str) -> None:
-            passed_over.append({"event": "checkpoint.corrupt", "step": checkpoint.step, "reason": why})
-
+        corrupt: list[dict[str, Any]] = []
+        note = lambda checkpoint, why: corrupt.append(passed_over(checkpoint, why))  # noqa: E731
         attempt = Attempt(self.run, self.patient.claim(launch=self.launch, on_corrupt=note).claim)
         events = SegmentWriter(self.run, attempt.number, "events", "driver")
         base = attempt.claim.base
         events.append({"event": "claimed", "base": base.step if base else None})
-        for row in passed_over:
+        for row in corrupt:
             events.append(row)
         return attempt, events
 
@@ -249,7 +247,8 @@ class Driver:
             for cause in _causes(error).values():
                 if isinstance(cause, StorageFullError | StorageDeniedError | SupersededError):
                     raise cause from error  # another attempt would meet it too, or take the run back
-            reason = self._verdict_elsewhere(attempt, error) or _reason_of(error, pulses)
+            damage = self.patient.damage_of(attempt.number)
+            reason = damage or self._verdict_elsewhere(attempt, error) or _reason_of(error, pulses)
             return reason + _SHORT_OF_MEMORY * (kills_for_memory() > kills)
         except RayActorError as error:  # with Ray Train's controller, its ranks end
             release_resources(str(error.actor_id))
@@ -319,14 +318,13 @@ class Driver:
         signal.signal(signal.SIGTERM, leave)
 
     def _why_not_again(self, attempt: Attempt, lost: str) -> Result | None:
-        """Return how the run ends where no further attempt makes sense; what was planned is no failure."""
-        planned = ("preempted", "resizing")
-        if self._ended_with(attempt.number, *planned):
+        """Return how the run ends where no further attempt makes sense."""
+        if self._is_excused(attempt.number):
             return None
         failed = [
             claim.attempt
             for claim in self.patient.claims()
-            if claim.launch == self.launch and not self._ended_with(claim.attempt, *planned)
+            if claim.launch == self.launch and not self._is_excused(claim.attempt)
         ]
         reached = [self._last_step(attempt) for attempt in failed[-_SAME_STEP:]]
         if len(reached) == _SAME_STEP and len(set(reached)) == 1:
@@ -337,6 +335,15 @@ class Driver:
             message = f"{lost}, and no restart is left (train.max_failures is {limit})"
             return Result(state="FAILED", message=message, exit_code=3)
         return None
+
+    def _is_excused(self, attempt: int) -> bool:
+        """Whether the end of an attempt is no failure: it was planned, or its checkpoint was damaged.
+
+        Not so twice in a row: what the second one starts from was read before.
+        """
+        if self._ended_with(attempt, "preempted", "resizing"):
+            return True
+        return self.patient.damage_of(attempt) is not None and self.patient.damage_of(attempt - 1) is None
 
     def _ended_with(self, attempt: int, *events: str) -> bool:
         return any(row["event"] in events for row in self.patient.rows_of(attempt, "events"))

@@ -1,11 +1,11 @@
-"""What rank 0 writes down while the run trains: rows of metrics and events."""
+"""What is written down while the run trains, by rank 0 above all: rows of metrics and events."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any
 
-from cluster.runs import Attempt
+from cluster.runs import Attempt, Checkpoint
 from cluster.segments import SegmentWriter
 
 if TYPE_CHECKING:
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 
 _FINGERPRINTS = 2**53  # numbers that JSON readers keep exactly
+
+
+def passed_over(checkpoint: Checkpoint, why: str) -> dict[str, Any]:
+    """Return the event that a claim has passed a checkpoint over."""
+    return {"event": "checkpoint.corrupt", "step": checkpoint.step, "reason": why}
 
 
 class Recorder:

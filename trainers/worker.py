@@ -279,7 +279,7 @@ def main() -> int:
     job, _ = load_job(run)
     context = LocalContext()
     prepared = prepare(job)
-    attempt = run.claim() if context.rank == 0 else None
+    attempt = run.claim(read=True) if context.rank == 0 else None  # nobody would start these ranks again
     number = _agree(context, attempt.number if attempt else 0)
     attempt = attempt or Attempt.reopen(run, number)
     if context.rank == 0:

@@ -118,7 +118,7 @@ def summary(measured: dict[str, list[Saved]]) -> str:
         copied = cell(measured["raylift"], lambda one: one.copied)
         claimed = cell(measured["raylift"], lambda one: one.claimed)
         rows.insert(1, ["a plain copy in memory", copied, *[""] * 4])
-        rows.insert(1, ["raylift, a new attempt's check before", *[""] * 3, claimed, ""])
+        rows.insert(1, ["raylift, a new attempt's claim before", *[""] * 3, claimed, ""])
     return table(head, rows)
 
 

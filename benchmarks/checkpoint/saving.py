@@ -35,7 +35,7 @@ class Saved:
     cpu: float | None = None  # of this process and its children, until then
     restored: float | None = None  # until it was loaded, and verified where the contestant does that
     restore_cpu: float | None = None
-    claimed: float | None = None  # for a new attempt to verify the checkpoint and make it its own
+    claimed: float | None = None  # for a new attempt to make the checkpoint its own
 
 
 class Clock:

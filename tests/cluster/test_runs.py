@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import CorruptObjectError, ObjectNotFoundError, RunExistsError, RunNotFoundError, StorageError
-from cluster.runs import Attempt, Base, Origin, Result, Run, list_runs, new_run_id
+from cluster.runs import Attempt, Base, Origin, Result, Run, SupersededError, list_runs, new_run_id
 from cluster.storage.base import Digest, Storage
 from cluster.storage.file import FileStorage
 from tests.cluster.saves import Commit, flip_a_byte, steps, stored
+from tests.hooked import hooked
 
 # -- names
 
@@ -165,12 +166,32 @@ def empty_the_manifest(run: Run, folder: str) -> None:
 Damage = Callable[[Run, str], None]
 
 
-@pytest.mark.parametrize("damage", [flip_a_byte, cut_off_the_end, lose_a_file, lose_the_manifest, empty_the_manifest])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(run: Run, commit: Commit, damage: Damage) -> None:
+def without_reading(run: Run) -> Run:
+    """Return the run where no file of a checkpoint can be read but its manifest."""
+
+    def refuse(name: str, path: str, *_: object) -> None:
+        if name in ("read", "download") and "/checkpoints/" in path and not path.endswith("/manifest.json"):
+            pytest.fail(f"{path} is read")
+
+    return Run(hooked(run.storage, before=refuse), run.id)
+
+
+@pytest.mark.parametrize("damage", [cut_off_the_end, lose_a_file, lose_the_manifest, empty_the_manifest])
+def test_a_claim_sees_by_a_listing_what_is_not_whole_and_passes_it_over(
+    run: Run, commit: Commit, damage: Damage
+) -> None:
     first = run.claim()
     commit(first, 10)
     damage(run, commit(first, 20).folder)
-    assert run.claim().claim.base == Base(attempt=1, step=10)
+    assert without_reading(run).claim().claim.base == Base(attempt=1, step=10)
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_off_the_end, lose_a_file, lose_the_manifest, empty_the_manifest])
+def test_a_claim_that_reads_passes_over_whatever_is_damaged(run: Run, commit: Commit, damage: Damage) -> None:
+    first = run.claim()
+    commit(first, 10)
+    damage(run, commit(first, 20).folder)
+    assert run.claim(read=True).claim.base == Base(attempt=1, step=10)
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_off_the_end, lose_a_file])
@@ -179,7 +200,7 @@ def test_what_is_passed_over_is_said_once_with_the_file(run: Run, commit: Commit
     commit(first, 10)
     damage(run, commit(first, 20).folder)
     said: list[tuple[int, str]] = []
-    run.claim(on_corrupt=lambda checkpoint, why: said.append((checkpoint.step, why)))
+    run.claim(read=True, on_corrupt=lambda checkpoint, why: said.append((checkpoint.step, why)))
     assert [step for step, _ in said] == [20]
     assert re.search(r"000000020/(model\.safetensors|trainer\.json)", said[0][1])
 
@@ -188,7 +209,70 @@ def test_where_every_checkpoint_is_damaged_an_attempt_starts_anew(run: Run, comm
     first = run.claim()
     for step in (10, 20):
         flip_a_byte(run, commit(first, step).folder)
+    assert run.claim(read=True).claim.base is None
+
+
+def test_after_damage_that_an_attempt_reports_the_next_reads_and_takes_the_newest_that_verifies(
+    run: Run, commit: Commit
+) -> None:
+    first = run.claim()
+    commit(first, 10)
+    for step in (20, 30):
+        flip_a_byte(run, commit(first, step).folder)
+    second = run.claim()
+    assert second.claim.base == Base(attempt=1, step=30)
+    second.report_damage("the checkpoint of step 30 cannot be restored")
+    assert run.damage_of(2) == "the checkpoint of step 30 cannot be restored"
+    said: list[int] = []
+    elsewhere = Run(run.storage, run.id)
+    third = elsewhere.claim(on_corrupt=lambda checkpoint, _: said.append(checkpoint.step))
+    assert (third.claim.base, said) == (Base(attempt=1, step=10), [30, 20]), "of a copy and its original, once"
+    assert without_reading(run).claim().claim.base == Base(attempt=3, step=10)
+
+
+def test_where_all_is_damaged_the_attempt_after_the_one_that_reports_it_starts_anew(run: Run, commit: Commit) -> None:
+    first = run.claim()
+    for step in (10, 20, 30):
+        flip_a_byte(run, commit(first, step).folder)
+    run.claim().report_damage("it cannot be restored")
     assert run.claim().claim.base is None
+
+
+def test_reported_damage_outlives_a_claim_that_died_before_it_adopted_anything(run: Run, commit: Commit) -> None:
+    first = run.claim()
+    commit(first, 10)
+    flip_a_byte(run, commit(first, 20).folder)
+    run.claim().report_damage("it cannot be restored")
+    dead = run.claim()
+    run.storage.delete(run.path(f"{run.checkpoint_at(dead.number, 10).folder}/manifest.json"))
+    assert run.claim().claim.base == Base(attempt=1, step=10)
+
+
+def test_what_was_reported_but_verifies_is_not_lost(run: Run, commit: Commit) -> None:
+    commit(run.claim(), 10)
+    run.claim().report_damage("the memory of this machine is damaged")
+    assert run.claim().claim.base == Base(attempt=2, step=10)
+
+
+def test_a_file_that_is_listed_and_is_not_there_is_damage(run: Run, commit: Commit) -> None:
+    first = run.claim()
+    commit(first, 10)
+    lost = f"{commit(first, 20).folder}/model.safetensors"
+
+    def lose(name: str, path: str, *_: object) -> None:
+        if name in ("read", "copy") and path == run.path(lost):
+            raise ObjectNotFoundError(f"there is no {path}")
+
+    assert Run(hooked(run.storage, before=lose), run.id).claim().claim.base == Base(attempt=1, step=10)
+
+
+def test_who_was_superseded_reports_no_damage(run: Run, commit: Commit) -> None:
+    commit(run.claim(), 10)
+    second = run.claim()
+    run.claim()
+    with pytest.raises(SupersededError):
+        second.report_damage("it cannot be restored")
+    assert run.damage_of(2) is None
 
 
 def test_an_adopted_copy_that_is_damaged_later_leaves_its_original(run: Run, commit: Commit) -> None:
@@ -196,6 +280,7 @@ def test_an_adopted_copy_that_is_damaged_later_leaves_its_original(run: Run, com
     second = run.claim()
     flip_a_byte(run, commit(second, 20).folder)
     flip_a_byte(run, "attempts/000002/checkpoints/000000010")
+    run.claim().report_damage("it cannot be restored")
     assert run.claim().claim.base == Base(attempt=1, step=10)
 
 
@@ -212,10 +297,12 @@ def test_an_adopted_copy_that_is_damaged_at_once_is_not_read_and_leaves_its_orig
 
     with monkeypatch.context() as patch:
         patch.setattr(run.storage, "copy", copy_and_damage)
-        adopted = run.claim().start_from()
+        second = run.claim()
+    adopted = second.start_from()
     assert adopted is not None
     with pytest.raises(CorruptObjectError, match=r"000002/checkpoints/000000010/model\.safetensors"):
         run.fetch(adopted, tmp_path / "restored")
+    second.report_damage("it cannot be restored")
     assert run.claim().claim.base == Base(attempt=1, step=10)
 
 
@@ -226,11 +313,22 @@ def test_a_copy_from_another_run_that_is_damaged_is_taken_from_there_again(run: 
     origin = Origin("other", 1, 15)
     run.claim(origin=origin)
     flip_a_byte(run, "attempts/000001/checkpoints/000000015")
+    run.claim(origin=origin).report_damage("it cannot be restored")
     again = run.claim(origin=origin)
     assert again.claim.origin == origin
     adopted = again.start_from()
     assert adopted is not None
     run.verify(adopted)
+
+
+def test_where_the_checkpoint_of_another_run_is_damaged_too_a_claim_says_so(run: Run, commit: Commit) -> None:
+    other = Run(run.storage, "other")
+    other.create(b"")
+    flip_a_byte(other, commit(other.claim(), 15).folder)
+    origin = Origin("other", 1, 15)
+    run.claim(origin=origin).report_damage("it cannot be restored")
+    with pytest.raises(CorruptObjectError, match=r"other/attempts/000001/checkpoints/000000015/model\.safetensors"):
+        run.claim(origin=origin)
 
 
 def test_a_claim_that_names_itself_as_its_base_ends_the_history(run: Run, commit: Commit) -> None:

@@ -288,7 +288,7 @@ def test_verification_and_a_resume_agree(tmp_path: Path, damaged: tuple[tuple[in
     run = two_attempts(tmp_path, damaged)
     found = check(run)
     assert {place(one) for one in found.of(Verdict.DAMAGED)} == set(damaged)
-    taken = run.newest_intact()
+    taken = run.newest_intact(read=True)
     assert place(found.base) == ((taken.attempt, taken.step) if taken is not None else None)
 
 
@@ -416,10 +416,10 @@ def test_no_sweep_changes_what_a_resume_or_an_export_takes(
 ) -> None:
     run = two_attempts(tmp_path, damaged, state)
     found = check(run)
-    taken, last, best = run.newest_intact(), choose(run, "last")[0], choose(run, "best")
+    taken, last, best = run.newest_intact(read=True), choose(run, "last")[0], choose(run, "best")
     intact = [one.folder.step for one in found.of(Verdict.INTACT)]
     sweep(run, found)
-    assert (run.newest_intact(), choose(run, "last")[0], choose(run, "best")) == (taken, last, best)
+    assert (run.newest_intact(read=True), choose(run, "last")[0], choose(run, "best")) == (taken, last, best)
     if 20 in intact:  # the best of those that are whole
         assert 20 in [one.folder.step for one in check(run).of(Verdict.INTACT)]
     assert not check(run).of(Verdict.PARTIAL)

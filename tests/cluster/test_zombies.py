@@ -75,8 +75,24 @@ def test_a_checkpoint_that_is_retired_while_it_is_verified_is_no_damage(run: Run
         return name == "read" and path.endswith("000000010/trainer.json")
 
     late = Run(hooked(run.storage, before=once(reads_it, goes_on)), run.id)
-    attempt = late.claim(on_corrupt=lambda checkpoint, _: pytest.fail(f"step {checkpoint.step} is not damaged"))
-    assert attempt.claim.base == Base(attempt=1, step=20)
+    told = lambda checkpoint, _: pytest.fail(f"step {checkpoint.step} is not damaged")  # noqa: E731
+    assert late.claim(read=True, on_corrupt=told).claim.base == Base(attempt=1, step=20)
+
+
+def test_a_checkpoint_that_is_retired_before_its_files_are_listed_is_no_damage(run: Run, commit: Commit) -> None:
+    first = run.claim()
+    commit(first, 10)
+
+    def goes_on() -> None:
+        commit(first, 20)
+        first.retain(1)
+
+    def lists_it(name: str, path: str, *_: object) -> bool:
+        return name == "list" and path.endswith("000000010/")
+
+    late = Run(hooked(run.storage, before=once(lists_it, goes_on)), run.id)
+    told = lambda checkpoint, _: pytest.fail(f"step {checkpoint.step} is not damaged")  # noqa: E731
+    assert late.claim(on_corrupt=told).claim.base == Base(attempt=1, step=20)
 
 
 def test_a_base_that_is_retired_before_its_copy_costs_nothing(run: Run, commit: Commit) -> None:

@@ -108,7 +108,7 @@ def test_credentials_that_expire_are_refreshed_and_the_run_goes_on(
         _, errors = process.communicate(timeout=280)
         assert process.returncode == 0, errors
     assert losses(run) == losses(whole)
-    assert run.newest_intact() is not None
+    assert run.newest_intact(read=True) is not None
 
 
 @pytest.mark.ray
@@ -132,7 +132,7 @@ def test_a_session_that_expires_ends_the_run_with_what_to_do_and_a_resume_goes_o
             assert process.returncode in (3, 5)
             told = wait_for(lambda: _failed(run), "the end of the run", timeout=60)
             assert "(ExpiredToken): the session has expired: sign in again, for example by aws sso login" in told
-            base = run.newest_intact()
+            base = run.newest_intact(read=True)
             assert base is not None
             assert base.step >= saved
             resumed = raylift("resume", run.uri)

@@ -252,7 +252,7 @@ def test_a_run_that_loses_more_than_max_failures_fails_with_the_reason(
         assert_ended(output, process.returncode, run, 3, "FAILED", reason, "train.max_failures", "raylift resume")
         assert "gloo" not in output
         assert len(run.attempts()) == restarts + 1
-        assert run.newest_intact() is not None
+        assert run.newest_intact(read=True) is not None
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_a_resume_goes_on_once_there_is_sp
         assert "FAILED: no space for " in raylift("status", run.uri).stdout
         assert "FAILED: no space for " in raylift("logs", run.uri).stdout
         assert find_process(run.id, "supervisor") is None
-        assert run.newest_intact() is not None
+        assert run.newest_intact(read=True) is not None
         assert_refused(raylift("resume", run.uri), 3, "no space for ")
         ballast.unlink()
         resumed = raylift("resume", run.uri)

@@ -61,7 +61,7 @@ def test_a_server_that_is_killed_and_started_again_costs_no_step_and_no_checkpoi
     steps = [row["step"] for row in run.rows("metrics") if row["kind"] == "step" and gone < row["time"] < back]
     assert len(steps) > 20, "training went on"
     assert run.checkpoints()[-1].step == 4 * EPOCHS
-    assert run.newest_intact() is not None
+    assert run.newest_intact(read=True) is not None
     result = run.result()
     assert result is not None
     assert result.state == "SUCCEEDED"

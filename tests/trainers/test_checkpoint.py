@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -13,8 +14,8 @@ import psutil
 import pytest
 import torch
 
-from cluster.errors import StorageDeniedError, StorageError
-from cluster.runs import Run
+from cluster.errors import CorruptObjectError, StorageDeniedError, StorageError, TrainingError
+from cluster.runs import Run, SupersededError
 from tests.harness import losses
 from tests.hooked import hooked
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, cut_off, events, start, steps_of, train
@@ -143,7 +144,104 @@ def test_a_rank_that_starts_while_storage_is_away_waits_for_it(
     run = cut_off(whole, 6, tmp_path / "cut")
     train(with_storage(run, refuse_once))
     assert refused
+    assert run.damage_of(2) is None
     assert losses(run) == losses(whole)
+
+
+# -- a checkpoint that is damaged
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = start(tmp_path_factory.mktemp("whole"), EVERYTHING, {"train": {"epochs": 2}})
+    train(run)
+    return run
+
+
+def flip(run: Run, step: int, name: str, at: int | bytes) -> None:
+    """Flip a bit of a file of attempt 1's checkpoint, at a place or in the middle of a text that it holds."""
+    path = run.path(f"attempts/000001/checkpoints/{step:09d}/{name}")
+    data = bytearray(run.storage.read(path))
+    data[at if isinstance(at, int) else data.index(at) + len(at) // 2] ^= 1
+    run.storage.write(path, bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        (MODEL_FILE, -5),
+        (MODEL_FILE, b'"shape":['),
+        (OPTIMIZER_FILE, -5),
+        (OPTIMIZER_FILE, b"AdamW"),  # in its header: a sound file that says so is of another optimizer
+        (OPTIMIZER_FILE, b"state.conv1.weight.exp_avg"),
+        ("trainer.json", b"loss_sum"),
+        ("raylift.json", 20),
+    ],
+)
+def test_damage_is_found_by_the_rank_and_reported_and_the_next_attempt_goes_on_from_the_one_before(
+    whole: Run, tmp_path: Path, name: str, at: int | bytes
+) -> None:
+    run = cut_off(whole, 6, tmp_path)
+    flip(run, 6, name, at)
+    told = r"the checkpoint of step 6 cannot be restored: .*attempts/000002/checkpoints/000000006/"
+    with pytest.raises(CorruptObjectError, match=f"{told}{name.replace('.', '[.]')}"):
+        train(run)
+    assert re.match(told, run.damage_of(2) or "")
+    assert run.results() == {}
+    train(run)
+    assert [row["step"] for row in events(run, "restored")] == [5]
+    assert losses(run) == losses(whole)
+
+
+def test_damage_is_reported_once_storage_is_back(whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.outages._PAUSE", 0.01)
+    run, refused = cut_off(whole, 6, tmp_path), list[str]()
+    flip(run, 6, MODEL_FILE, -5)
+
+    def refuse_twice(name: str, *arguments: Any) -> None:
+        if name == "write" and str(arguments[0]).endswith("/damage.json") and len(refused) < 2:
+            refused.append(name)
+            raise StorageError("the storage does not answer")
+
+    with pytest.raises(CorruptObjectError):
+        train(with_storage(run, refuse_twice))
+    assert len(refused) == 2
+    assert run.damage_of(2) is not None
+
+
+def test_a_file_that_is_deleted_after_the_claim_is_damage(whole: Run, tmp_path: Path) -> None:
+    run = cut_off(whole, 6, tmp_path)
+    copied = run.path(f"attempts/000002/checkpoints/000000006/{OPTIMIZER_FILE}")
+
+    def lose(name: str, *_: object) -> None:
+        if name == "download":
+            run.storage.delete(copied)
+
+    with pytest.raises(CorruptObjectError, match="the checkpoint of step 6 cannot be restored"):
+        train(with_storage(run, lose))
+    train(run)
+    assert [row["step"] for row in events(run, "restored")] == [6], "the original is intact"
+
+
+def test_a_run_that_is_removed_while_it_restores_is_no_damage_and_stays_removed(whole: Run, tmp_path: Path) -> None:
+    run = cut_off(whole, 6, tmp_path)
+
+    def remove(name: str, *_: object) -> None:
+        if name == "download":
+            run.delete()
+
+    with pytest.raises(SupersededError, match="is gone"):
+        train(with_storage(run, remove))
+    assert list(run.storage.list(run.path("attempts/000002/damage.json"))) == []
+
+
+def test_an_optimizer_that_does_not_fit_is_no_damage(whole: Run, tmp_path: Path) -> None:
+    run = cut_off(whole, 6, tmp_path)
+    job = run.job().replace(b"adamw", b"sgd")
+    run.storage.write(run.path("job.yaml"), job)
+    with pytest.raises(TrainingError, match="the saved optimizer does not fit: it is of AdamW"):
+        train(run)
+    assert run.damage_of(2) is None
 
 
 def test_a_copy_is_contiguous_and_stays_as_it_was_when_the_original_moves_on() -> None:

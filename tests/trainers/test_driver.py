@@ -9,17 +9,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from cluster.config import Workers
 from cluster.errors import InfrastructureError, PreemptedError, StorageError
 from cluster.local import PREEMPTED
 from cluster.runs import Attempt, Base, Result, Run
 from cluster.segments import SegmentWriter
-from tests.cluster.saves import make_files
+from tests.cluster.saves import flip_a_byte, make_files
 from tests.finished import started, training, write_rows
 from tests.harness import wait_for
 from tests.hooked import hooked
@@ -129,6 +131,69 @@ def test_what_was_planned_is_no_failure_however_often_it_comes(driver: Driver, p
     for step in (8, 8):
         assert driver._why_not_again(attempt_that_reached(driver.run, step), LOST) is None
     assert driver._why_not_again(attempt_that_reached(driver.run, 8, ended_with=planned), LOST) is None
+
+
+def attempt_of_damage(run: Run) -> Attempt:
+    attempt = attempt_that_reached(run, 0)
+    attempt.report_damage("the checkpoint of step 8 cannot be restored: it is damaged")
+    return attempt
+
+
+def test_a_damaged_checkpoint_is_no_failure_of_the_run(driver: Driver) -> None:
+    for step in (3, 5, 9):
+        assert driver._why_not_again(attempt_that_reached(driver.run, step), LOST) is None
+        assert driver._why_not_again(attempt_of_damage(driver.run), LOST) is None
+    final = driver._why_not_again(attempt_that_reached(driver.run, 11), LOST)
+    assert final is not None
+    assert final.message == f"{LOST}, and no restart is left (train.max_failures is 3)"
+
+
+def test_a_run_whose_checkpoints_cannot_be_restored_though_they_were_read_ends(driver: Driver) -> None:
+    for _ in range(3):
+        assert driver._why_not_again(attempt_of_damage(driver.run), LOST) is None
+    final = driver._why_not_again(attempt_of_damage(driver.run), LOST)
+    assert final is not None
+    assert final.message == f"{LOST}; for the third time in a row after step 0, so no restart would help"
+
+
+def test_ranks_that_end_over_a_damaged_checkpoint_are_told_as_that(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = attempt_of_damage(driver.run)
+
+    def fit() -> None:
+        raise WorkerGroupError("rank 1", {1: InfrastructureError("another rank is gone")})
+
+    monkeypatch.setattr("trainers.backend.build_trainer", lambda *_, **__: SimpleNamespace(fit=fit))
+    events = SegmentWriter(driver.run, attempt.number, "events", "driver")
+    lost = driver._fit(attempt, events, Ready(Workers(min=2, max=2), gpus=False, meta={}, arrays={}))
+    assert lost == "the checkpoint of step 8 cannot be restored: it is damaged"
+    events.close()
+
+
+def test_a_driver_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so_once(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = driver.run.claim()
+    first.commit(4, make_files(tmp_path, 4), {})
+    flip_a_byte(driver.run, first.commit(8, make_files(tmp_path, 8), {}).folder)
+    started_from: list[Base | None] = []
+
+    def find_damage(attempt: Attempt) -> str:
+        started_from.append(attempt.claim.base)
+        attempt.report_damage("it cannot be restored")
+        return "it cannot be restored"
+
+    def succeed(attempt: Attempt) -> str:
+        started_from.append(attempt.claim.base)
+        attempt.finish(Result(state="SUCCEEDED"))
+        return ""
+
+    assert drive(driver, monkeypatch, find_damage, succeed) == 0
+    assert started_from == [Base(1, 8), Base(1, 4)]
+    told = [row for row in driver.run.rows("events") if row["event"] in ("recovering", "checkpoint.corrupt")]
+    assert [(row["attempt"], row["event"]) for row in told] == [(2, "recovering"), (3, "checkpoint.corrupt")]
+    assert told[1]["step"] == 8
 
 
 # -- while storage is away

@@ -12,7 +12,7 @@ import pytest
 from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from cluster.errors import InfrastructureError, PreemptedError
+from cluster.errors import CorruptObjectError, InfrastructureError, PreemptedError
 from cluster.outages import PATIENCE
 from cluster.runs import Attempt, Run, SupersededError
 from cluster.trials import trial_run
@@ -111,6 +111,16 @@ def test_a_trial_that_waits_for_room_ends_when_another_driver_has_taken_over(swe
         sweep.begun().next()
     assert sweep.wait.is_over is not None
     assert sweep.wait.is_over()
+
+
+def test_a_trial_whose_ranks_find_their_checkpoint_damaged_starts_them_again_once(sweep: Sweep) -> None:
+    def find_damage() -> None:
+        Attempt.reopen(sweep.trial, max(sweep.trial.attempts())).report_damage("the checkpoint of step 8 is damaged")
+
+    sweep.ranks = find_damage
+    with pytest.raises(CorruptObjectError, match="the checkpoint of step 8 is damaged"):
+        sweep.begun().next()
+    assert sweep.trial.attempts() == [1, 2]
 
 
 # -- a machine that is taken away

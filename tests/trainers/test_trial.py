@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import CorruptObjectError
 from cluster.runs import Attempt, Run
 from cluster.trials import Copied, trial_run
+from tests.cluster.saves import flip_a_byte
 from tests.finished import new_run
 from tests.harness import losses
 from tests.trainers import training
@@ -95,6 +97,52 @@ def test_a_trial_that_waits_saves_and_goes_on_as_if_it_had_not(sweep: Sweep) -> 
     assert [(news.iteration, news.epoch, news.state) for news in told] == [(2, 2, ""), (3, 3, "SUCCEEDED")]
     training.train(sweep.alone)
     assert losses(sweep.trial) == losses(sweep.alone)
+
+
+def damage(run: Run, folder: str) -> None:
+    flip_a_byte(run, f"attempts/{folder}")
+
+
+def test_a_trial_whose_checkpoint_is_damaged_goes_on_from_the_one_before_and_says_so(sweep: Sweep) -> None:
+    with sweep.train() as trial:
+        trial.next()
+    saved = [one.step for one in sweep.trial.checkpoints()]
+    damage(sweep.trial, f"000001/checkpoints/{saved[-1]:09d}")
+    told = sweep.train_to_the_end()
+    assert told[-1].state == "SUCCEEDED"
+    assert [claim.base and claim.base.step for claim in sweep.trial.claims()] == [None, saved[-1], saved[-2]]
+    assert [(row["attempt"], row["step"]) for row in training.events(sweep.trial, "checkpoint.corrupt")] == [
+        (3, saved[-1])
+    ]
+    training.train(sweep.alone)
+    assert losses(sweep.trial) == losses(sweep.alone)
+
+
+def test_a_trial_takes_the_weights_of_another_again_where_the_copy_is_damaged(sweep: Sweep) -> None:
+    with sweep.train() as better:
+        better.next()
+        origin = better.pause()
+        assert origin is not None
+    other = trial_run(sweep.run, "00001")
+    other.create(b"{}")
+    other.claim(origin=origin)
+    damage(other, f"000001/checkpoints/{origin.step:09d}")
+    with sweep.train(other, Copied(origin, 1)) as worse:
+        assert worse.next().iteration == 2
+    assert [claim.origin for claim in other.claims()] == [origin, None, origin]
+
+
+def test_a_trial_whose_weights_of_another_are_damaged_there_says_so(sweep: Sweep) -> None:
+    with sweep.train() as better:
+        better.next()
+        origin = better.pause()
+        assert origin is not None
+    damage(sweep.trial, f"000001/checkpoints/{origin.step:09d}")
+    with (
+        sweep.train(trial_run(sweep.run, "00001"), Copied(origin, 1)) as worse,
+        pytest.raises(CorruptObjectError, match="trials/00000/attempts/000001/"),
+    ):
+        worse.next()
 
 
 def test_a_trial_goes_on_from_the_weights_of_another_and_does_what_that_does(sweep: Sweep) -> None:

@@ -103,7 +103,7 @@ def test_a_trial_whose_machine_is_taken_away_saves_and_is_to_be_started_elsewher
     with pytest.raises(PreemptedError, match=f"saved at step {STEPS_PER_EPOCH + 1}"):
         sweep.actor.step()
     trial = trial_run(sweep.run, "00000")
-    saved = trial.newest_intact()
+    saved = trial.newest_intact(read=True)
     assert saved is not None
     assert saved.step == STEPS_PER_EPOCH + 1
     assert trial.result() is None

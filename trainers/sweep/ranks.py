@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.config import Workers
-from cluster.errors import InfrastructureError, StorageError
+from cluster.errors import CorruptObjectError, InfrastructureError, StorageError
 from cluster.outages import PATIENCE, through_outages
 from cluster.runs import Attempt, Result, Run, SupersededError
 from trainers import processors
@@ -112,6 +112,8 @@ class RankedTraining(Training):
             ray.kill(mailbox)
             forget_attempts(Path(self._ranks.temporary), self._run.uri, up_to=attempt.number)
         news = self._news_of(attempt, start) or self._unwanted(attempt, start)
+        if news is None and (damage := self._run.damage_of(attempt.number)) is not None:
+            raise CorruptObjectError(damage) from lost
         if news is None:
             raise InfrastructureError(
                 f"a rank of the trial was lost: {lost or 'they ended without a result'}"

@@ -15,16 +15,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import PreemptedError, RunExistsError, StorageError, TrainingError
+from cluster.errors import CorruptObjectError, PreemptedError, RunExistsError, StorageError, TrainingError
 from cluster.outages import through_outages
 from cluster.runs import Attempt, Origin, Result, Run
+from cluster.segments import SegmentWriter
 from cluster.trials import Copied
 from trainers import processors
 from trainers.context import LocalContext, StopReason, compute_alike, device_from_ray
 from trainers.control import Control
 from trainers.output import shipped_output
 from trainers.pulse import Pulse
-from trainers.record import Recorder
+from trainers.record import Recorder, passed_over
 from trainers.spares import import_what_ranks_need
 from trainers.worker import run_rank
 
@@ -167,7 +168,7 @@ class Training(ABC):
         news = self._news.get()
         if isinstance(news, Exception):
             raise news
-        saved = self._run.newest_intact()
+        saved = self._run.newest_intact()  # whoever goes on from it reads it
         return Origin(self._run.id, saved.attempt, saved.step) if saved is not None else None
 
     def end(self, why: StopReason) -> None:
@@ -183,14 +184,37 @@ class Training(ABC):
             self._news.put(error)
 
     def _attempt(self) -> News:
-        """Go on from the newest checkpoint to the end of the trial."""
+        """Go on from the newest checkpoint to the end of the trial; where that is damaged, from the one before."""
         with contextlib.suppress(RunExistsError):
             self._run.create(self._document)  # a trial that goes on has one
-        origin = self._copied.origin if self._copied is not None else None
-        attempt = self._run.claim(launch=self._sweep.claim.launch, origin=origin)
+        attempt = self._claim()
+        try:
+            return self._train_attempt(attempt, self._start_of(attempt))
+        except CorruptObjectError:
+            if self._run.damage_of(attempt.number) is None:
+                raise
+        attempt = self._claim()  # this time, what it starts from was read
+        return self._train_attempt(attempt, self._start_of(attempt))
+
+    def _claim(self) -> Attempt:
+        """Claim the next attempt, and write down what it passed over."""
+        corrupt: list[dict[str, Any]] = []
+        attempt = self._run.claim(
+            launch=self._sweep.claim.launch,
+            origin=self._copied.origin if self._copied is not None else None,
+            on_corrupt=lambda checkpoint, why: corrupt.append(passed_over(checkpoint, why)),
+        )
+        if corrupt:
+            events = SegmentWriter(self._run, attempt.number, "events", "driver")
+            for row in corrupt:
+                events.append(row)
+            events.close()
+        return attempt
+
+    def _start_of(self, attempt: Attempt) -> Start:
         known = [row for row in self._run.rows("metrics") if row["kind"] == "eval"] if attempt.claim.base else []
         before = self._copied.iteration if self._copied is not None else 0
-        return self._train_attempt(attempt, Start(before + len(known), int(known[-1]["epoch"]) if known else 0))
+        return Start(before + len(known), int(known[-1]["epoch"]) if known else 0)
 
     def _tell(self, news: News) -> StopReason | None:
         self._news.put(news)
