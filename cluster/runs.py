@@ -503,8 +503,13 @@ class Attempt:
         self._write_manifest(Checkpoint(attempt=self.number, step=base.step, files=base.files, info=base.info))
 
     def start_from(self) -> Checkpoint | None:
-        """Return the newest checkpoint of this attempt: the adopted base, or one of its own."""
+        """Return the newest checkpoint of this attempt: the adopted base, or one of its own; None where it began anew.
+
+        Raises ObjectNotFoundError where it has lost all.
+        """
         found = list(self.run._checkpoints_of(self.number))
+        if not found and self.claim.start is not None:
+            raise ObjectNotFoundError(f"{self.run.uri} has lost the checkpoint that attempt {self.number} starts from")
         return max(found, key=lambda checkpoint: checkpoint.step, default=None)
 
     def check_current(self) -> None:

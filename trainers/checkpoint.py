@@ -82,7 +82,8 @@ class Checkpointer:
         self._peers = peers
         self._files = _files_of(peers)
         self._memories: list[HostMemory] = []  # two at most
-        self._base = Attempt(patient(attempt.run), attempt.claim).start_from()
+        with _reporting_damage(attempt):
+            self._base = Attempt(patient(attempt.run), attempt.claim).start_from()
         self._unproven: Snapshot | None = None
         self._copying: HostMemory | None = None
         self._committed: list[Checkpoint] = []

@@ -266,6 +266,18 @@ def test_a_file_that_is_listed_and_is_not_there_is_damage(run: Run, commit: Comm
     assert Run(hooked(run.storage, before=lose), run.id).claim().claim.base == Base(attempt=1, step=10)
 
 
+@pytest.mark.parametrize("damage", [lose_the_manifest, empty_the_manifest])
+def test_an_attempt_that_has_lost_what_it_starts_from_does_not_begin_anew(
+    run: Run, commit: Commit, damage: Damage
+) -> None:
+    commit(run.claim(), 10)
+    second = run.claim()
+    damage(run, "attempts/000002/checkpoints/000000010")
+    with pytest.raises(ObjectNotFoundError, match="has lost the checkpoint that attempt 2 starts from"):
+        second.start_from()
+    assert run.claim().claim.base == Base(attempt=1, step=10)
+
+
 def test_who_was_superseded_reports_no_damage(run: Run, commit: Commit) -> None:
     commit(run.claim(), 10)
     second = run.claim()

@@ -223,6 +223,16 @@ def test_a_file_that_is_deleted_after_the_claim_is_damage(whole: Run, tmp_path: 
     assert [row["step"] for row in events(run, "restored")] == [6], "the original is intact"
 
 
+def test_a_copy_whose_manifest_is_lost_after_the_claim_is_damage(whole: Run, tmp_path: Path) -> None:
+    run = cut_off(whole, 6, tmp_path)
+    attempt = run.claim()
+    run.storage.delete(run.path("attempts/000002/checkpoints/000000006/manifest.json"))
+    with pytest.raises(CorruptObjectError, match=r"the checkpoint of step 6 cannot be restored: .* has lost"):
+        train(run, attempt=attempt)
+    train(run)
+    assert [row["step"] for row in events(run, "restored")] == [6]
+
+
 def test_a_run_that_is_removed_while_it_restores_is_no_damage_and_stays_removed(whole: Run, tmp_path: Path) -> None:
     run = cut_off(whole, 6, tmp_path)
 

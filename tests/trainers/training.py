@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from cluster.runs import Run
+from cluster.runs import Attempt, Run
 from tests.finished import new_run
 from tests.harness import environment
 from tests.trainers.pictures import digits, write_idx
@@ -66,10 +66,13 @@ def start(folder: Path, *changes: Change, run_id: str = "digits") -> Run:
     return new_run(folder, run_id, stream.getvalue())
 
 
-def train(run: Run, elastic: Elastic | None = None, context: WorkerContext | None = None) -> Outcome:
-    """Run one attempt to its end, from the newest checkpoint on."""
+def train(
+    run: Run, elastic: Elastic | None = None, context: WorkerContext | None = None, *, attempt: Attempt | None = None
+) -> Outcome:
+    """Run one attempt to its end, a new one unless given, from the newest checkpoint on."""
     job, _ = load_job(run)
-    return run_rank(context or LocalContext(), run.claim(), job, _prepared(run.uri, run.job()), elastic)
+    prepared = _prepared(run.uri, run.job())
+    return run_rank(context or LocalContext(), attempt or run.claim(), job, prepared, elastic)
 
 
 @cache
