@@ -100,11 +100,11 @@ def write_story(folder: Path) -> Run:
     return run
 
 
-def train(folder: Path, job: str = DIGITS, run_id: str = "digits", *, ranks: int = 1) -> Run:
+def train(folder: Path, job: str = DIGITS, run_id: str = "digits", *, ranks: int = 1, timeout: float = 240) -> Run:
     """Really train a run, without Ray."""
     run = new_run(folder, run_id, job)
     launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, "-P", *launcher, "-m", "trainers.worker", run.uri]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
     return run

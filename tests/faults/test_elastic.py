@@ -14,6 +14,7 @@ import pytest
 from cluster.runs import Run
 from launcher.status import summarize
 from tests.faults.screens import wait_for_nothing_left, write_job
+from tests.finished import train
 from tests.harness import Started, find_process, fresh_id, kill, open_run, raylift, start_raylift, wait_for
 from tests.real.ray_nodes import RayNodes
 from trainers.data.keyed import fingerprint
@@ -26,13 +27,14 @@ BATCH, SEED = 256, 3
 # Relative. Sums of float32 in another order differ by some 1e-7; a tie in a pooling, or a ReLU at nought, that falls
 # the other way for it changes the gradient of a sample, and hardly a loss.
 TOLERANCES = {"loss": 1e-5, "grad_norm": 5e-3}
+ENDLESS = 1_000_000  # steps: it is stopped
 PATIENT = 600.0  # seconds; a start of the ranks takes ten on an idle machine
 JOB = f"""
 task: image-classification
 model: {{name: cnn}}
 data: {{train: builtin:digits, eval: {{split: 0.2}}, image_size: 28, augment: {{rotate: 10}}}}
 train:
-  max_steps: 1000000
+  max_steps: {ENDLESS}
   batch_size: {BATCH}
   seed: {SEED}
   precision: fp32
@@ -80,12 +82,8 @@ def assert_as_if_undisturbed(run: Run, folder: Path) -> None:
     """Fail unless two ranks that nobody disturbs see the same samples at every step, with the same losses."""
     ours = steps(run)
     assert [row["step"] for row in ours] == list(range(1, len(ours) + 1)), "each step counts once"
-    undisturbed = open_run(folder / "undisturbed", fresh_id("undisturbed"))
-    limit = ("--set", f"train.max_steps={len(ours)}")
-    job = write_job(folder / "undisturbed", JOB)
-    done = raylift("run", job, "--id", undisturbed.id, "--storage", undisturbed.storage.uri, *limit, timeout=PATIENT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    theirs = steps(undisturbed)
+    job = JOB.replace(f"max_steps: {ENDLESS}", f"max_steps: {len(ours)}")
+    theirs = steps(train(folder / "undisturbed", job, ranks=2, timeout=PATIENT))
     assert [row["seen"] for row in ours] == [row["seen"] for row in theirs]
     for what, tolerance in TOLERANCES.items():
         np.testing.assert_allclose([row[what] for row in ours], [row[what] for row in theirs], rtol=tolerance)
