@@ -17,6 +17,34 @@ checkpoint: {every: 5 steps}
 cluster: {provider: local, workers: 2}
 """
 
+LONG_STEPS = 24 * 23
+_LONG = """\
+task: image-classification
+model: {name: cnn, dropout: 0.3}
+data:
+  train: builtin:digits
+  eval: {split: 0.2}
+  image_size: 28
+  augment: {rotate: 15, translate: 0.1, noise: 0.05, mixup: 0.2}
+train:
+  epochs: 24
+  batch_size: 64
+  optimizer: {name: adamw, lr: 2e-3, weight_decay: 0.01}
+  schedule: {name: cosine, warmup: 0.1}
+  seed: 11
+  max_failures: MAX_FAILURES
+checkpoint: {every: EVERY, keep: KEEP}
+cluster: {provider: local, workers: 2}
+"""
+
+
+def long_job(every: str, *, keep: int = 2, max_failures: int = 3) -> str:
+    """Return a job that leaves time for faults, and draws random numbers wherever it can.
+
+    Its losses are those of the fixture `undisturbed`, whatever the settings.
+    """
+    return _LONG.replace("EVERY", every).replace("KEEP", str(keep)).replace("MAX_FAILURES", str(max_failures))
+
 
 def write_job(folder: Path, text: str = DIGITS, name: str = "job.yaml") -> Path:
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,25 +32,13 @@ from cluster.runs import Run
 from cluster.verification import Verdict, survey, verify
 from launcher.status import summarize
 from tests.faults.checker import History, Injected, Row, Seen, violations
+from tests.faults.screens import long_job, write_job
+from tests.finished import train
 from tests.harness import command, environment, find_process, fresh_id, open_run
 from tests.real.proxy import Proxy, proxy
 from tests.real.seaweedfs import OTHER_SETTINGS, SeaweedFS
 
 KEEP = 2
-JOB = f"""
-task: image-classification
-model: {{name: cnn, dropout: 0.3}}
-data: {{train: builtin:digits, eval: {{split: 0.2}}, image_size: 28, augment: {{rotate: 15, mixup: 0.2}}}}
-train:
-  epochs: 20
-  batch_size: 64
-  optimizer: {{name: adamw, lr: 2e-3}}
-  schedule: {{name: cosine, warmup: 0.1}}
-  seed: 11
-  max_failures: 20
-checkpoint: {{every: 7 steps, keep: {KEEP}}}
-cluster: {{provider: local, workers: 2}}
-"""
 _PROCESSES = ("worker", "driver", "supervisor", "raylet", "gcs_server")
 _POLL = 0.5  # seconds
 _GONE = 40.0  # seconds that the processes of a run have to end
@@ -237,33 +225,12 @@ def _outage(run: Sequenced, how: str, seconds: float) -> None:
 # -- the whole
 
 
-def undisturbed(folder: Path, storage: str) -> Sequence[Row]:
-    """Return the metrics of a run of the job that meets no fault."""
-    run = open_run(storage, fresh_id("undisturbed"))
-    job = write_job(folder)
-    done = subprocess.run(
-        command("run", str(job), "--id", run.id, "--storage", storage),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return run.rows("metrics")
-
-
-def write_job(folder: Path) -> Path:
-    path = folder / "sequence.yaml"
-    path.write_text(JOB)
-    return path
-
-
 def check_sequence(seed: int, count: int, folder: Path, server: SeaweedFS, expected: Sequence[Row]) -> list[str]:
     """Run the job through the `count` faults of a seed; return what is wrong with its history, and the sequence."""
     run = open_run(server.fresh_uri(), fresh_id(f"seq-{seed}"))
+    job = write_job(folder, long_job("7 steps", keep=KEEP, max_failures=20), name="sequence.yaml")
     with proxy(server.port) as link:
-        sequenced = Sequenced(run, link, write_job(folder))
+        sequenced = Sequenced(run, link, job)
         try:
             sequenced.go(draw(random.Random(seed), count))
             left = _left_of(run, server)
@@ -330,7 +297,7 @@ def main() -> int:
     chosen = parser.parse_args()
     deadline, seed, bad = time.monotonic() + 60 * chosen.minutes, chosen.seed, 0
     with tempfile.TemporaryDirectory(prefix="raylift-sequence-") as name, own_server(Path(name) / "s3") as server:
-        expected = undisturbed(Path(name), server.fresh_uri())
+        expected = train(Path(name) / "undisturbed", long_job("10 epochs"), ranks=2).rows("metrics")
         while time.monotonic() < deadline:
             began = time.monotonic()
             found = check_sequence(seed, chosen.faults, Path(name), server, expected)

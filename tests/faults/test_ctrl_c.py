@@ -13,20 +13,10 @@ from pathlib import Path
 import pytest
 
 from cluster.runs import Run
-from tests.faults.screens import assert_ended, wait_for_nothing_left, write_job
-from tests.finished import train
+from tests.faults.screens import assert_ended, long_job, wait_for_nothing_left, write_job
 from tests.harness import assert_nothing_left, fresh_id, losses, open_run, raylift, start_raylift, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
-
-JOB = """\
-task: image-classification
-model: {name: cnn, dropout: 0.3}
-data: {train: builtin:digits, eval: {split: 0.2}, image_size: 28, augment: {rotate: 15, noise: 0.05, mixup: 0.2}}
-train: {epochs: 24, batch_size: 64, seed: 11}
-checkpoint: {every: 7 steps, keep: 2}
-cluster: {provider: local, workers: 2}
-"""
 
 
 def is_created(run: Run, _: int) -> bool:
@@ -53,12 +43,7 @@ def is_saving(run: Run, attempt: int) -> bool:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_job(tmp_path_factory.mktemp("ctrl-c"), JOB).parent
-
-
-@pytest.fixture(scope="module")
-def undisturbed(folder: Path) -> Run:
-    return train(folder / "reference", JOB, ranks=2)
+    return write_job(tmp_path_factory.mktemp("ctrl-c"), long_job("7 steps")).parent
 
 
 @contextlib.contextmanager

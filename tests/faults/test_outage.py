@@ -16,7 +16,7 @@ import pytest
 from cluster.local import LocalProvider
 from cluster.runs import Run
 from cluster.storage.open import open_storage
-from tests.faults.screens import wait_for_nothing_left
+from tests.faults.screens import long_job, wait_for_nothing_left, write_job
 from tests.harness import environment, find_process, fresh_id, kill, losses, open_run, raylift, wait_for
 from tests.real.seaweedfs import SeaweedFS
 from tests.trainers.training import EVERYTHING, Change, start
@@ -29,14 +29,6 @@ LONG: Change = {
     "train": {"epochs": EPOCHS, "early_stopping": None},
     "checkpoint": {"every": "20 steps", "keep": 3},
 }
-JOB = """
-task: image-classification
-model: {name: cnn, dropout: 0.3}
-data: {train: builtin:digits, eval: {split: 0.2}, image_size: 28, augment: {rotate: 15, mixup: 0.2}}
-train: {epochs: 20, batch_size: 64, optimizer: {name: adamw, lr: 2e-3}, seed: 11, max_failures: 2}
-checkpoint: {every: 7 steps, keep: 2}
-cluster: {provider: local, workers: 2}
-"""
 KILLED_AWAY = 20.0  # seconds; a process that storage has never answered tries for no more than two
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(510 + AWAY)]
 
@@ -69,12 +61,9 @@ def test_a_server_that_is_killed_and_started_again_costs_no_step_and_no_checkpoi
 
 @pytest.mark.ray
 def test_a_rank_and_a_driver_that_die_while_storage_is_away_are_replaced_when_it_is_back(
-    tmp_path: Path, own_s3_env: SeaweedFS
+    tmp_path: Path, own_s3_env: SeaweedFS, undisturbed: Run
 ) -> None:
-    (job := tmp_path / "outage.yaml").write_text(JOB)
-    whole = open_run(tmp_path / "runs", fresh_id("whole"))
-    done = raylift("run", job, "--id", whole.id, "--storage", tmp_path / "runs")
-    assert done.returncode == 0, done.stdout + done.stderr
+    job = write_job(tmp_path, long_job("7 steps", max_failures=2))
     run = open_run(uri := own_s3_env.fresh_uri(), fresh_id("outage"))
     try:
         done = raylift("run", job, "--id", run.id, "--storage", uri, "--detach")  # who follows it may lose sight of it
@@ -90,7 +79,7 @@ def test_a_rank_and_a_driver_that_die_while_storage_is_away_are_replaced_when_it
         own_s3_env.start_again()
         wait_for(run.result, "the end", timeout=200)
         assert {number: result.state for number, result in run.results().items()} == {2: "SUCCEEDED"}
-        assert losses(run) == losses(whole)
+        assert losses(run) == losses(undisturbed)
         wait_for_nothing_left(run.id)
     finally:
         LocalProvider().teardown(run.id)

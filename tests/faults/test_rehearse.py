@@ -13,7 +13,7 @@ import pytest
 from cluster.local import processes_of, scratch_folder
 from cluster.runs import Run, list_runs
 from cluster.storage.open import open_storage
-from tests.faults.screens import assert_refused, write_job
+from tests.faults.screens import assert_refused, long_job, write_job
 from tests.harness import (
     ROOT,
     assert_nothing_left,
@@ -29,14 +29,7 @@ from tests.real.seaweedfs import SeaweedFS
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
-LONG = """
-task: image-classification
-model: {name: cnn, dropout: 0.3}
-data: {train: builtin:digits, eval: {split: 0.2}, image_size: 28, augment: {rotate: 10}}
-train: {epochs: 24, batch_size: 64, seed: 3}
-checkpoint: {every: 10 steps}
-cluster: {provider: local, workers: 2}
-"""
+LONG = long_job("10 steps")
 
 
 def test_the_example_goes_through_every_fault_and_is_equal(s3_env: SeaweedFS) -> None:
@@ -70,10 +63,11 @@ def test_a_fault_that_cannot_be_is_refused_before_anything_runs(tmp_path: Path) 
 # -- the same faults, as they come from outside
 
 
-def test_a_frozen_rank_a_driver_that_is_to_end_and_a_machine_that_shuts_down_change_nothing(tmp_path: Path) -> None:
-    whole, run = (open_run(tmp_path / "runs", fresh_id(name)) for name in ("whole", "outside"))
+def test_a_frozen_rank_a_driver_that_is_to_end_and_a_machine_that_shuts_down_change_nothing(
+    tmp_path: Path, undisturbed: Run
+) -> None:
+    run = open_run(tmp_path / "runs", fresh_id("outside"))
     job = write_job(tmp_path, LONG)
-    assert raylift("run", job, "--id", whole.id, "--storage", whole.storage.uri).returncode == 0
     with start_raylift("run", job, "--id", run.id, "--storage", run.storage.uri) as process:
         _once_it_has_saved(run, 1, "worker").send_signal(signal.SIGSTOP)
         frozen_at = time.time()
@@ -95,7 +89,7 @@ def test_a_frozen_rank_a_driver_that_is_to_end_and_a_machine_that_shuts_down_cha
     resumed = raylift("resume", run.uri)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert len(run.attempts()) == 4
-    assert losses(run) == losses(whole)
+    assert losses(run) == losses(undisturbed)
     assert_nothing_left(run.id)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.sequence import check_sequence, undisturbed
+from cluster.runs import Run
+from tests.faults.sequence import check_sequence
 from tests.real.seaweedfs import SeaweedFS
 
 SEED = 20261126
@@ -15,7 +16,8 @@ SEED = 20261126
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_a_random_sequence_of_faults_leaves_a_history_as_it_must_be(tmp_path: Path, s3_env: SeaweedFS) -> None:
-    expected = undisturbed(tmp_path, s3_env.fresh_uri())
-    found = check_sequence(SEED, 2, tmp_path, s3_env, expected)
+def test_a_random_sequence_of_faults_leaves_a_history_as_it_must_be(
+    tmp_path: Path, s3_env: SeaweedFS, undisturbed: Run
+) -> None:
+    found = check_sequence(SEED, 2, tmp_path, s3_env, undisturbed.rows("metrics"))
     assert not found, "\n".join(found)
