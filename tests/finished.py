@@ -93,7 +93,11 @@ def write_story(folder: Path) -> Run:
     write_rows(first, "metrics", training(0, 10, begin=now + 0.2))
     first.commit(8, [weights], {"metrics": {"eval_loss": 0.31, "eval_accuracy": 0.87}, "torch": "2.13.0"})
     second = claim(run, at=now + 2.5)
-    write_rows(second, "events", [started(8, at=now + 3), {"time": now + 4, "event": "finished", "state": "SUCCEEDED"}])
+    write_rows(
+        second,
+        "events",
+        [started(8, at=now + 3), {"time": now + 4, "event": "finished", "state": "SUCCEEDED", "message": ""}],
+    )
     write_rows(second, "metrics", training(8, 12, begin=now + 3))
     second.commit(12, [weights], {"metrics": {"eval_loss": 0.2, "eval_accuracy": 0.92}, "torch": "2.13.0"})
     second.finish(Result(state="SUCCEEDED", step=12, metrics={"eval_accuracy": 0.92}, at=now + 5))

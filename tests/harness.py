@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import secrets
 import signal
@@ -13,10 +15,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import psutil
+import pytest
 
 from cluster.local import LocalProvider, processes_of, ray_folder, scratch_folder
 from cluster.runs import Run
 from cluster.storage.open import open_storage
+from launcher.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 _MODULES = {"driver": "trainers.main", "supervisor": "cluster.supervisor"}
@@ -28,6 +32,24 @@ def raylift(*arguments: str | Path, timeout: float = 240, cwd: Path | None = Non
     return subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=timeout, cwd=cwd, check=False, env=environment()
     )
+
+
+def raylift_here(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command of the CLI to its end in this process, which saves its imports: one that starts nothing."""
+    output, errors, code = io.StringIO(), io.StringIO(), 0
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+        contextlib.chdir(cwd or Path.cwd()),
+    ):
+        patch.setattr(sys, "argv", ["raylift", *map(str, arguments)])
+        patch.setenv("COLUMNS", "160")
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return subprocess.CompletedProcess(sys.argv, code, output.getvalue(), errors.getvalue())
 
 
 class Started(subprocess.Popen[str]):

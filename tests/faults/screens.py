@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 from cluster.runs import Run
-from tests.harness import ROOT, assert_nothing_left, raylift, wait_for
+from tests.harness import ROOT, assert_nothing_left, raylift_here, wait_for
 
 DIGITS = """\
 task: image-classification
@@ -85,10 +85,10 @@ def assert_ended(output: str, returncode: int, run: Run, code: int, state: str, 
     assert returncode == code, output
     assert output.count(f"{state} in ") == 1
     _assert_says(output, *words)
-    status = raylift("status", run.uri)
+    status = raylift_here("status", run.uri)
     assert f"{state}: " in status.stdout
     _assert_says(status.stdout, *words)
-    assert state in raylift("ps", "--storage", run.storage.uri).stdout
+    assert state in raylift_here("ps", "--storage", run.storage.uri).stdout
     wait_for_nothing_left(run.id)
 
 

@@ -19,7 +19,7 @@ from tests.faults.screens import (
     write_modules,
 )
 from tests.finished import new_run
-from tests.harness import ROOT, command, environment, fresh_id, open_run, raylift
+from tests.harness import ROOT, command, environment, fresh_id, open_run, raylift, raylift_here
 from tests.real.seaweedfs import SeaweedFS
 from tests.trainers.pictures import digits, write_folder, write_idx
 
@@ -38,47 +38,49 @@ def job(tmp_path: Path) -> Path:
 
 
 def test_a_missing_job_file_is_told_with_those_that_are_there(job: Path) -> None:
-    done = raylift("run", job.with_name("jop.yaml"), cwd=job.parent)
+    done = raylift_here("run", job.with_name("jop.yaml"), cwd=job.parent)
     assert_refused(done, 2, "jop.yaml does not exist", "did you mean job.yaml?")
 
 
 def test_five_mistakes_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
     job = write_job(tmp_path, FIVE_MISTAKES)
-    done = raylift("run", job, cwd=tmp_path)
+    done = raylift_here("run", job, cwd=tmp_path)
     lines = [f"{job}:{line}:" for line in range(1, 6)]
     assert_refused(done, 2, *lines, "5 mistakes in", "nothing was created")
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_key_of_set_that_is_misspelled_is_told_with_the_nearest_one(job: Path) -> None:
-    done = raylift("run", job, "--set", "train.epoch=3", cwd=job.parent)
+    done = raylift_here("run", job, "--set", "train.epoch=3", cwd=job.parent)
     assert_refused(done, 2, "--set train.epoch=3: unknown key; did you mean epochs?")
     assert not (job.parent / "runs").exists()
 
 
 def test_a_missing_data_file_is_told_with_what_is_there_instead(job: Path) -> None:
     (job.parent / "digits.parquet").touch()
-    done = raylift("run", job, "--set", "data.train=digit.parquet", cwd=job.parent)
+    done = raylift_here("run", job, "--set", "data.train=digit.parquet", cwd=job.parent)
     assert_refused(done, 2, "digit.parquet does not exist", "did you mean digits.parquet?")
     assert not (job.parent / "runs").exists()
 
 
 @pytest.mark.parametrize("uri", ["s3://", "ftp://host/images"])
 def test_a_data_uri_that_leads_nowhere_is_refused_before_a_run_is_created(job: Path, uri: str) -> None:
-    done = raylift("run", job, "--set", f"data.train={uri}", cwd=job.parent)
+    done = raylift_here("run", job, "--set", f"data.train={uri}", cwd=job.parent)
     assert_refused(done, 2, f"--set data.train={uri}: ", "write ", "nothing was created")
     assert not (job.parent / "runs").exists()
 
 
 @pytest.mark.parametrize("option", ["--name", "--id"])
 def test_a_name_with_shell_characters_is_refused(job: Path, option: str) -> None:
-    assert_refused(raylift("run", job, option, "$(touch hit);`touch hit`", cwd=job.parent), 2, "lower-case letters")
+    assert_refused(
+        raylift_here("run", job, option, "$(touch hit);`touch hit`", cwd=job.parent), 2, "lower-case letters"
+    )
     assert list(job.parent.iterdir()) == [job]
 
 
 @pytest.mark.parametrize("command_name", ["status", "logs", "stop", "resume", "rm", "report"])
 def test_a_run_that_is_not_there_is_an_error_of_the_command_line(tmp_path: Path, command_name: str) -> None:
-    done = raylift(command_name, "no-such-run", "--storage", tmp_path / "runs")
+    done = raylift_here(command_name, "no-such-run", "--storage", tmp_path / "runs")
     assert_refused(done, 2, "no-such-run", "raylift ps")
 
 
@@ -86,17 +88,17 @@ def test_a_run_that_is_not_there_is_an_error_of_the_command_line(tmp_path: Path,
 
 
 def test_storage_on_a_read_only_file_system_is_refused_by_name(job: Path, read_only_disk: Path) -> None:
-    done = raylift("run", job, "--storage", read_only_disk / "runs")
+    done = raylift_here("run", job, "--storage", read_only_disk / "runs")
     assert_refused(done, 3, "read-only file system", "check its owner and mode, or its mount")
 
 
 def test_storage_that_is_a_file_is_refused_by_name(job: Path) -> None:
-    assert_refused(raylift("run", job, "--storage", job), 3, f"{job}", "a file and a folder cannot share a name")
+    assert_refused(raylift_here("run", job, "--storage", job), 3, f"{job}", "a file and a folder cannot share a name")
 
 
 def test_a_full_disk_is_told_before_a_run_is_created(job: Path, small_disk: Path) -> None:
     (small_disk / "movie").write_bytes(bytes(2 << 20))
-    assert_refused(raylift("run", job, "--storage", small_disk / "runs"), 3, "no space for", "are free")
+    assert_refused(raylift_here("run", job, "--storage", small_disk / "runs"), 3, "no space for", "are free")
     assert [path.name for path in small_disk.rglob("*") if path.is_file()] == ["movie"]
 
 
@@ -143,7 +145,7 @@ def test_an_endpoint_that_does_not_answer_is_told_by_its_address(
 
 def _with_storage(command_name: str, job: Path, uri: str) -> subprocess.CompletedProcess[str]:
     arguments = {"run": [str(job)], "ps": [], "status": ["some-run"]}[command_name]
-    return raylift(command_name, *arguments, "--storage", uri)
+    return raylift_here(command_name, *arguments, "--storage", uri)
 
 
 # -- data: the run exists by then, and ends before Ray has started
@@ -223,7 +225,7 @@ def test_an_id_that_a_finished_run_has_is_refused_and_that_run_stays(job: Path) 
     run = new_run(job.parent / "runs", "taken")
     run.claim().finish(Result(state="SUCCEEDED"))
     before = {entry.path: entry.modified for entry in run.storage.list()}
-    done = raylift("run", job, "--id", "taken", "--storage", run.storage.uri)
+    done = raylift_here("run", job, "--id", "taken", "--storage", run.storage.uri)
     assert_refused(done, 2, f"{run.uri} exists already", "another --id")
     assert {entry.path: entry.modified for entry in run.storage.list()} == before
 
@@ -231,7 +233,7 @@ def test_an_id_that_a_finished_run_has_is_refused_and_that_run_stays(job: Path) 
 def test_a_run_that_has_succeeded_is_not_resumed(tmp_path: Path) -> None:
     run = new_run(tmp_path / "my runs", "done")
     run.claim().finish(Result(state="SUCCEEDED"))
-    assert_refused(raylift("resume", run.uri), 2, "there is nothing to resume", f"raylift export '{run.uri}' DIR")
+    assert_refused(raylift_here("resume", run.uri), 2, "there is nothing to resume", f"raylift export '{run.uri}' DIR")
 
 
 # -- names of ours in the user's folder

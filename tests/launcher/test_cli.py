@@ -24,7 +24,7 @@ from cluster.runs import Result, Run
 from launcher.cli.app import app
 from launcher.following import follow_to_the_end, watch_only
 from tests.finished import new_run, started, training, write_rows, write_story
-from tests.harness import command, environment, raylift, start_raylift, wait_for
+from tests.harness import command, environment, raylift, raylift_here, start_raylift, wait_for
 from tests.hooked import hooked
 from tests.living import living, process_in, scratch_of
 
@@ -37,9 +37,9 @@ def run(tmp_path: Path) -> Run:
     return new_run(tmp_path / "runs", f"cli-{secrets.token_hex(4)}")
 
 
-def answer(*arguments: str | Path, timeout: float = 60) -> Any:
+def answer(*arguments: str | Path) -> Any:
     """Return what a command prints as JSON."""
-    done = raylift(*arguments, "--json", timeout=timeout)
+    done = raylift_here(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -73,7 +73,7 @@ def test_all_commands_of_the_design_are_there() -> None:
 
 
 def test_the_version_is_said() -> None:
-    done = raylift("--version")
+    done = raylift_here("--version")
     assert (done.returncode, re.fullmatch(r"raylift \d+\.\d+\.\d+\S*\n", done.stdout) is not None) == (0, True)
 
 
@@ -111,13 +111,13 @@ def test_status_tells_all_of_a_summary(tmp_path: Path) -> None:
 def test_a_number_that_json_has_not_is_null(run: Run) -> None:
     attempt = run.claim()
     write_rows(attempt, "metrics", [{**row, "loss": float("nan")} for row in training(0, 1, begin=1.0)])
-    done = raylift("status", run.uri, "--json")
+    done = raylift_here("status", run.uri, "--json")
     assert json.loads(done.stdout, parse_constant=pytest.fail)["loss"] is None
 
 
 def test_logs_are_an_object_a_line(tmp_path: Path) -> None:
     run = write_story(tmp_path)
-    done = raylift("logs", run.uri, "--json")
+    done = raylift_here("logs", run.uri, "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["attempt"] for row in rows] == [1] * 5 + [2] * 2
     assert rows[4]["reason"] == "rank 1 died"
@@ -155,7 +155,7 @@ def test_a_dry_run_is_the_plan(job: Callable[..., Path], home: Path) -> None:
 
 
 def test_a_check_tells_what_it_looked_at(tmp_path: Path) -> None:
-    done = raylift("check", "--storage", tmp_path / "runs", "--json")
+    done = raylift_here("check", "--storage", tmp_path / "runs", "--json")
     found = {finding["name"]: finding for finding in json.loads(done.stdout)}
     assert set(found) == {"python", "ray", "torch", "processors", "memory", "disk", "accelerators", "storage"}
     assert all(set(finding) == {"name", "ok", "detail"} for finding in found.values())
@@ -165,12 +165,12 @@ def test_a_check_tells_what_it_looked_at(tmp_path: Path) -> None:
 def test_an_audit_lists_the_processes_of_every_run() -> None:
     run_id = f"audit-{secrets.token_hex(4)}"
     with scratch_of(run_id) as scratch, process_in(scratch) as process:
-        rows = [line.split() for line in raylift("audit").stdout.splitlines()]
-        told = json.loads(raylift("audit", "--json").stdout)
+        rows = [line.split() for line in raylift_here("audit").stdout.splitlines()]
+        told = json.loads(raylift_here("audit", "--json").stdout)
     assert rows[0] == ["RUN", "KIND", "NAME"]
     assert [run_id, "process", str(process.pid)] in [row[:3] for row in rows]
     assert (run_id, str(process.pid)) in [(each["run_id"], each["name"]) for each in told]
-    assert run_id not in raylift("audit").stdout
+    assert run_id not in raylift_here("audit").stdout
 
 
 # -- exit codes
@@ -219,7 +219,7 @@ def test_json_of_a_followed_run_is_alone_on_standard_output(run: Run, capsys: py
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_on_the_command_line_is_2_and_is_said(arguments: list[str], words: str, tmp_path: Path) -> None:
-    done = raylift(*arguments, cwd=tmp_path)
+    done = raylift_here(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -228,7 +228,7 @@ def test_a_mistake_on_the_command_line_is_2_and_is_said(arguments: list[str], wo
 
 def test_infrastructure_that_fails_is_3(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    done = raylift("check", "--storage", tmp_path / "file")
+    done = raylift_here("check", "--storage", tmp_path / "file")
     assert done.returncode == 3
     assert re.search(r"^NO +storage +.*file", done.stdout, re.MULTILINE)
 
@@ -273,7 +273,7 @@ def test_a_process_that_stays_is_6_and_is_named(run: Run, monkeypatch: pytest.Mo
 
 
 def test_a_traceback_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:
-    done = raylift("--debug", "status", "none", "--storage", tmp_path)
+    done = raylift_here("--debug", "status", "none", "--storage", tmp_path)
     assert done.returncode == 2
     assert "Traceback" in done.stderr
     assert "RunNotFoundError" in done.stderr
@@ -288,7 +288,7 @@ def test_stop_now_ends_the_processes_at_once(run: Run) -> None:
         done = raylift("stop", run.uri, "--now")
         assert done.stdout == "ended 1 processes; 0 left\n"
         assert process.wait(timeout=10) == -signal.SIGKILL
-    assert raylift("status", run.uri).stdout.count("STOPPED: stopped by raylift stop") == 1
+    assert raylift_here("status", run.uri).stdout.count("STOPPED: stopped by raylift stop") == 1
 
 
 @pytest.mark.parametrize(("typed", "code"), [("y", 0), ("n", 4)])
@@ -325,7 +325,7 @@ def test_rm_removes_the_run_its_processes_and_its_scratch_folder(run: Run) -> No
 def test_rm_refuses_a_run_that_is_running(run: Run) -> None:
     run.claim()
     with living(run.id):
-        done = raylift("rm", run.uri, "-y")
+        done = raylift_here("rm", run.uri, "-y")
     assert done.returncode == 2
     assert f"is running. Stop it first: raylift stop {run.uri}" in done.stderr
     assert run.attempts() == [1]
@@ -335,7 +335,7 @@ def test_rm_refuses_a_run_that_another_machine_wrote_to_a_moment_ago(run: Run) -
     path = run.path("attempts/000001/claim.json")
     run.claim()
     run.storage.write(path, json.dumps({**json.loads(run.storage.read(path)), "host": "another"}).encode())
-    done = raylift("rm", run.uri, "-y")
+    done = raylift_here("rm", run.uri, "-y")
     assert done.returncode == 2
     assert "is running already, on another" in done.stderr
     assert run.attempts() == [1]
@@ -345,7 +345,7 @@ def test_rm_refuses_a_run_that_another_machine_wrote_to_a_moment_ago(run: Run) -
 
 
 def test_logs_tell_what_happened_and_what_was_printed(tmp_path: Path) -> None:
-    output = raylift("logs", write_story(tmp_path).uri).stdout
+    output = raylift_here("logs", write_story(tmp_path).uri).stdout
     told = [line[10:] for line in output.splitlines()]
     assert told[0] == "starting Ray and reading the data"
     assert "recovering: rank 1 died" in told
@@ -354,11 +354,11 @@ def test_logs_tell_what_happened_and_what_was_printed(tmp_path: Path) -> None:
 def test_logs_of_a_run_without_an_attempt_are_its_drivers_words(run: Run) -> None:
     with scratch_of(run.id) as scratch:
         (scratch / "driver.log").write_text("no module named ray\n")
-        assert raylift("logs", run.uri).stdout == "no module named ray\n"
+        assert raylift_here("logs", run.uri).stdout == "no module named ray\n"
 
 
 def test_following_logs_show_the_newest_attempt_alone_and_end_with_the_run(tmp_path: Path) -> None:
-    done = raylift("logs", "-f", write_story(tmp_path).uri)
+    done = raylift_here("logs", "-f", write_story(tmp_path).uri)
     assert done.returncode == 0
     assert "training: 12 steps" in done.stdout
     assert "rank 1 died" not in done.stdout

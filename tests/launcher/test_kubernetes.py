@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.harness import raylift
+from tests.harness import raylift_here
 from tests.test_structure import modules_of
 
 BLOCK = "cluster: {provider: kubernetes, image: 'registry.example/raylift:cpu', workers: 2}\n"
@@ -23,7 +23,7 @@ def job_file(job: Callable[..., Path], home: Path) -> Path:
 
 
 def test_a_plan_tells_what_would_be_in_the_cluster(job_file: Path) -> None:
-    done = raylift("plan", job_file, "--on", "k8s.yaml", "--storage", STORAGE, "--env", "A=b", "--json")
+    done = raylift_here("plan", job_file, "--on", "k8s.yaml", "--storage", STORAGE, "--env", "A=b", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["provider"] == "kubernetes"
@@ -35,7 +35,7 @@ def test_a_plan_tells_what_would_be_in_the_cluster(job_file: Path) -> None:
 
 def test_a_plan_in_yaml_is_what_would_be_applied_and_nothing_else(job_file: Path) -> None:
     options = ("--on", "k8s.yaml", "--storage", STORAGE, "--set", "budget.max_hours=2", "--set", "train.max_failures=7")
-    done = raylift("plan", job_file, *options, "--yaml")
+    done = raylift_here("plan", job_file, *options, "--yaml")
     assert done.returncode == 0, done.stderr
     (manifest,) = yaml.safe_load_all(done.stdout)
     assert (manifest["kind"], manifest["spec"]["backoffLimit"]) == ("RayJob", 7)
@@ -45,7 +45,7 @@ def test_a_plan_in_yaml_is_what_would_be_applied_and_nothing_else(job_file: Path
 
 def test_a_plan_of_a_run_with_an_id_is_that_of_the_same_run_each_time(job_file: Path) -> None:
     options = ("--on", "k8s.yaml", "--storage", STORAGE, "--id", "mine")
-    first, second = (raylift("plan", job_file, *options, "--yaml") for _ in range(2))
+    first, second = (raylift_here("plan", job_file, *options, "--yaml") for _ in range(2))
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout
     (manifest,) = yaml.safe_load_all(first.stdout)
@@ -59,21 +59,21 @@ def test_a_plan_of_a_run_with_an_id_is_that_of_the_same_run_each_time(job_file: 
 def test_a_budget_of_money_is_one_of_hours_too(job_file: Path, budget: str, hours: int) -> None:
     cluster = "{provider: kubernetes, image: x, usd_per_hour: 4}"
     settings = ["--set", f"cluster={cluster}", "--set", f"budget={{{budget}}}", "--storage", STORAGE]
-    done = raylift("plan", job_file, *settings, "--yaml")
+    done = raylift_here("plan", job_file, *settings, "--yaml")
     assert done.returncode == 0, done.stderr
     (manifest,) = yaml.safe_load_all(done.stdout)
     assert manifest["spec"]["activeDeadlineSeconds"] == hours * 3600 + 3600 + 120
 
 
 def test_a_plan_in_yaml_of_a_run_on_this_machine_is_refused(job_file: Path) -> None:
-    done = raylift("plan", job_file, "--yaml")
+    done = raylift_here("plan", job_file, "--yaml")
     assert done.returncode == 2
     assert "provider local applies no manifest; kubernetes does" in done.stderr
 
 
 def test_a_rehearsal_runs_on_this_machine_and_says_how(job_file: Path) -> None:
     cluster = ("--set", f"cluster={BLOCK.removeprefix('cluster: ').strip()}", "--storage", STORAGE)
-    done = raylift("rehearse", job_file, *cluster)
+    done = raylift_here("rehearse", job_file, *cluster)
     assert done.returncode == 2
     assert "Add --set 'cluster={provider: local, workers: 2}'" in done.stderr
 

@@ -16,7 +16,7 @@ from cluster.runs import Attempt, Result, Run
 from cluster.trials import trial_run
 from tests.cluster.saves import flip_a_byte, make_files, stored
 from tests.finished import new_run
-from tests.harness import command, environment, raylift
+from tests.harness import command, environment, raylift_here
 from tests.living import living
 from tests.sweeps import elsewhere, searched
 
@@ -42,7 +42,7 @@ def move_elsewhere(run: Run) -> None:
 
 
 def test_a_run_that_is_intact_is_a_table_and_a_line(run: Run) -> None:
-    done = raylift("verify", run.uri)
+    done = raylift_here("verify", run.uri)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["ATTEMPT", "STEP", "FILES", "SIZE", "VERDICT"]
@@ -61,7 +61,7 @@ def test_a_run_that_is_intact_is_a_table_and_a_line(run: Run) -> None:
 def test_damage_is_3_with_the_file_and_what_comes_of_it(run: Run) -> None:
     run.storage.delete(run.path("attempts/000002/result.json"))
     flip_a_byte(run, "attempts/000002/checkpoints/000000030")
-    done = raylift("verify", run.uri)
+    done = raylift_here("verify", run.uri)
     assert done.returncode == 3
     assert re.search(r"2 +30 +2 +2\.5 kB +damaged: model\.safetensors holds bytes with SHA-256", done.stdout)
     assert "3 of 4 checkpoints intact; 1 partial" in done.stdout
@@ -72,7 +72,7 @@ def test_damage_is_3_with_the_file_and_what_comes_of_it(run: Run) -> None:
 def test_a_newer_format_is_3_with_what_to_type(run: Run) -> None:
     path = run.path("attempts/000001/checkpoints/000000010/manifest.json")
     run.storage.write(path, json.dumps({**json.loads(run.storage.read(path)), "format": 2}).encode())
-    done = raylift("verify", run.uri)
+    done = raylift_here("verify", run.uri)
     assert done.returncode == 3
     assert done.stdout.count("intact") == 4  # three of them, and the summary
     assert "Update: pip install -U raylift" in done.stderr
@@ -80,7 +80,7 @@ def test_a_newer_format_is_3_with_what_to_type(run: Run) -> None:
 
 def test_programs_get_every_folder_and_every_fault(run: Run) -> None:
     run.storage.delete(run.path("attempts/000001/checkpoints/000000010/trainer.json"))
-    done = raylift("verify", run.uri, "--json")
+    done = raylift_here("verify", run.uri, "--json")
     assert done.returncode == 3
     told = json.loads(done.stdout)
     assert set(told) == {"run_id", "run_uri", "resume_from", "folders", "swept"}
@@ -100,11 +100,11 @@ def test_programs_get_every_folder_and_every_fault(run: Run) -> None:
 
 
 def test_a_sweep_says_what_it_removed(run: Run) -> None:
-    done = raylift("verify", "--sweep", run.uri)
+    done = raylift_here("verify", "--sweep", run.uri)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "swept 3 folders, 5.1 kB"
     assert not stored(run, "attempts/000001/checkpoints/")
-    told = json.loads(raylift("verify", "--sweep", run.uri, "--json").stdout)
+    told = json.loads(raylift_here("verify", "--sweep", run.uri, "--json").stdout)
     assert told["swept"] == {"folders": [], "bytes": 0, "uploads": []}
     assert [each["step"] for each in told["folders"]] == [20, 30]
 
@@ -112,8 +112,8 @@ def test_a_sweep_says_what_it_removed(run: Run) -> None:
 def test_a_sweep_refuses_a_run_that_is_running(run: Run) -> None:
     before = stored(run)
     with living(run.id):
-        done = raylift("verify", "--sweep", run.uri)
-        looked = raylift("verify", run.uri)
+        done = raylift_here("verify", "--sweep", run.uri)
+        looked = raylift_here("verify", run.uri)
     assert done.returncode == 2
     assert f"is running. Stop it first: raylift stop {run.uri}" in done.stderr
     assert looked.returncode == 0
@@ -123,7 +123,7 @@ def test_a_sweep_refuses_a_run_that_is_running(run: Run) -> None:
 def test_a_sweep_refuses_a_run_that_another_machine_wrote_to_a_moment_ago(run: Run) -> None:
     move_elsewhere(run)
     before = stored(run)
-    done = raylift("verify", "--sweep", run.uri)
+    done = raylift_here("verify", "--sweep", run.uri)
     assert done.returncode == 2
     assert "is running already, on another" in done.stderr
     assert stored(run) == before
@@ -147,7 +147,7 @@ def sweep(tmp_path: Path) -> Run:
 
 
 def test_a_sweep_is_as_intact_as_its_trials(sweep: Run) -> None:
-    done = raylift("verify", sweep.uri)
+    done = raylift_here("verify", sweep.uri)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "00001  3 checkpoints, 7.7 kB: intact; 1 partial, 11 B",
@@ -159,7 +159,7 @@ def test_a_sweep_is_as_intact_as_its_trials(sweep: Run) -> None:
 def test_damage_in_a_trial_is_3_with_the_file_and_the_trial(sweep: Run) -> None:
     trial = trial_run(sweep, "00000")
     flip_a_byte(trial, "attempts/000002/checkpoints/000000020")
-    done = raylift("verify", sweep.uri, "--json")
+    done = raylift_here("verify", sweep.uri, "--json")
     assert done.returncode == 3
     assert f"1 of 3 checkpoints of {trial.uri} is damaged: attempts/000002/checkpoints/000000020/" in done.stderr
     found = json.loads(done.stdout)["trials"]
@@ -172,19 +172,19 @@ def test_damage_in_a_trial_is_3_with_the_file_and_the_trial(sweep: Run) -> None:
 
 
 def test_of_a_sweep_that_may_go_on_no_checkpoint_is_swept_that_a_trial_may_start_from(sweep: Run) -> None:
-    refused = raylift("verify", "--sweep", sweep.uri)
+    refused = raylift_here("verify", "--sweep", sweep.uri)
     assert (refused.returncode, "is running already, on another" in refused.stderr) == (2, True)
     attempt = Attempt.reopen(sweep, 1)
     attempt.finish(Result(state="STOPPED", exit_code=4))
-    assert raylift("verify", "--sweep", sweep.uri).stdout.endswith("swept 1 folder, 11 B\n")
+    assert raylift_here("verify", "--sweep", sweep.uri).stdout.endswith("swept 1 folder, 11 B\n")
     sweep.claim().finish(Result(state="SUCCEEDED"))
-    assert raylift("verify", "--sweep", sweep.uri).stdout.endswith("swept 2 folders, 5.1 kB\n")
+    assert raylift_here("verify", "--sweep", sweep.uri).stdout.endswith("swept 2 folders, 5.1 kB\n")
     for name in ("00000", "00001"):
         assert [(one.attempt, one.step) for one in trial_run(sweep, name).checkpoints()] == [(2, 10), (2, 20)]
 
 
 def test_a_run_without_checkpoints_is_no_error(tmp_path: Path) -> None:
-    done = raylift("verify", new_run(tmp_path, "fresh").uri)
+    done = raylift_here("verify", new_run(tmp_path, "fresh").uri)
     assert (done.returncode, done.stdout) == (0, "no checkpoint yet\n")
 
 
