@@ -85,7 +85,7 @@ def test_a_sweep_of_a_task_of_ones_own_goes_on_on_a_cluster_with_a_name_while_th
     server: ApiServer, run: Run, on: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "sweep.yaml").write_text(SWEEP)
-    made = raylift("up", "dev", "--on", on[1], "--idle", "0.7")
+    made = raylift("up", "dev", "--on", on[1], "--idle", "0.4")
     assert made.returncode == 0, made.stdout + made.stderr
     launched = raylift("run", tmp_path / "sweep.yaml", *on, "--cluster", "dev", "--detach")
     assert launched.returncode == 0, launched.stdout + launched.stderr
