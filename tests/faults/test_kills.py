@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from cluster.runs import Run
-from tests.faults.screens import wait_for_nothing_left
+from tests.faults.screens import LONG_STEPS, long_job, wait_for_nothing_left, write_job
 from tests.harness import (
     assert_nothing_left,
     find_process,
@@ -24,35 +24,16 @@ from tests.harness import (
     kill,
     losses,
     open_run,
-    raylift,
     start_raylift,
     wait_for,
 )
 from tests.real.proxy import proxy
 from tests.real.seaweedfs import SeaweedFS
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
-EPOCHS, STEPS_PER_EPOCH = 32, 23
-_LATE = 350  # steps before the end at which a kill may come at the latest: what a run has done is seen a second later
-JOB = f"""
-task: image-classification
-model: {{name: cnn, dropout: 0.3}}
-data:
-  train: builtin:digits
-  eval: {{split: 0.2}}
-  image_size: 28
-  augment: {{rotate: 15, translate: 0.1, noise: 0.05, mixup: 0.2}}
-train:
-  epochs: {EPOCHS}
-  batch_size: 64
-  optimizer: {{name: adamw, lr: 2e-3, weight_decay: 0.01}}
-  schedule: {{name: cosine, warmup: 0.1}}
-  seed: 11
-  max_failures: 3
-checkpoint: {{every: 7 steps, keep: 2}}
-cluster: {{provider: local, workers: 2}}
-"""
+_AT_ONCE = int(os.environ.get("RAYLIFT_TEST_KILLS_PER_RUN", "6"))
+_LATE = 250  # steps before the end at which a kill may come at the latest: what a run has done is seen a second later
 SEED = 20261123
 CHANCE = random.Random(SEED)
 KILLS = [(what, CHANCE.random()) for _ in range(4) for what in ("worker", "driver", "raylet")]  # and one in a save
@@ -60,7 +41,6 @@ KILLS += [(what, CHANCE.random()) for what in ("worker and driver", "gcs_server"
 KILLS += [("supervisor and driver", CHANCE.random())]
 KILLS += [("worker and driver and supervisor and raylet and gcs_server", CHANCE.random())]
 KILLS_IN_A_SAVE = [(what, CHANCE.random()) for what in ("worker", "driver", "raylet")]
-_AT_ONCE = int(os.environ.get("RAYLIFT_TEST_KILLS_PER_RUN", "3"))
 _SLOW = 0.1  # seconds for every 64 kB that go to storage: a save then takes more than a second
 
 
@@ -72,18 +52,7 @@ def _of_a_run(kills: list[tuple[str, float]]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("kills") / "kill.yaml"
-    path.write_text(JOB)
-    return path
-
-
-@pytest.fixture(scope="module")
-def undisturbed(job: Path) -> Run:
-    run = open_run(job.parent / "runs", fresh_id("undisturbed"))
-    done = raylift("run", job, "--id", run.id, "--storage", job.parent / "runs")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(losses(run)) == EPOCHS * (STEPS_PER_EPOCH + 2)
-    return run
+    return write_job(tmp_path_factory.mktemp("kills"), long_job("7 steps", max_failures=_AT_ONCE))
 
 
 @pytest.mark.parametrize("kills", _of_a_run(KILLS))
@@ -161,7 +130,7 @@ def _check_the_end(run: Run, undisturbed: Run, kills: int, output: str) -> None:
 
 
 def _step_at(share: float) -> int:
-    return int(share * (EPOCHS * STEPS_PER_EPOCH - _LATE))
+    return int(share * (LONG_STEPS - _LATE))
 
 
 def _wait_for_step(run: Run, first: int, step: int) -> int:
