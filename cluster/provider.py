@@ -71,6 +71,7 @@ class RunStatus:
     state: State
     reason: str = ""
     resources: Sequence[Resource] = ()
+    run_uri: str | None = None  # whose it is, where that can be told: runs of two storages may have the same id
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,8 +111,10 @@ def _leave_running(run: Run, display: PlainDisplay) -> int:
 
 def _take_away(run: Run, remote: Remote, display: PlainDisplay) -> int:
     """Remove what a run that is over has left on its cluster, and say so; return an exit code where something stays."""
+    from launcher.remote import tear_down_remote
+
     try:
-        receipt = remote.teardown(run.id)
+        receipt = tear_down_remote(run, remote)
     except InfrastructureError as error:
         display.say(f"what is left of it in the cluster is not known: {error}")
         display.say("its pods go by themselves")

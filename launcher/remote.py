@@ -9,7 +9,7 @@ from typing import Protocol
 
 from cluster.config import LocalCluster
 from cluster.errors import InfrastructureError, RunNotFoundError
-from cluster.provider import Provider, RunStatus, State
+from cluster.provider import Provider, Receipt, RunStatus, State
 from cluster.registry import open_provider
 from cluster.runs import Run
 
@@ -37,10 +37,31 @@ def remote_of(run: Run) -> Remote | None:
     return None if isinstance(cluster, LocalCluster) else open_provider(cluster)  # type: ignore[return-value]
 
 
+def describe(run: Run, provider: Provider) -> RunStatus:
+    """Say what there is of a run on its cluster. Raises RunNotFoundError, also where that is another's of its id."""
+    status = provider.describe(run.id)
+    if _is_of_another(run, status):
+        raise RunNotFoundError(f"what its cluster has under the id {run.id} is the run {status.run_uri}")
+    return status
+
+
+def tear_down_remote(run: Run, provider: Provider) -> Receipt:
+    """Remove all that there is of a run on its cluster, and nothing of another one that has its id by now."""
+    try:
+        status = provider.describe(run.id)
+    except RunNotFoundError:
+        return provider.teardown(run.id)  # its own object is gone, and others may be left
+    return Receipt() if _is_of_another(run, status) else provider.teardown(run.id)
+
+
+def _is_of_another(run: Run, status: RunStatus) -> bool:
+    return status.run_uri not in (None, run.uri)
+
+
 def look(run: Run, provider: Provider) -> tuple[State, str]:
     """Return where a run without a result stands, and why: what the cluster says, where it can be asked."""
     try:
-        status = provider.describe(run.id)
+        status = describe(run, provider)
     except RunNotFoundError:
         if (stop := run.stop_reason()) is not None:
             return State.STOPPED, stop
@@ -85,7 +106,7 @@ class Watcher:
         if time.monotonic() - self._looked > (_LOOK_RUNNING if status.state is State.RUNNING else _LOOK):
             self._looked = time.monotonic()
             try:
-                self._status = status = self._provider.describe(self._run.id)
+                self._status = status = describe(self._run, self._provider)
             except RunNotFoundError:
                 self._gone = True
             except InfrastructureError as error:
@@ -95,7 +116,7 @@ class Watcher:
     def _watch(self) -> None:
         while True:
             try:
-                self._status = self._provider.describe(self._run.id)  # a watch says nothing of what is not there
+                self._status = describe(self._run, self._provider)  # a watch says nothing of what is not there
                 for status in self._provider.changes(self._run.id):
                     self._status, self._trouble = status, ""
             except RunNotFoundError:

@@ -14,7 +14,7 @@ from cluster.provider import Receipt, State
 from cluster.runs import Claim, Run, counted
 from launcher.display import describe_event
 from launcher.goodput import Goodput, measure
-from launcher.remote import look, remote_of
+from launcher.remote import describe, look, remote_of, tear_down_remote
 from launcher.sweeps import Sweep, read_sweep
 from launcher.text import typed
 
@@ -115,7 +115,7 @@ def is_running(run: Run) -> bool:
     """Whether a run is alive: its processes on this machine, or its pods on its cluster. Raises InfrastructureError."""
     if (remote := remote_of(run)) is not None:
         try:
-            return not remote.describe(run.id).state.is_final
+            return not describe(run, remote).state.is_final
         except RunNotFoundError:
             return False
     return is_running_here(run)
@@ -125,7 +125,7 @@ def waits_to_begin(run: Run) -> bool:
     """Whether a run has no driver on its cluster, which would hear of a stop; False where that cannot be asked."""
     with contextlib.suppress(InfrastructureError, RunNotFoundError):
         if (remote := remote_of(run)) is not None:
-            return remote.describe(run.id).state in (State.PENDING, State.PROVISIONING)
+            return describe(run, remote).state in (State.PENDING, State.PROVISIONING)
     return False
 
 
@@ -138,7 +138,7 @@ def is_running_here(run: Run) -> bool:
 def tear_down(run: Run) -> Receipt:
     """End what there is of a run, on this machine or on its cluster."""
     if (remote := remote_of(run)) is not None:
-        return remote.teardown(run.id)
+        return tear_down_remote(run, remote)
     provider = LocalProvider()
     return provider.teardown(run.id) if provider.is_here(run.id, run.uri) else Receipt()
 

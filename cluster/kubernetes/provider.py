@@ -213,7 +213,7 @@ class KubernetesProvider:
             # KubeRay would look for it for ever
             name = job["metadata"]["labels"].get(ON_CLUSTER, cluster)
             state, reason = State.FAILED, f"the cluster {name} is gone. Start it again: raylift up {name}, then resume"
-        return RunStatus(state=state, reason=reason, resources=found)
+        return RunStatus(state=state, reason=reason, resources=found, run_uri=_uri(job))
 
     def _is_there(self, cluster: str) -> bool:
         found = self.server.find(api.RAY_CLUSTERS, self.namespace, cluster)

@@ -69,6 +69,24 @@ def test_an_audit_lists_a_run_and_after_its_removal_nothing(server: ApiServer, o
     assert json.loads(raylift("audit", *where, "--json").stdout) == []
 
 
+def test_a_run_takes_nothing_away_of_another_storage_s_run_that_has_its_id_by_now(
+    server: ApiServer, options: list[str]
+) -> None:
+    assert raylift("run", *options, "--detach").returncode == 0
+    run = run_of(options)
+    other = run_in(f"{run.storage.uri}/elsewhere", run.id)
+    other.create(run.job())
+    told = json.loads(raylift("status", other.uri, "--json").stdout)
+    assert (told["state"], told["reason"]) == (
+        "FAILED",
+        "nothing of it is in the cluster any more, and it left no result",
+    )
+    assert raylift("stop", "--now", other.uri).returncode == 0
+    assert raylift("rm", other.uri, "--yes").returncode == 0
+    assert [job["metadata"]["name"] for job in server.all("RayJob")] == [run.id]
+    assert json.loads(raylift("status", run.uri, "--json").stdout)["state"] == "PENDING"
+
+
 def test_a_launch_that_is_refused_leaves_neither_a_run_nor_a_job(server: ApiServer, options: list[str]) -> None:
     server.admit = lambda kind, _value: "exceeded quota: raylift" if kind.name == "RayJob" else ""
     done = raylift("run", *options, "--detach")
