@@ -51,7 +51,7 @@ def render_probe(cluster: KubernetesCluster, storage: str, name: str) -> Manifes
     first["args"] = [uri.replace("$", "$$"), "/tmp/raylift", CLIENTS[uri.partition("://")[0]]]
     template["spec"]["initContainers"] = [first]
     spec = {
-        "entrypoint": "true",
+        "entrypoint": "sleep 60",  # so that the pod stays until it has been read: the job is then deleted
         "submissionMode": "HTTPMode",  # by the operator: no other pod is needed
         "backoffLimit": 0,
         "activeDeadlineSeconds": round(_PATIENCE + _GONE),
