@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
+from unittest import mock
 
 import psutil
 import pytest
@@ -38,13 +39,13 @@ def raylift_here(*arguments: str | Path, cwd: Path | None = None) -> subprocess.
     """Run a command of the CLI to its end in this process, which saves its imports: one that starts nothing."""
     output, errors, code = io.StringIO(), io.StringIO(), 0
     with (
+        mock.patch.dict(os.environ, COLUMNS="160"),  # with what the command sets, until it has ended
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
         contextlib.chdir(cwd or Path.cwd()),
     ):
         patch.setattr(sys, "argv", ["raylift", *map(str, arguments)])
-        patch.setenv("COLUMNS", "160")
         try:
             main()
         except SystemExit as end:
