@@ -62,7 +62,7 @@ def watch_only(run: Run) -> int:
 
     after = max(run.attempts(), default=1) - 1
     display = _display(run, after, json=False)
-    with display:
+    with Interrupts() as interrupts, display:
         try:
             watcher = Watcher(run, remote) if (remote := remote_of(run)) is not None else None
             is_alive = watcher.is_alive if watcher is not None else None
@@ -70,6 +70,8 @@ def watch_only(run: Run) -> int:
                 _show(update, display)
                 if watcher is not None and (news := watcher.news()):
                     display.say(news)
+                if interrupts.count:
+                    raise KeyboardInterrupt
         except KeyboardInterrupt:
             display.say(f"it goes on. Stop it: raylift stop {typed(run.uri)}")
             return LOST
@@ -87,13 +89,15 @@ def _follow_elsewhere(run: Run, remote: Remote, *, after: int, json: bool) -> in
 
     started, display = time.monotonic(), _display(run, after, json=json)
     try:
-        with display:
+        with Interrupts() as interrupts, display:
             display.say(f"run {run.uri}")
             watcher = Watcher(run, remote)
             for update in Follower(run, after=after, is_alive=watcher.is_alive).follow():
                 _show(update, display)
                 if news := watcher.news():
                     display.say(news)
+                if interrupts.count:
+                    raise KeyboardInterrupt
     except KeyboardInterrupt:
         return _leave_running(run, display)
     except StorageError as error:

@@ -7,7 +7,10 @@ from types import FrameType
 
 
 class Interrupts:
-    """Counts Ctrl-C for the length of a block; the second raises KeyboardInterrupt, and no other does."""
+    """Counts Ctrl-C for the length of a block; the second raises KeyboardInterrupt, and no other does.
+
+    What is raised where a signal comes may be lost, as in the midst of an import; what is counted is not.
+    """
 
     def __init__(self) -> None:
         self.count = 0
