@@ -323,6 +323,10 @@ def _refused(api: Api, method: str, path: str, status: int, body: bytes) -> ApiE
 def _in_words(api: Api, status: int, details: str, call: str) -> str:
     if status == 401:
         return f"{api.host} does not know who you are, or your login has run out: {details}. Log in again"
+    if "status unknown for quota" in details:
+        return (
+            f"the quota of the namespace is not worked out yet, as it or its kinds are new: {details}. Try again later"
+        )
     if "exceeded quota" in details:
         over = ". Runs that are over count until raylift rm" if "count/rayjobs" in details else ""
         return f"the quota of the namespace is used up: {details}. See it: kubectl describe resourcequota{over}"

@@ -124,7 +124,7 @@ def test_what_kuberay_and_kueue_change_is_left_alone_by_a_second_launch(
     kubernetes.launch(run)
     take_up(server, RUN_ID, finalizer=True)
     server.change("RayJob", "raylift", RUN_ID, lambda value: value["spec"].update(suspend=True))
-    with pytest.raises(ApiError, match='conflicts with "controller"'):  # so what is there is not applied again
+    with pytest.raises(ApiError, match='conflict with "controller"'):  # so what is there is not applied again
         kubernetes.server.apply(api.RAY_JOBS, render(run)[0], "raylift-of-this-run")
     kubernetes.launch(run)
     assert job_of(server)["spec"]["suspend"] is True
@@ -416,6 +416,11 @@ def test_a_webhook_that_refuses_is_quoted(
     ("status", "details", "said"),
     [
         (500, 'failed calling webhook "mrayjob.kb.io": connection refused', "a webhook of it does not answer: "),
+        (
+            403,
+            "rayjobs.ray.io is forbidden: status unknown for quota: raylift",
+            "worked out yet, as it or its kinds are new: ",
+        ),
         (403, "unable to create new content in namespace raylift because it is being terminated", "is being deleted: "),
     ],
 )

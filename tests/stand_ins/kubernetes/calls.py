@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -252,11 +252,7 @@ class Call:
         try:
             value = fields.apply(live, owners, applied, manager, force=self.query.get("force") == "true")
         except fields.ConflictError as error:
-            said = "\n".join(f"- .{'.'.join(path)}" for _, path in error.conflicts)
-            who = ", ".join(sorted({f'"{manager}"' for manager, _ in error.conflicts}))
-            raise RefusedError(
-                409, f"Apply failed with {len(error.conflicts)} conflicts: conflicts with {who}:\n{said}"
-            ) from error
+            raise RefusedError(409, _in_words(error.conflicts)) from error
         value.setdefault("metadata", {})["name"] = self.name
         return (200 if stored is not None else 201), self._store(value, owners)
 
@@ -430,3 +426,15 @@ def _changed(value: Object, operations: list[Object]) -> Object:
 
 def _has_lists(value: Any) -> bool:
     return isinstance(value, list) or (isinstance(value, dict) and any(map(_has_lists, value.values())))
+
+
+def _in_words(conflicts: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Say which fields of which managers an apply would change, as API servers do."""
+    paths: dict[str, list[str]] = {}
+    for manager, path in conflicts:
+        paths.setdefault(manager, []).append(f".{'.'.join(path)}")
+    if len(conflicts) == 1:
+        ((manager, (path,)),) = paths.items()
+        return f'Apply failed with 1 conflict: conflict with "{manager}": {path}'
+    found = [f'conflicts with "{manager}":\n' + "\n".join(f"- {path}" for path in of) for manager, of in paths.items()]
+    return f"Apply failed with {len(conflicts)} conflicts: " + "\n".join(found)
