@@ -16,7 +16,6 @@ from typing import Any, cast
 from unittest import mock
 
 import psutil
-import pytest
 
 from cluster.local import LocalProvider, processes_of, ray_folder, scratch_folder
 from cluster.runs import Run
@@ -40,17 +39,16 @@ def raylift_here(*arguments: str | Path, cwd: Path | None = None) -> subprocess.
     output, errors, code = io.StringIO(), io.StringIO(), 0
     with (
         mock.patch.dict(os.environ, COLUMNS="160"),  # with what the command sets, until it has ended
-        pytest.MonkeyPatch.context() as patch,
+        mock.patch.object(sys, "argv", ["raylift", *map(str, arguments)]),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
         contextlib.chdir(cwd or Path.cwd()),
     ):
-        patch.setattr(sys, "argv", ["raylift", *map(str, arguments)])
         try:
             main()
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    return subprocess.CompletedProcess(sys.argv, code, output.getvalue(), errors.getvalue())
+    return subprocess.CompletedProcess(["raylift", *arguments], code, output.getvalue(), errors.getvalue())
 
 
 class Started(subprocess.Popen[str]):

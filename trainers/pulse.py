@@ -111,9 +111,8 @@ class Pulse:
         self._write()
 
     def reached(self, step: int) -> None:
-        """Say which step is done, to whoever looks after a kill: rows of metrics may wait in memory then."""
+        """Say which step is done, for the next write: whoever looks after a kill may find no row of it."""
         self._step = step
-        self._write()
 
     def close(self) -> None:
         self._closed.set()

@@ -39,10 +39,7 @@ CASES = {  # the server, what is sent in one request at most, and the job
 def test_a_save_that_is_cut_between_any_two_writes_is_whole_or_invisible_and_its_rest_is_swept(
     tmp_path: Path, request: pytest.FixtureRequest, case: str
 ) -> None:
-    fixture, part_size, change = CASES[case]
-    server: Server = request.getfixturevalue(fixture)
-    whole = start(tmp_path, SMALL, change)
-    train(whole)
+    server, part_size, whole = _begin(tmp_path, request, case)
     job = whole.job()
     run = _new_run(server, part_size, job)
     writes = train_and_kill(run, part_size, server.env, after=1000)
@@ -65,15 +62,20 @@ def test_a_save_that_is_cut_between_any_two_writes_is_whole_or_invisible_and_its
 def test_a_save_whose_every_write_loses_its_reply_is_done_all_the_same(
     tmp_path: Path, request: pytest.FixtureRequest, case: str
 ) -> None:
-    fixture, part_size, change = CASES[case]
-    server: Server = request.getfixturevalue(fixture)
-    whole = start(tmp_path, SMALL, change)
-    train(whole)
+    server, part_size, whole = _begin(tmp_path, request, case)
     run = _new_run(server, part_size, whole.job())
     writes = train_without_replies(run, part_size, server.env)
     assert min(map(writes.count, writes)) > 1, "each was done again"
     assert len(run.attempts()) == 1
     _assert_whole(run, whole, server)
+
+
+def _begin(folder: Path, request: pytest.FixtureRequest, case: str) -> tuple[Server, int, Run]:
+    """Return a case's server, what it is sent at once, and a run in a folder that met no fault."""
+    fixture, part_size, change = CASES[case]
+    whole = start(folder, SMALL, change)
+    train(whole)
+    return request.getfixturevalue(fixture), part_size, whole
 
 
 def _new_run(server: Server, part_size: int, job: bytes) -> Run:
