@@ -232,7 +232,8 @@ class Train(Block):
     step_timeout: Positive | None = Field(
         default=None,
         description="seconds that a step may take, or five times the longest so far, until its worker counts as "
-        "hanging and is ended; default: 8",
+        "hanging and is ended; also how long it may show no sign of life, as in code that never lets go of the "
+        "interpreter; default: 8",
     )
     log_every: Annotated[int, Field(ge=1)] = Field(default=1, description="steps between rows of metrics")
 

@@ -4,7 +4,7 @@
 
 Ray and torch notice a rank that hangs after minutes; this does so within seconds. It learns from the run's own steps
 how long one may take: a rank is ended that takes five times as long as its longest, and no less than eight seconds, or
-what `train.step_timeout` says.
+what `train.step_timeout` says. So long, or eight seconds, it may also show no sign of life.
 Compilation and the first collective, evaluation and saves have limits of their own. A rank that waits for those of
 other machines, whose own watchdogs may be cut off from us, is given time for what these would end, and for a save. It
 counts only the time in which it runs itself, so that a machine that sleeps, or has no time for anybody, ends nothing.
@@ -76,7 +76,8 @@ class Watchdog:
         return {rank: (self._ranks[rank].now, reason) for rank, reason in found.items()}
 
     def _silence(self, watched: Watched) -> str:
-        limit = _SILENT_AT_START if watched.now.phase is Phase.STARTING else SILENT
+        least = _SILENT_AT_START if watched.now.phase is Phase.STARTING else SILENT
+        limit = max(least, watched.now.step_timeout)
         return f"it froze: no sign of life for {watched.silent:.0f} s" if watched.silent > limit else ""
 
     def _hanging(self) -> dict[int, str]:

@@ -82,6 +82,13 @@ def test_imports_may_hold_the_interpreter_for_longer(tmp_path: Path) -> None:
     assert set(machine.after(2, 0, 1)) == {0, 1}
 
 
+@pytest.mark.parametrize(("phase", "timeout"), [(Phase.COMPUTING, 20), (Phase.EVALUATING, 20), (Phase.STARTING, 90)])
+def test_a_job_file_may_let_code_hold_the_interpreter_for_longer(tmp_path: Path, phase: Phase, timeout: int) -> None:
+    machine = Machine(tmp_path, replace(pair(phase)[0], step_timeout=timeout))
+    assert machine.after(timeout - 1, 0) == {}
+    assert machine.after(2, 0) == {0: f"it froze: no sign of life for {timeout + 1} s"}
+
+
 def test_a_rank_that_computes_many_times_longer_than_ever_is_ended(tmp_path: Path) -> None:
     slow, _ = pair(Phase.COMPUTING)
     machine = Machine(tmp_path, replace(slow, longest_step=10.0))
