@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -521,6 +522,15 @@ class Attempt:
             self.run.storage.read(self.run.path(f"{_attempt_folder(self.number)}/claim.json"))
         except ObjectNotFoundError as error:
             raise SupersededError(f"{self.run.uri} is gone: somebody removed it while it ran") from error
+
+    def sweep(self, *, is_over: bool = False) -> None:
+        """Remove what earlier attempts, and this one where it `is_over`, had sent half of: no reader sees it.
+
+        What storage does not remove now is left for the next attempt.
+        """
+        numbers = range(1, self.number + is_over)
+        with suppress(StorageError), ThreadPoolExecutor(_PARALLEL) as pool:
+            list(pool.map(lambda number: self.run.storage.sweep(self.run.path(f"{_attempt_folder(number)}/")), numbers))
 
     def report_damage(self, reason: str) -> None:
         """Say that the checkpoint which this attempt starts from cannot be restored. Raises SupersededError."""

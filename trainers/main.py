@@ -229,7 +229,7 @@ class Driver:
             "elastic": None if self.own_ray else Elastic(time.time(), self._ranks_before(attempt)),
             "spares": self.own_ray,  # in a Ray of others they could outlive the run
         }
-        self._sweep_before(attempt)
+        attempt.sweep()
         pulses = pulse_folder(self.temporary, self.run.uri, attempt.number)
         trainer = build_trainer(
             run_under_ray,
@@ -262,12 +262,6 @@ class Driver:
         """Keep which step was the last of ranks that were killed: they may not have written all of their rows."""
         files = pulse_folder(self.temporary, self.run.uri, attempt.number).glob("rank-*")
         self._reached[attempt.number] = max((each.step for each in map(read_pulse, files) if each), default=0)
-
-    def _sweep_before(self, attempt: Attempt) -> None:
-        """Remove what the attempt before had sent half of: no reader sees it, and nobody else would end it."""
-        with contextlib.suppress(StorageError):
-            if attempt.number > 1:
-                self.run.storage.sweep(self.run.path(f"attempts/{attempt.number - 1:06d}/"))
 
     def _verdict_elsewhere(self, attempt: Attempt, error: Exception) -> str | None:
         """Return why a watchdog of another machine ended a rank, where the ranks are on several; waits a little."""
@@ -361,6 +355,7 @@ class Driver:
         try:
             events.close()
             attempt.finish(result)
+            attempt.sweep(is_over=True)
         except StorageError as error:
             print(f"error: {error}", file=sys.stderr)
             with contextlib.suppress(OSError):

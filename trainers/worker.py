@@ -283,6 +283,7 @@ def main() -> int:
     number = _agree(context, attempt.number if attempt else 0)
     attempt = attempt or Attempt.reopen(run, number)
     if context.rank == 0:
+        attempt.sweep()
         events = SegmentWriter(run, number, "events", "driver")
         for note in prepared.notes:
             events.append(note)

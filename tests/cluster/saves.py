@@ -40,3 +40,12 @@ def flip_a_byte(run: Run, folder: str) -> None:
     data = bytearray(run.storage.read(path))
     data[len(data) // 2] ^= 1
     run.storage.write(path, bytes(data))
+
+
+def send_half(run: Run, attempt: int) -> str:
+    """Leave what an upload to a storage on disk leaves that was cut off; return its path."""
+    path = run.path(f"attempts/{attempt:06d}/checkpoints/000000010/model.safetensors")
+    file = Path(run.storage.uri, path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.with_name(f".raylift-partial-00000000-{file.name}").write_bytes(b"half")
+    return path

@@ -21,7 +21,7 @@ from cluster.errors import InfrastructureError, PreemptedError, StorageError
 from cluster.local import PREEMPTED
 from cluster.runs import Attempt, Base, Result, Run
 from cluster.segments import SegmentWriter
-from tests.cluster.saves import flip_a_byte, make_files
+from tests.cluster.saves import flip_a_byte, make_files, send_half
 from tests.finished import started, training, write_rows
 from tests.harness import wait_for
 from tests.hooked import hooked
@@ -395,15 +395,22 @@ def test_a_run_that_waits_can_be_stopped_and_preempted(driver: Driver, rooms: li
     assert (final.state, final.message, final.exit_code) == ("STOPPED", "a person asked for it", 4)
 
 
-def test_what_the_attempt_before_had_sent_half_of_is_swept(driver: Driver) -> None:
-    begun = [driver.run.path(f"attempts/{number:06d}/checkpoints/000000010/model.safetensors") for number in (1, 2)]
-    for path in begun:
-        file = Path(driver.run.storage.uri, path)
-        file.parent.mkdir(parents=True)
-        file.with_name(f".raylift-partial-00000000-{file.name}").write_bytes(b"half")
-    for _ in begun:
-        driver._sweep_before(driver.run.claim())
-    assert driver.run.storage.sweep("") == begun[1:]
+def test_what_all_attempts_before_had_sent_half_of_is_swept(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = [driver.run.claim() for _ in range(3)]
+    begun = [send_half(driver.run, attempt.number) for attempt in attempts]
+    monkeypatch.setattr("trainers.backend.build_trainer", lambda *_, **__: SimpleNamespace(fit=lambda: None))
+    events = SegmentWriter(driver.run, 3, "events", "driver")
+    driver._fit(attempts[-1], events, Ready(Workers(min=2, max=2), gpus=False, meta={}, arrays={}))
+    assert driver.run.storage.sweep() == begun[2:]
+
+
+def test_a_run_that_fails_leaves_nothing_half_sent(driver: Driver) -> None:
+    attempts = [driver.run.claim() for _ in range(2)]
+    for attempt in attempts:
+        send_half(driver.run, attempt.number)
+    events = SegmentWriter(driver.run, 2, "events", "driver")
+    assert driver._finish(attempts[-1], events, Result(state="FAILED", exit_code=1)) == 1
+    assert driver.run.storage.sweep() == []
 
 
 @pytest.mark.parametrize(("processors", "ranks"), [(1, 2), (3, 3), (64, 4)])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.runs import Run
+from tests.cluster.saves import send_half
 from tests.trainers.pictures import digits, write_idx
 from tests.trainers.training import (
     Change,
@@ -20,6 +21,7 @@ from tests.trainers.training import (
     train,
     train_ranks,
 )
+from trainers import notice, worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,6 +95,19 @@ def test_a_run_goes_on_with_another_number_of_ranks(trained: Trained, tmp_path: 
     train(run) if then == 1 else train_ranks(run, then)
     assert [event["world_size"] for event in events(run, "training")] == [first, then]
     assert_alike(run, trained(1), "step")
+
+
+def test_a_rank_of_torchrun_that_goes_on_removes_what_was_sent_half_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(tmp_path, {"train": {"epochs": 1}})
+    run.claim()
+    send_half(run, 1)
+    monkeypatch.setattr(notice, "listen", lambda: None)  # this process is to end by SIGTERM as it did
+    monkeypatch.setattr("sys.argv", ["worker", run.uri])
+    assert worker.main() == 0
+    assert run.attempts() == [1, 2]
+    assert run.storage.sweep() == []
 
 
 @pytest.mark.slow

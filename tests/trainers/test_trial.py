@@ -10,7 +10,7 @@ import pytest
 from cluster.errors import CorruptObjectError
 from cluster.runs import Attempt, Run
 from cluster.trials import Copied, trial_run
-from tests.cluster.saves import flip_a_byte
+from tests.cluster.saves import flip_a_byte, send_half
 from tests.finished import new_run
 from tests.harness import losses
 from tests.trainers import training
@@ -116,6 +116,15 @@ def test_a_trial_whose_checkpoint_is_damaged_goes_on_from_the_one_before_and_say
     ]
     training.train(sweep.alone)
     assert losses(sweep.trial) == losses(sweep.alone)
+
+
+def test_a_trial_that_goes_on_removes_what_was_sent_half_of(sweep: Sweep) -> None:
+    with sweep.train() as trial:
+        trial.next()
+    send_half(sweep.trial, 1)
+    with sweep.train() as trial:
+        trial.next()
+    assert sweep.trial.storage.sweep() == []
 
 
 def test_a_trial_takes_the_weights_of_another_again_where_the_copy_is_damaged(sweep: Sweep) -> None:

@@ -204,6 +204,7 @@ class Training(ABC):
             origin=self._copied.origin if self._copied is not None else None,
             on_corrupt=lambda checkpoint, why: corrupt.append(passed_over(checkpoint, why)),
         )
+        attempt.sweep()
         if corrupt:
             events = SegmentWriter(self._run, attempt.number, "events", "driver")
             for row in corrupt:
