@@ -252,7 +252,7 @@ def _bounds(found: Survey) -> dict[int, float]:
     """Return the last step that counts of each attempt, as `Run.checkpoints` sees it."""
     claims = list(found.claims)
     committed = {folder.attempt for folder in found.folders if folder.checkpoint is not None}
-    while claims and claims[-1].base and claims[-1].attempt not in committed:
+    while claims and claims[-1].start and claims[-1].attempt not in committed:
         claims.pop()  # it has not adopted its base yet, and may never
     return last_steps(claims)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import StorageError
-from cluster.runs import Attempt, Checkpoint, Result, Run, SupersededError
+from cluster.runs import Attempt, Checkpoint, Origin, Result, Run, SupersededError
 from cluster.selection import choose
 from cluster.storage.base import Storage
 from cluster.storage.file import FileStorage
@@ -229,6 +229,23 @@ def test_an_attempt_that_did_not_adopt_its_base_leaves_the_history_as_it_was(run
     found = check(run)
     assert (found.newest, steps(run)) == (2, [10, 20])
     assert [(place(one), one.counts) for one in found.findings] == [((1, 10), True), ((1, 20), True)]
+
+
+def test_an_attempt_that_did_not_copy_what_it_takes_of_another_run_leaves_the_history_as_it_was(
+    run: Run, commit: Commit
+) -> None:
+    other = Run(run.storage, "other")
+    commit(other.claim(), 15)
+    commit(run.claim(), 10)
+
+    def die(name: str, *_: Any) -> None:
+        if name == "copy":
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        Run(hooked(run.storage, before=die), run.id).claim(origin=Origin("other", 1, 15))
+    found = check(run)
+    assert (found.newest, steps(run), place(found.base)) == (2, [10], (1, 10))
 
 
 def test_of_a_damaged_copy_a_resume_takes_the_original(run: Run, commit: Commit) -> None:
