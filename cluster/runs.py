@@ -49,14 +49,14 @@ class SupersededError(StorageError):
     """A newer attempt has been claimed: this one may commit nothing more."""
 
 
-def is_outage(error: StorageError) -> bool:
-    """Whether storage may take it later: it does not answer, where others refuse for good."""
-    answers = (CorruptObjectError, ObjectExistsError, ObjectNotFoundError)
-    return not isinstance(error, (*answers, StorageDeniedError, StorageFullError, SupersededError))
-
-
 class NewerFormatError(StorageError):
     """A newer raylift wrote this: it may mean what this one does not know."""
+
+
+def is_outage(error: StorageError) -> bool:
+    """Whether storage may take it later: it does not answer, where others refuse for good."""
+    answers = (CorruptObjectError, NewerFormatError, ObjectExistsError, ObjectNotFoundError)
+    return not isinstance(error, (*answers, StorageDeniedError, StorageFullError, SupersededError))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import CorruptObjectError, ObjectNotFoundError, RunExistsError, RunNotFoundError, StorageError
-from cluster.runs import Attempt, Base, Origin, Result, Run, SupersededError, list_runs, new_run_id
+from cluster.outages import through_outages
+from cluster.runs import (
+    Attempt,
+    Base,
+    NewerFormatError,
+    Origin,
+    Result,
+    Run,
+    SupersededError,
+    list_runs,
+    new_run_id,
+)
 from cluster.storage.base import Digest, Storage
 from cluster.storage.file import FileStorage
 from tests.cluster.saves import Commit, flip_a_byte, steps, stored
@@ -102,6 +113,13 @@ def test_a_claim_adopts_the_newest_checkpoint_by_copy(run: Run, commit: Commit, 
     assert (adopted.attempt, adopted.step, adopted.info) == (2, 20, {"step": 20})
     run.fetch(adopted, tmp_path / "restored")
     assert (tmp_path / "restored" / "trainer.json").read_bytes() == b"trainer.json of step 20" * 50
+
+
+def test_what_a_newer_raylift_wrote_is_no_storage_that_is_away(run: Run, commit: Commit) -> None:
+    path = run.path(f"{commit(run.claim(), 10).folder}/manifest.json")
+    run.storage.write(path, json.dumps({**json.loads(run.storage.read(path)), "format": 2}).encode())
+    with pytest.raises(NewerFormatError, match="Update: pip install"):
+        through_outages(run.claim, gives_up=lambda: pytest.fail("it waited"))
 
 
 def test_a_claim_from_a_checkpoint_of_another_run_leaves_its_own_behind(run: Run, commit: Commit) -> None:
