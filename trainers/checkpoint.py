@@ -22,10 +22,11 @@ from cluster.runs import Attempt, Checkpoint, is_outage
 from cluster.selection import best_of
 from cluster.shards import INDEX_FILE, joined
 from cluster.storage.base import Digest
-from cluster.storage.sources import InMemory, Source
+from cluster.storage.sources import InMemory, Source, digest_of
 from trainers.host_memory import HostMemory
 from trainers.memory import available_memory
 from trainers.peers import Looks, Peers, RankFailedError, Stand, Told
+from trainers.rehearsal import is_rehearsed
 from trainers.state import options_of, set_options
 from trainers.whole import State, StateFiles, WholeFiles
 
@@ -120,7 +121,21 @@ class Checkpointer:
             trainer.load_state(json.loads((files / TRAINER_FILE).read_text()))
         self.newest_step = checkpoint.step
         self._committed = [checkpoint]
-        self._recorder.event("restored", step=checkpoint.step, seconds=round(time.monotonic() - started, 3))
+        found = {"exact": self._is_exact(trainer, checkpoint)} if is_rehearsed() else {}
+        seconds = round(time.monotonic() - started, 3)
+        self._recorder.event("restored", step=checkpoint.step, seconds=seconds, **found)
+
+    def _is_exact(self, trainer: Trainer, checkpoint: Checkpoint) -> bool:
+        """Whether all ranks hold, to the bit, what they would have saved at the checkpoint. Collective.
+
+        That takes as long as a save. Files of another number of ranks are not compared.
+        """
+        memory = HostMemory()
+        copied = self._files.copy(trainer, memory)
+        memory.wait()
+        own = {name: digest_of(source).sha256 for name, source in self._files.files(copied).items()}
+        differ = sum(checkpoint.files[name].sha256 != own[name] for name in own if name in checkpoint.files)
+        return not any(trainer.context.gather(differ))
 
     def save(self, trainer: Trainer, *, last: bool = False) -> None:
         """Copy the state, for `confirm` to write; waits first for the save before. Raises what that one met.

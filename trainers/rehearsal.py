@@ -20,6 +20,11 @@ _OUTAGE_S = 20.0
 _PATIENCE = 10.0  # seconds
 
 
+def is_rehearsed() -> bool:
+    """Whether this process is part of a rehearsal."""
+    return REHEARSAL in os.environ
+
+
 class Faults:
     """The faults of one rank; none outside a rehearsal."""
 

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from cluster.runs import Run
-from launcher.verdict import compare
+from cluster.storage.rehearsed import REHEARSAL
+from launcher.verdict import TOLERANCE, compare
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, Change, cut_off, start, train, train_ranks
 from trainers import loop, state
 from trainers.data.order import SampleOrder
@@ -90,6 +91,26 @@ def test_a_resume_that_is_broken_is_not_equal(
     verdict = compare(whole, resumed)
     assert not verdict.equal
     assert str(verdict).startswith(told)
+    for tolerance in {*TOLERANCE.values()}:
+        monkeypatch.setattr("launcher.verdict._tolerance", lambda _, tolerance=tolerance: tolerance)
+        assert not compare(whole, resumed).equal
+
+
+def test_a_rehearsal_tells_a_reset_optimizer_where_losses_are_within_the_tolerance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = start(tmp_path, EVERYTHING, {"train": {"optimizer": {"name": "adamw", "lr": 1e-6}}})
+    train(whole)
+    good, broken = cut_off(whole, CUT, tmp_path / "good"), cut_off(whole, CUT, tmp_path / "broken")
+    monkeypatch.setattr("launcher.verdict._tolerance", lambda _: TOLERANCE["bf16"])
+    monkeypatch.setenv(REHEARSAL, str(tmp_path))
+    (tmp_path / "plan.json").write_text("{}")
+    train(good)
+    assert compare(whole, good).equal
+    _forgets_the_optimizer(monkeypatch)
+    train(broken)
+    told = f"NOT EQUAL: step {CUT}: it did not go on with the weights and the optimizer state that were saved"
+    assert str(compare(whole, broken)) == told
 
 
 def test_other_samples_are_told_as_such(whole: Run, resumed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
