@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cluster.errors import CorruptObjectError, ObjectNotFoundError, TrainingError, UsageError
@@ -17,16 +17,24 @@ MODEL_PART = ("model.safetensors", "raylift.json")  # what a checkpoint holds be
 def best_of(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
     """Return the one of the highest eval_accuracy, else of the lowest eval_loss; None where none was evaluated.
 
-    Of equal ones the lower loss wins, then the later step.
+    One whose own weights were not evaluated stands for the newest evaluation before it. Of equal evaluations the lower
+    loss wins, then the later one; of the checkpoints of one evaluation, that which is nearest to it.
     """
 
-    def rank(checkpoint: Checkpoint) -> tuple[float, float, int]:
-        metrics = checkpoint.info.get("metrics", {})
+    def rank(checkpoint: Checkpoint) -> tuple[float, float, int, int]:
+        step, metrics = _evaluation_of(checkpoint)
         accuracy = metrics.get("eval_accuracy", float("-inf"))
-        return accuracy, -metrics.get("eval_loss", float("inf")), checkpoint.step
+        return accuracy, -metrics.get("eval_loss", float("inf")), step, -checkpoint.step
 
-    measured = [one for one in checkpoints if {"eval_accuracy", "eval_loss"} & set(one.info.get("metrics", {}))]
+    measured = [one for one in checkpoints if {"eval_accuracy", "eval_loss"} & set(_evaluation_of(one)[1])]
     return max(measured, key=rank, default=None)
+
+
+def _evaluation_of(checkpoint: Checkpoint) -> tuple[int, Mapping[str, float]]:
+    """Return the step and the metrics of the newest evaluation up to a checkpoint."""
+    if (newest := checkpoint.info.get("evaluation")) is not None:
+        return newest["step"], newest["metrics"]
+    return checkpoint.step, checkpoint.info.get("metrics", {})  # an older manifest
 
 
 def choose(run: Run, which: str) -> list[Checkpoint]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,18 @@ _PAUSE = 5.0  # seconds between tries, beside those that storage takes by itself
 
 
 @dataclass(frozen=True)
+class Evaluation:
+    """The newest evaluation before a checkpoint, or of its step."""
+
+    step: int
+    metrics: dict[str, float]
+
+    def info(self, step: int) -> dict[str, Any]:
+        """Return what the manifest of a checkpoint says: metrics are those of its own weights."""
+        return {"metrics": self.metrics if self.step == step else {}, "evaluation": asdict(self)}
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """A copy of the state on the host, all of it or this rank's part, safe from the next step."""
 
@@ -49,7 +61,7 @@ class Snapshot:
     state: State
     trainer: dict[str, Any]
     meta: dict[str, Any]
-    evaluation: dict[str, float]
+    evaluation: Evaluation
     memory: HostMemory  # that the copy is in
     blocked: float  # seconds that the loop stood still for it
 
@@ -154,7 +166,7 @@ class Checkpointer:
             state=self._files.copy(trainer, memory),
             trainer=trainer.state(),
             meta={**self._meta, "precision": trainer.precision},
-            evaluation=dict(trainer.progress.evaluation),
+            evaluation=Evaluation(trainer.progress.evaluated, dict(trainer.progress.evaluation)),
             memory=memory,
             blocked=time.monotonic() - started,
         )
@@ -163,11 +175,12 @@ class Checkpointer:
     def measured(self, evaluation: Mapping[str, float]) -> None:
         """Have the checkpoint that training goes on from tell the evaluation that was owed to it; waits for storage."""
         assert self._base is not None
-        info = {**self._base.info, "metrics": dict(evaluation)}
+        step = self._base.step
+        info = {**self._base.info, **Evaluation(step, dict(evaluation)).info(step)}
         self._base = replace(self._base, info=info)
         self._committed = [self._base]
         if self._rank == 0:
-            Attempt(patient(self._attempt.run), self._attempt.claim).seal(self._base.step, self._base.files, info)
+            Attempt(patient(self._attempt.run), self._attempt.claim).seal(step, self._base.files, info)
 
     def hold(self) -> None:
         """Keep the state as it is until it is copied; called before each change of it. Only a GPU waits, if any."""
@@ -283,7 +296,7 @@ class Checkpointer:
             seconds=round(seconds, 3),
             blocked=round(blocked, 3),
             mb_per_s=round(checkpoint.size / 1e6 / max(seconds, 1e-3), 1),
-            metrics=snapshot.evaluation,
+            metrics=checkpoint.info["metrics"],
         )
         self._committed.append(checkpoint)
         best = best_of(self._committed) if self._keep_best else None
@@ -403,7 +416,7 @@ class Checkpointer:
 
     def _info(self, snapshot: Snapshot) -> dict[str, Any]:
         return {
-            "metrics": snapshot.evaluation,
+            **snapshot.evaluation.info(snapshot.step),
             "precision": snapshot.meta["precision"],
             "torch": torch.__version__,
             "python": platform.python_version(),

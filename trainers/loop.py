@@ -44,6 +44,7 @@ class Progress:
     best: float | None = None  # of the early-stopping metric
     evaluations_without_gain: int = 0
     evaluation: dict[str, float] = field(default_factory=dict)  # the newest
+    evaluated: int = 0  # the step of that
     owes_evaluation: bool = False  # that of this step was left for a stop: who goes on begins with it
 
 
@@ -242,6 +243,7 @@ class Trainer:
             torch.distributed.all_reduce(sums)
         values = {f"eval_{name}": float(value) for name, value in metrics.compute().items()}
         self.progress.evaluation = {"eval_loss": float(sums[0] / sums[1].clamp(min=1)), **values}
+        self.progress.evaluated = self.progress.step
         if not math.isfinite(self.progress.evaluation["eval_loss"]):
             raise self._diverged(f"eval_loss is {self.progress.evaluation['eval_loss']}", self.progress.step)
         self.model.train()

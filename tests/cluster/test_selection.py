@@ -64,6 +64,17 @@ def test_a_checkpoint_that_was_never_evaluated_is_not_best(attempt: Attempt, run
     assert best.step == 10
 
 
+def test_the_best_evaluation_means_the_checkpoint_that_is_nearest_to_it(
+    attempt: Attempt, run: Run, tmp_path: Path
+) -> None:
+    for step, evaluated, accuracy in ((10, 0, 0.0), (20, 12, 0.9), (30, 12, 0.9), (40, 40, 0.8), (50, 40, 0.8)):
+        save(attempt, tmp_path, step)
+        info = {"metrics": {}, "evaluation": {"step": evaluated, "metrics": {"eval_accuracy": accuracy}}}
+        attempt.seal(step, run.checkpoint_at(1, step).files, info)
+    assert [one.step for one in choose(run, "best")] == [20]
+    assert [best.step for best in [best_of(run.checkpoints()[3:])] if best is not None] == [40]
+
+
 def test_best_says_so_where_nothing_was_evaluated(attempt: Attempt, run: Run, tmp_path: Path) -> None:
     save(attempt, tmp_path, 10)
     with pytest.raises(UsageError, match="--checkpoint last"):
