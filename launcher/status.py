@@ -11,7 +11,7 @@ from typing import Any
 from cluster.errors import InfrastructureError, RunNotFoundError, UsageError
 from cluster.local import LocalProvider
 from cluster.provider import Receipt, State
-from cluster.runs import Claim, Run, counted
+from cluster.runs import Claim, NewerFormatError, Run, counted
 from launcher.display import describe_event
 from launcher.goodput import Goodput, measure
 from launcher.remote import describe, look, remote_of, tear_down_remote
@@ -68,7 +68,11 @@ def summarize(run: Run, *, brief: bool = False) -> Summary:
         state, reason = _while_it_runs(run, newest, brief=brief)
     if brief:
         return Summary(run.id, run.uri, state, reason, **common)
-    found = {**_progress(run, claims), **common, **_checkpoints(run)}
+    found = {**_progress(run, claims), **common}
+    try:
+        found["checkpoints"] = tuple(checkpoint.step for checkpoint in run.checkpoints())
+    except NewerFormatError as error:  # all else reads well
+        reason = f"{reason}; {error}" if reason else str(error)
     return Summary(run.id, run.uri, state, reason, **{**found, "sweep": as_it_stands(found["sweep"], state)})
 
 
@@ -207,7 +211,3 @@ def _progress(run: Run, claims: Sequence[Claim]) -> dict[str, Any]:
         elif row["kind"] == "eval":
             found["metrics"] = {key: value for key, value in row.items() if key.startswith("eval_")}
     return found
-
-
-def _checkpoints(run: Run) -> dict[str, Any]:
-    return {"checkpoints": tuple(checkpoint.step for checkpoint in run.checkpoints())}

@@ -158,7 +158,10 @@ def _freeze(job: LoadedJob) -> bytes:
 
 
 def relaunch(run: Run) -> Provider:
-    """Go on with a run as it was submitted. Raises UsageError where it runs still, or has nothing left to do."""
+    """Go on with a run as it was submitted.
+
+    Raises UsageError where it runs still, or has nothing left to do, and NewerFormatError.
+    """
     from launcher.spec import load_frozen
     from launcher.status import tear_down
 
@@ -167,6 +170,7 @@ def relaunch(run: Run) -> Provider:
     if not _is_to_begin(run):  # else: a launch that nobody saw to its end is completed
         _refuse_while_held(run)
         check_storage(run.storage)
+        run.checkpoints()  # those that a newer raylift wrote would end the driver before it could say so
         tear_down(run)  # what a killed supervisor left behind, or a RayJob that is over
     request = replace(request, newest_attempt=max(run.attempts(), default=0))
     if made is not None:

@@ -100,8 +100,16 @@ class Driver:
         return Path(tempfile.gettempdir()) if self.own_ray else scratch_folder(self.run.id).parents[1]
 
     def drive(self) -> int:
-        """Run attempts until one writes a result; return the exit code."""
-        attempt, events = self._claim()
+        """Run attempts until one writes a result; return the exit code.
+
+        Raises RayliftError where none can be claimed; whoever started this process is told by a file why.
+        """
+        try:
+            attempt, events = self._claim()
+        except StorageError as error:
+            if not isinstance(error, SupersededError):
+                _leave_word(str(error))
+            raise
         with shipped_output(attempt, "driver"), self.spending.watched(attempt), self._hearing_its_cloud():
             try:
                 ready = self._start(attempt, events)
@@ -358,8 +366,7 @@ class Driver:
             attempt.sweep(is_over=True)
         except StorageError as error:
             print(f"error: {error}", file=sys.stderr)
-            with contextlib.suppress(OSError):
-                Path(UNRECORDED).write_text(f"{result.message or result.state} (storage took no record of it)")
+            _leave_word(f"{result.message or result.state} (storage took no record of it)")
             return 3
         return result.exit_code
 
@@ -436,6 +443,12 @@ def _leaving_at_once(run: Run, attempt: Attempt, close: Callable[[], None]) -> I
     finally:
         done.set()
         thread.join()
+
+
+def _leave_word(message: str) -> None:
+    """Write down how the run ended where storage has no word of it."""
+    with contextlib.suppress(OSError):
+        Path(UNRECORDED).write_text(message)
 
 
 def _told(attempt: Attempt) -> bool:

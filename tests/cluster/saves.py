@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def flip_a_byte(run: Run, folder: str) -> None:
     data = bytearray(run.storage.read(path))
     data[len(data) // 2] ^= 1
     run.storage.write(path, bytes(data))
+
+
+def make_newer(run: Run, folder: str) -> None:
+    """Have a checkpoint say that a newer raylift wrote it."""
+    path = run.path(f"{folder}/manifest.json")
+    run.storage.write(path, json.dumps({**json.loads(run.storage.read(path)), "format": 2}).encode())
 
 
 def send_half(run: Run, attempt: int) -> str:

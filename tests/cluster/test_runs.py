@@ -27,7 +27,7 @@ from cluster.runs import (
 )
 from cluster.storage.base import Digest, Storage
 from cluster.storage.file import FileStorage
-from tests.cluster.saves import Commit, flip_a_byte, steps, stored
+from tests.cluster.saves import Commit, flip_a_byte, make_newer, steps, stored
 from tests.hooked import hooked
 
 # -- names
@@ -116,8 +116,7 @@ def test_a_claim_adopts_the_newest_checkpoint_by_copy(run: Run, commit: Commit, 
 
 
 def test_what_a_newer_raylift_wrote_is_no_storage_that_is_away(run: Run, commit: Commit) -> None:
-    path = run.path(f"{commit(run.claim(), 10).folder}/manifest.json")
-    run.storage.write(path, json.dumps({**json.loads(run.storage.read(path)), "format": 2}).encode())
+    make_newer(run, commit(run.claim(), 10).folder)
     with pytest.raises(NewerFormatError, match="Update: pip install"):
         through_outages(run.claim, gives_up=lambda: pytest.fail("it waited"))
 

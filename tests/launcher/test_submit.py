@@ -18,7 +18,9 @@ from cluster.storage.open import open_storage
 from launcher.spec import LoadedJob, load, load_frozen
 from launcher.status import summarize
 from launcher.submit import prepare, refuse_while_heard_of, relaunch, submit
+from tests.cluster.saves import make_files, make_newer
 from tests.finished import new_run
+from tests.harness import raylift_here
 from tests.living import living
 
 Write = Callable[..., Path]
@@ -127,3 +129,22 @@ def test_a_job_file_of_another_version_is_not_relaunched(tmp_path: Path) -> None
     run.create(b"task: telepathy\n")
     with pytest.raises(UsageError, match="another version of raylift may have written"):
         relaunch(run)
+
+
+def test_a_run_that_a_newer_raylift_went_on_with_is_told_as_such_and_nothing_is_started(
+    run: Run, tmp_path: Path
+) -> None:
+    attempt = run.claim()
+    newest = attempt.commit(10, make_files(tmp_path, 10), {})
+    attempt.finish(Result(state="STOPPED", message="enough", exit_code=4, step=10))
+    make_newer(run, newest.folder)
+    what = f"{run.uri}/{newest.folder} was written by a newer raylift (format 2, this one reads up to 1). "
+    what += "Update: pip install -U raylift"
+    resumed = raylift_here("resume", run.uri)
+    assert (resumed.returncode, resumed.stdout, resumed.stderr) == (3, "", f"error: {what}\n")
+    assert run.attempts() == [1]
+    assert not scratch_folder(run.id).exists()
+    status = raylift_here("status", run.uri, "--json")
+    assert status.returncode == 0, status.stderr
+    told = json.loads(status.stdout)
+    assert (told["state"], told["reason"], told["step"]) == ("STOPPED", f"enough; {what}", 10)

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.runs import Attempt, Result, Run
 from cluster.trials import trial_run
-from tests.cluster.saves import flip_a_byte, make_files, stored
+from tests.cluster.saves import flip_a_byte, make_files, make_newer, stored
 from tests.finished import new_run
 from tests.harness import command, environment, raylift_here
 from tests.living import living
@@ -70,8 +70,7 @@ def test_damage_is_3_with_the_file_and_what_comes_of_it(run: Run) -> None:
 
 
 def test_a_newer_format_is_3_with_what_to_type(run: Run) -> None:
-    path = run.path("attempts/000001/checkpoints/000000010/manifest.json")
-    run.storage.write(path, json.dumps({**json.loads(run.storage.read(path)), "format": 2}).encode())
+    make_newer(run, "attempts/000001/checkpoints/000000010")
     done = raylift_here("verify", run.uri)
     assert done.returncode == 3
     assert done.stdout.count("intact") == 4  # three of them, and the summary

@@ -18,10 +18,10 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from cluster.config import Workers
 from cluster.errors import InfrastructureError, PreemptedError, StorageError
-from cluster.local import PREEMPTED
-from cluster.runs import Attempt, Base, Result, Run
+from cluster.local import PREEMPTED, UNRECORDED
+from cluster.runs import Attempt, Base, NewerFormatError, Result, Run
 from cluster.segments import SegmentWriter
-from tests.cluster.saves import flip_a_byte, make_files, send_half
+from tests.cluster.saves import flip_a_byte, make_files, make_newer, send_half
 from tests.finished import started, training, write_rows
 from tests.harness import wait_for
 from tests.hooked import hooked
@@ -393,6 +393,16 @@ def test_a_run_that_waits_can_be_stopped_and_preempted(driver: Driver, rooms: li
     final, _ = waited(driver)
     assert final is not None
     assert (final.state, final.message, final.exit_code) == ("STOPPED", "a person asked for it", 4)
+
+
+def test_a_driver_that_cannot_claim_leaves_word_why(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_newer(driver.run, driver.run.claim().commit(10, make_files(tmp_path, 10), {}).folder)
+    with pytest.raises(NewerFormatError) as told:
+        driver.drive()
+    assert Path(UNRECORDED).read_text() == str(told.value)
 
 
 def test_what_all_attempts_before_had_sent_half_of_is_swept(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
