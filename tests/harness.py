@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import psutil
 from cluster.local import LocalProvider, processes_of, ray_folder, scratch_folder
 from cluster.runs import Run
 from cluster.storage.open import open_storage
+from cluster.verification import MANIFEST, Verdict, survey, sweep, verify
 from launcher.cli.main import main
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +134,30 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = 120) -> A
             return value
         time.sleep(0.02)
     raise AssertionError(f"waited {timeout:.0f} s in vain for {what}")
+
+
+_OBJECTS = re.compile(  # of a run, beside its checkpoints
+    r"job\.yaml|stop\.json|code/[0-9a-f]{64}\.zip|"
+    r"attempts/\d{6}/(claim|result|notice|damage)\.json|attempts/\d{6}/(events|metrics|logs)/.+"
+)
+
+
+def assert_clean(run: Run, output: str = "") -> None:
+    """Fail where a run that went through faults and succeeded has a damaged checkpoint or more than it needs.
+
+    Attempts before the newest leave no upload that was cut off. What they saved half of is swept by `verify --sweep`;
+    then each object is one that a manifest names, or of a known kind. `output` is what the screen said.
+    """
+    assert "Traceback" not in output, output
+    for attempt in run.attempts()[:-1]:
+        assert run.storage.sweep(run.path(f"attempts/{attempt:06d}/")) == []
+    sweep(run, verify(run, survey(run)))
+    found = verify(run, survey(run))
+    assert {finding.verdict for finding in found.findings} == {Verdict.INTACT}, found.findings
+    named = {f"{one.folder.path}/{name}" for one in found.findings for name in (*one.folder.checkpoint.files, MANIFEST)}  # type: ignore[union-attr]
+    stored = {entry.path.removeprefix(run.path("")) for entry in run.storage.list(run.path(""))}
+    assert {path for path in stored - named if not _OBJECTS.fullmatch(path)} == set()
+    assert run.storage.sweep(run.path("")) == []
 
 
 def assert_nothing_left(run_id: str) -> None:

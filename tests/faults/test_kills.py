@@ -18,6 +18,7 @@ import pytest
 from cluster.runs import Run
 from tests.faults.screens import LONG_STEPS, long_job, wait_for_nothing_left, write_job
 from tests.harness import (
+    assert_clean,
     assert_nothing_left,
     find_process,
     fresh_id,
@@ -91,6 +92,7 @@ def test_a_run_whose_supervisor_is_killed_goes_on_and_leaves_nothing_all_the_sam
         assert len(run.attempts()) == 1
         assert losses(run) == losses(undisturbed)
         wait_for_nothing_left(run.id)
+    assert_clean(run, output)
 
 
 @pytest.mark.parametrize("kills", _of_a_run(KILLS_IN_A_SAVE))
@@ -127,6 +129,7 @@ def _check_the_end(run: Run, undisturbed: Run, kills: int, output: str) -> None:
     assert len(run.attempts()) > kills, f"a kill came too late\n{output}"
     assert losses(run) == losses(undisturbed), output
     assert_nothing_left(run.id)
+    assert_clean(run, output)
 
 
 def _step_at(share: float) -> int:

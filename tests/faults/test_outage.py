@@ -17,7 +17,7 @@ from cluster.local import LocalProvider
 from cluster.runs import Run
 from cluster.storage.open import open_storage
 from tests.faults.screens import long_job, wait_for_nothing_left, write_job
-from tests.harness import environment, find_process, fresh_id, kill, losses, open_run, raylift, wait_for
+from tests.harness import assert_clean, environment, find_process, fresh_id, kill, losses, open_run, raylift, wait_for
 from tests.real.seaweedfs import SeaweedFS
 from tests.trainers.training import EVERYTHING, Change, start
 
@@ -53,7 +53,7 @@ def test_a_server_that_is_killed_and_started_again_costs_no_step_and_no_checkpoi
     steps = [row["step"] for row in run.rows("metrics") if row["kind"] == "step" and gone < row["time"] < back]
     assert len(steps) > 20, "training went on"
     assert run.checkpoints()[-1].step == 4 * EPOCHS
-    assert run.newest_intact(read=True) is not None
+    assert_clean(run)
     result = run.result()
     assert result is not None
     assert result.state == "SUCCEEDED"
@@ -81,6 +81,7 @@ def test_a_rank_and_a_driver_that_die_while_storage_is_away_are_replaced_when_it
         assert {number: result.state for number, result in run.results().items()} == {2: "SUCCEEDED"}
         assert losses(run) == losses(undisturbed)
         wait_for_nothing_left(run.id)
+        assert_clean(run)
     finally:
         LocalProvider().teardown(run.id)
 

@@ -16,6 +16,7 @@ from cluster.storage.open import open_storage
 from tests.faults.screens import assert_refused, long_job, write_job
 from tests.harness import (
     ROOT,
+    assert_clean,
     assert_nothing_left,
     find_process,
     fresh_id,
@@ -51,7 +52,10 @@ def test_chosen_faults_alone_come_and_programs_get_json(tmp_path: Path) -> None:
     assert [one["fault"] for one in told["faults"]] == ["kill-worker"]
     assert told["verdict"]["equal"] is told["passed"] is True
     assert told["faults"][0]["step"] == 15
-    assert len(list_runs(open_storage(str(tmp_path / "r")))) == 2
+    runs = list_runs(open_storage(str(tmp_path / "r")))
+    assert len(runs) == 2
+    for run in runs:
+        assert_clean(run, done.stderr)
 
 
 def test_a_fault_that_cannot_be_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -91,6 +95,7 @@ def test_a_frozen_rank_a_driver_that_is_to_end_and_a_machine_that_shuts_down_cha
     assert len(run.attempts()) == 4
     assert losses(run) == losses(undisturbed)
     assert_nothing_left(run.id)
+    assert_clean(run, output + resumed.stdout + resumed.stderr)
 
 
 def _once_it_has_saved(run: Run, attempt: int, what: str) -> psutil.Process:

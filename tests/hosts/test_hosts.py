@@ -17,7 +17,7 @@ import pytest
 
 from cluster.runs import Run
 from cluster.storage.open import open_storage
-from tests.harness import ROOT, environment, losses, wait_for
+from tests.harness import ROOT, assert_clean, environment, losses, wait_for
 from tests.hosts.lab import Host, Network, lab
 from tests.real.proxy import Proxy, proxy
 from tests.real.seaweedfs import OTHER_SETTINGS, SeaweedFS
@@ -169,6 +169,7 @@ def test_lost_power_a_pulled_cable_and_ranks_that_cannot_meet_cost_the_steps_sin
     assert len(run.attempts()) == 4, output
     assert losses(run) == undisturbed
     cluster.assert_nothing_left()
+    assert_clean(run)
 
 
 def _until_it_trains(run: Run, attempt: int) -> None:
