@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 import psutil
 
 from cluster.local import FINAL, LAUNCH, PREEMPTED, TAKEN_AWAY, UNRECORDED, clear, end_processes, is_alive, ray_folder
+from cluster.memory import SHORT_OF_MEMORY, kills_for_memory
 
 if TYPE_CHECKING:
     from cluster.runs import Attempt, Result, Run
@@ -46,6 +47,7 @@ class Supervisor:
         self.driver: subprocess.Popen[bytes] | None = None
         self.stopping = False
         self.frozen = ""  # the process for which the driver was ended
+        self.kills = kills_for_memory()
         self.recorded = 0  # the newest attempt whose crash is written down
 
     def run(self) -> int:
@@ -152,6 +154,8 @@ class Supervisor:
 
         log = _tail(self.scratch / "driver.log")
         reason = f"the {self.frozen} froze, and was ended" if self.frozen else _reason(code, log)
+        before, self.kills = self.kills, kills_for_memory()
+        reason += SHORT_OF_MEMORY * (code == -signal.SIGKILL and self.kills > before)
         self.frozen = ""
         try:
             attempt = self._crashed_attempt(self._open_run())

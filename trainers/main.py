@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cluster.config import LocalCluster, Workers
 from cluster.errors import InfrastructureError, RayliftError, StorageDeniedError, StorageError, StorageFullError
 from cluster.local import FINAL, PREEMPTED, TAKEN_AWAY, UNRECORDED, clear, end_processes, scratch_folder
+from cluster.memory import SHORT_OF_MEMORY, kills_for_memory
 from cluster.outages import PATIENCE, patient, through_outages
 from cluster.runs import Attempt, Result, Run, SupersededError, is_outage
 from cluster.segments import SegmentWriter
 from trainers import notice
 from trainers.jobs import load_job
-from trainers.memory import kills_for_memory, peak_memory
+from trainers.memory import peak_memory
 from trainers.output import shipped_output
 from trainers.pulse import ENDED, forget_attempts, pulse_folder, verdicts
 from trainers.pulse import read as read_pulse
@@ -48,7 +49,6 @@ _WORD_FROM_AFAR = 5.0  # seconds
 _LOOK = 1.0  # seconds between looks for room for the ranks
 _UNREACHED = 5 * 60.0  # seconds for a storage that the machines of a cluster may not reach at all
 _SAME_STEP = 3  # attempts that are lost after the same step: the next would be too
-_SHORT_OF_MEMORY = "; the system killed a process for lack of memory: try fewer cluster.workers, or smaller batches"
 _PARENT = os.getppid()
 _SUPERVISED = "RAYLIFT_RAY_FOLDER" in os.environ  # then whoever started this process ends Ray, faster than Ray does
 
@@ -257,7 +257,7 @@ class Driver:
                     raise cause from error  # another attempt would meet it too, or take the run back
             damage = self.patient.damage_of(attempt.number)
             reason = damage or self._verdict_elsewhere(attempt, error) or _reason_of(error, pulses)
-            return reason + _SHORT_OF_MEMORY * (kills_for_memory() > kills)
+            return reason + SHORT_OF_MEMORY * (kills_for_memory() > kills)
         except RayActorError as error:  # with Ray Train's controller, its ranks end
             release_resources(str(error.actor_id))
             return "the process of Ray Train that looks after the ranks died"

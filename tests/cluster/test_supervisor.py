@@ -17,10 +17,12 @@ from cluster import local
 from cluster.config import LocalCluster
 from cluster.errors import RunExistsError, RunNotFoundError
 from cluster.local import LocalProvider, processes_of, ray_folder, scratch_folder
+from cluster.memory import SHORT_OF_MEMORY
 from cluster.provider import LaunchRequest, State
 from cluster.runs import Attempt, Result, Run
 from cluster.storage.file import FileStorage
 from tests.harness import ROOT, find_process, wait_for
+from tests.real.memory_limit import memory_limit
 
 DRIVER = """
 import os, signal, subprocess, sys, time
@@ -60,6 +62,9 @@ def wait():
 def hang():
     print("waiting", flush=True)
     time.sleep(600)
+
+def take_memory():
+    bytearray(os.urandom(1 << 20) * 400)
 
 count = Path(os.environ["TURNS"])
 turn = len(count.read_text()) if count.exists() else 0
@@ -302,6 +307,21 @@ def test_teardown_ends_every_process_and_says_which(driven: Driven) -> None:
     assert len(pids) == 2
     assert not driven.scratch.exists()
     assert not driven.provider.teardown(driven.run.id).removed
+
+
+@pytest.mark.root
+def test_a_driver_that_the_system_kills_for_lack_of_memory_is_told_as_such(driven: Driven) -> None:
+    with memory_limit(200_000_000) as limit:
+        driven.launch("hang", "take_memory", "succeed")
+        driven.until_waiting()
+        for process in processes_of(driven.scratch):
+            limit.add(process.pid)
+        driver = find_process(driven.run.id, "driver")
+        assert driver is not None
+        driver.kill()  # the next one has the limit from its start
+        driven.until_over()
+    killed = "the driver died (signal SIGKILL)"
+    assert driven.events("recovering") == [killed, f"{killed}{SHORT_OF_MEMORY}"]
 
 
 def test_a_driver_that_freezes_is_ended_and_started_again(driven: Driven) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,5 +27,6 @@ def test_a_run_without_enough_memory_says_so_and_gives_up_after_three_tries(tmp_
             words = ("GB at most); the system killed a process for lack of memory", "third time in a row after step 0")
             status = [row["reason"] for row in run.rows("events") if row["event"] == "recovering"]
             assert len(run.attempts()) == 3, output
-            assert all("the system killed a process for lack of memory" in reason for reason in status), status
+            named = r"rank \d died\b.*; the system killed a process for lack of memory"
+            assert all(re.match(named, reason) for reason in status), status
             assert_ended(output[output.index("FAILED in") :], process.returncode, run, 1, "FAILED", *words)
