@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from launcher.watch import Update
 
 _PLAIN_EVERY = 10.0  # seconds between progress lines in a pipe
+_FELT = 0.1  # seconds from which on it matters how fast a save was, or that training stood still for it
 
 
 class PlainDisplay:
@@ -137,7 +138,7 @@ def describe_event(row: dict[str, Any], attempt: int) -> str:
                 f"{number(row['parameters'])} parameters"
             )
         case "checkpoint":
-            return f"saved: checkpoint of step {row['step']}, {size(row['bytes'])}, in {duration(row['seconds'])}"
+            return _saved(row)
         case "checkpoint.skipped":
             return f"not saved: the checkpoint of step {row['step']}: storage was away or slow, a newer one followed"
         case "storage.back":
@@ -173,3 +174,10 @@ def describe_metrics(row: dict[str, Any]) -> str:
         f"{key.removeprefix('eval_')} {decimal(value)}" for key, value in row.items() if key.startswith("eval_")
     )
     return f"epoch {row['epoch']}: eval {values}"
+
+
+def _saved(row: dict[str, Any]) -> str:
+    blocked = row.get("blocked", 0.0)
+    rate = f" ({row['mb_per_s']} MB/s)" if row["seconds"] >= _FELT and "mb_per_s" in row else ""
+    held = f"; training stood still for {duration(blocked)}" if blocked >= _FELT else ""
+    return f"saved: checkpoint of step {row['step']}, {size(row['bytes'])}, in {duration(row['seconds'])}{rate}{held}"

@@ -143,7 +143,16 @@ def _checkpoints(data: ReportData) -> Html:
     best = best_of(data.checkpoints)
     names = list(dict.fromkeys(name for one in data.checkpoints for name in one.info.get("metrics", {})))
     rows = [_checkpoint(one, saved.get(one.step, {}), names, best) for one in reversed(data.checkpoints)]
-    head = ["step", *(name.removeprefix("eval_") for name in names), "size", "saved", "took", "folder"]
+    head = [
+        "step",
+        *(name.removeprefix("eval_") for name in names),
+        "size",
+        "saved",
+        "took",
+        "MB/s",
+        "held up",
+        "folder",
+    ]
     gone = len(set(saved) - {one.step for one in data.checkpoints})
     note = f"{pieces.count(gone, 'older checkpoint')} gave way to newer ones, as checkpoint.keep says." if gone else ""
     return pieces.section("Checkpoints", table(head, rows), pieces.note(note) if note else None)
@@ -160,6 +169,8 @@ def _checkpoint(
         size(one.size),
         pieces.moment(saved["time"]) if saved else "",
         duration(saved["seconds"]) if saved else "",
+        str(saved.get("mb_per_s", "")),
+        duration(saved["blocked"]) if "blocked" in saved else "",
         tag("code", one.folder),
     ]
 

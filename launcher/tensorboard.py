@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 POLL = 2.0  # seconds
 _PARALLEL = 8  # trials that are read at once
 _POSITION = ("kind", "step", "epoch", "seen", "time", "attempt")  # of a row: where it stands, and no value
+_OF_SAVES = ("bytes", "mb_per_s", "blocked")  # the last in seconds that training stood still
 _PREFIXES = {"step": "train/", "eval": "eval/", "epoch": "epoch/"}
 
 
@@ -60,7 +61,7 @@ class EventFiles:
 
     def update(self) -> int:
         """Write the rows since the last call; return how many. Raises StorageError."""
-        self._read += [update for update in self._follower.read() if update.stream == "metrics"]
+        self._read += [update for update in self._follower.read() if _has_values(update)]
         count = len(self._read)
         while self._read:  # one by one, as storage may go away between two attempts
             update = self._read[0]
@@ -155,8 +156,15 @@ class SweepFiles:
         return count
 
 
+def _has_values(update: Update) -> bool:
+    return update.stream == "metrics" or update.row["event"] == "checkpoint"
+
+
 def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield a row's values with their tags: `train/loss`, `eval/accuracy` and so on."""
+    """Yield a row's values with their tags: `train/loss`, `eval/accuracy`, `save/blocked` and so on."""
+    if "event" in row:
+        yield from ((f"save/{name}", float(row[name])) for name in _OF_SAVES if name in row)
+        return
     prefix = _PREFIXES[row["kind"]]
     for name, value in row.items():
         if name not in _POSITION:

@@ -43,8 +43,16 @@ def shown(*rows: dict[str, Any], attempt: int = 1) -> list[str]:
         (started(0, at=1.0), "training: 12 steps, 2 ranks on cpu, 1,234 parameters"),
         ({**started(0, at=1.0), "world_size": 1}, "training: 12 steps, 1 rank on cpu, 1,234 parameters"),
         (
-            {"event": "checkpoint", "step": 8, "bytes": 1_200_000, "seconds": 0.25},
-            "saved: checkpoint of step 8, 1.2 MB, in 0.2 s",
+            {"event": "checkpoint", "step": 8, "bytes": 1_200_000, "seconds": 0.02, "blocked": 0.01, "mb_per_s": 60.0},
+            "saved: checkpoint of step 8, 1.2 MB, in 0.0 s",
+        ),
+        (
+            {"event": "checkpoint", "step": 8, "bytes": 1_200_000, "seconds": 0.25, "blocked": 0.01, "mb_per_s": 4.8},
+            "saved: checkpoint of step 8, 1.2 MB, in 0.2 s (4.8 MB/s)",
+        ),
+        (
+            {"event": "checkpoint", "step": 8, "bytes": 12_300_000, "seconds": 5.0, "blocked": 1.5, "mb_per_s": 2.5},
+            "saved: checkpoint of step 8, 12.3 MB, in 5.0 s (2.5 MB/s); training stood still for 1.5 s",
         ),
         (
             {"event": "checkpoint.corrupt", "step": 8, "reason": "model.safetensors is damaged"},

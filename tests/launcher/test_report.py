@@ -14,6 +14,7 @@ from cluster.errors import UsageError
 from cluster.runs import Result, Run
 from launcher.history import ReportData, gather
 from launcher.report import render, write_report
+from tests.cluster.saves import make_files
 from tests.finished import META, claim, new_run, started, training, write_rows, write_story
 from tests.harness import raylift
 
@@ -83,6 +84,15 @@ def test_a_pause_is_in_the_table_and_not_in_the_bar(tmp_path: Path) -> None:
         "paused",
     ]
     assert re.search(r"paused\s+1 h 21 min\s+between the end", page.text)
+
+
+def test_the_page_tells_how_fast_saves_were_and_for_how_long_they_held_training_up(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    attempt = run.claim()
+    attempt.commit(4, make_files(tmp_path, 4), {})
+    row = {"event": "checkpoint", "step": 4, "bytes": 2500, "seconds": 5.0, "blocked": 1.5, "mb_per_s": 2.5}
+    write_rows(attempt, "events", [row])
+    assert re.search(r"took\s+MB/s\s+held up\s+folder.*\s5\.0 s\s+2\.5\s+1\.5 s\s", page_of(run).text, re.DOTALL)
 
 
 def test_the_page_marks_the_best_checkpoint(story: ReportData) -> None:

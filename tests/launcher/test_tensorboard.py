@@ -52,6 +52,21 @@ def test_a_run_that_lost_a_rank_has_no_step_twice_and_misses_none(tmp_path: Path
     assert [step for step, _ in curve(tmp_path / "tb" / run.id, "epoch/loss")] == [4, 8, 12]
 
 
+def test_saves_are_curves_too(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "runs")
+    attempt = run.claim()
+    saves = [
+        {"event": "checkpoint", "step": step, "bytes": 2500, "seconds": 2.0, "blocked": 0.25 * step, "mb_per_s": 1.5}
+        for step in (2, 4)
+    ]
+    write_rows(attempt, "metrics", training(0, 4, begin=1.0))
+    write_rows(attempt, "events", saves)
+    assert write_event_files([run], tmp_path / "tb") == len(run.all_rows("metrics")) + 2
+    assert curve(tmp_path / "tb" / run.id, "save/bytes") == [(2, 2500), (4, 2500)]
+    assert curve(tmp_path / "tb" / run.id, "save/mb_per_s") == [(2, 1.5), (4, 1.5)]
+    assert curve(tmp_path / "tb" / run.id, "save/blocked") == [(2, 0.5), (4, 1.0)]
+
+
 def test_an_attempt_that_begins_anew_takes_all_before_it_back(tmp_path: Path) -> None:
     run = new_run(tmp_path / "runs")
     write_rows(run.claim(), "metrics", training(0, 6, begin=1.0))
