@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import psutil
@@ -22,8 +23,11 @@ def test_the_ranks_of_a_later_attempt_are_spares_of_the_one_before_under_the_sam
     with start_raylift("run", write_job(tmp_path, JOB), "--id", run.id, "--storage", run.storage.uri):
         _wait_for_training(run, 1)
         controller = _named(run, "TrainController")
+        at = time.time()
         _kill_a_rank(run)
         _wait_for_training(run, 2)
+        noticed = next(row["time"] for row in run.rows_of(1, "events") if row["event"] == "recovering")
+        assert noticed - at < 20, "a second or two on a quiet machine"
         spares = wait_for(lambda: idle if len(idle := _named(run, "ray::IDLE")) == 2 else None, "two spares")
         _kill_a_rank(run)
         _wait_for_training(run, 3)
