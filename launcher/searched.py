@@ -64,7 +64,7 @@ def check_space(document: Document, root: type[BaseModel], known: Sequence[Mista
     except ValidationError:
         return found  # `known` says what is wrong with it
     space = {key: domain for key, domain in tune.ordered.items() if key not in wrong_keys}
-    places = {(key, *at): _below(document, key, at) for key, domain in space.items() for at in domain.ends}
+    places = {(key, *at): _below(document, key, at) for key, domain in space.items() for at in domain.checked}
     seen = {*known}
     for point, origins in _tried(space):
         new = _wrong_with(root, document, point, {key: places[key, *at] for key, at in origins.items()}, seen)
@@ -100,14 +100,14 @@ def _below(document: Document, key: str, at: Keys) -> Keys:
 
 
 def _tried(space: Mapping[str, Domain]) -> Iterator[tuple[Point, dict[str, Keys]]]:
-    """Yield points that together have every listed value and both ends of every range, and where each value stands.
+    """Yield points that together have all that is to be checked of each domain, and where each value stands.
 
     Lists are tried in all their combinations, as rules between keys ("momentum is an option of sgd") may hold for
     some alone; were there too many of those, the first some hundred.
     """
     yield from islice(_combinations(list(space.items()), {}, {}), _COMBINATIONS)
     for key, domain in space.items():
-        for at, value in domain.ends.items():
+        for at, value in domain.checked.items():
             fixed: dict[str, tuple[Keys, Any]] = {key: (at, value)}
             yield from islice(_combinations(list(space.items()), {}, {}, fixed), 1)
 

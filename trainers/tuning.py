@@ -49,7 +49,7 @@ class Domain(Block):
             low, high = getattr(self, self.kind)[:2]
             if low >= high:
                 raise ValueError(f"{self.kind}: {low:g} to {high:g} is no range: the first must be the smaller one")
-            if self.quniform is not None and not self.values:
+            if self.quniform is not None and not self._multiples:
                 raise ValueError(f"quniform: no multiple of {self.quniform[2]:g} lies from {low:g} to {high:g}")
         return self
 
@@ -64,22 +64,48 @@ class Domain(Block):
             return self.choice or self.grid
         if self.randint is not None and self.randint[1] - self.randint[0] <= _MOST_VALUES:
             return list(range(*self.randint))
-        if self.quniform is not None:
-            low, high, step = self.quniform
-            first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-            if last - first < _MOST_VALUES:
-                return [_multiple(number, step) for number in range(first, last + 1)]
+        if self.quniform is not None and len(self._multiples) <= _MOST_VALUES:
+            return [self._multiple(number) for number in self._multiples]
         return None
 
     @property
+    def _multiples(self) -> range:
+        """Which multiples of the step of a quniform lie in it."""
+        assert self.quniform is not None
+        low, high, step = self.quniform
+        return range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+
+    def _multiple(self, number: int) -> float:
+        assert self.quniform is not None
+        return round(number * self.quniform[2], 12)
+
+    @property
     def ends(self) -> dict[tuple[str | int, ...], Any]:
-        """What is to be checked of it, by where it stands below the key: every listed value, both ends of a range."""
+        """Every listed value, or the least and the largest of a range, by where they stand below the key."""
         given = getattr(self, self.kind)
         if self.kind in ("choice", "grid"):
             return {(self.kind, index): value for index, value in enumerate(given)}
         if self.randint is not None:
             return {("randint", 0): given[0], ("randint", 1): given[1] - 1}
+        if self.quniform is not None:
+            first, last = self._multiples[0], self._multiples[-1]
+            return {("quniform", 0): self._multiple(first), ("quniform", 1): self._multiple(last)}
         return {(self.kind, 0): given[0], (self.kind, 1): given[1]}
+
+    @property
+    def checked(self) -> dict[tuple[str | int, ...], Any]:
+        """What is to be checked of it: its ends and, of a range, a value between them, no whole one if it has others.
+
+        Both ends of `{uniform: [16, 256]}` are batch sizes, and hardly anything between them is.
+        """
+        if self.quniform is not None:
+            return {**self.ends, ("quniform",): self._multiple(self._multiples[:2][-1])}
+        if self.uniform is not None or self.loguniform is not None:
+            low, high = self.ends.values()
+            middle = (low + high) / 2
+            half = math.floor(middle) + 0.5
+            return {**self.ends, (self.kind,): half if low < half < high else middle}
+        return self.ends
 
     def counts(self, point: Point) -> bool:
         """Whether it counts where the keys before it have these values."""
@@ -382,10 +408,6 @@ def _check_conditions(key: str, domain: Domain, space: Mapping[str, Domain]) -> 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _multiple(number: int, step: float) -> float:
-    return round(number * step, 12)
 
 
 def _shown(value: object) -> str:

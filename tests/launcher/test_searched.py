@@ -88,6 +88,33 @@ def test_every_key_and_value_of_a_space_is_checked_with_its_place(job: Job) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "domain", "message"),
+    [
+        ("train.batch_size", "{loguniform: [16, 256]}", "job.yaml:3:35: train.batch_size: 136.5 is not a whole number"),
+        ("train.epochs", "{uniform: [1, 9]}", "train.epochs: 5.5 is not a whole number"),
+        ("train.epochs", "{quniform: [1, 8, 0.5]}", "train.epochs: 1.5 is not a whole number"),
+        ("train.schedule.warmup", "{uniform: [0, 100]}", "warmup 50.5 is neither a share below 1 nor a whole number"),
+        ("model.dropout", "{quniform: [0, 1.2, 0.3]}", "model.dropout: 1.2 is out of range: it must be below 1"),
+    ],
+)
+def test_what_lies_between_the_ends_of_a_range_is_checked_too(job: Job, key: str, domain: str, message: str) -> None:
+    (found,) = messages(job(f"tune: {{space: {{{key}: {domain}}}}}"))
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        "model.dropout: {quniform: [0, 1, 0.3]}",  # its largest value is 0.9
+        "train.epochs: {quniform: [1, 8, 2]}",
+        "train.optimizer.lr: {loguniform: [1e-5, 1e-1]}",
+    ],
+)
+def test_no_value_is_refused_that_a_range_does_not_have(job: Job, space: str) -> None:
+    assert tune_of(job(f"tune: {{space: {{{space}}}}}"))
+
+
 def test_values_that_do_not_go_together_are_found_where_the_job_file_would_refuse_them(job: Job) -> None:
     space = "tune: {space: {train.optimizer.name: [sgd, adamw], train.optimizer.momentum: {uniform: [0.8, 0.9]}}}"
     found = messages(job(space))

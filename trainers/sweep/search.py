@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -203,8 +203,7 @@ def _suggest(trial: optuna.Trial, key: str, domain: Domain) -> Any:
     if domain.randint is not None:
         return trial.suggest_int(key, domain.randint[0], domain.randint[1] - 1)
     if domain.quniform is not None:
-        values: Sequence[float] = domain.values or []
-        low, high = (values[0], values[-1]) if values else domain.quniform[:2]
+        low, high = domain.ends.values()
         return trial.suggest_float(key, low, high, step=domain.quniform[2])
     low, high = getattr(domain, domain.kind)
     return trial.suggest_float(key, low, high, log=domain.loguniform is not None)
@@ -223,7 +222,7 @@ def _at(domain: Domain, share: float) -> Any:
     if domain.randint is not None:
         low, high = domain.randint
         return low + int(share * (high - low))
-    low, high = getattr(domain, domain.kind)[:2]
+    low, high = domain.ends.values()
     if domain.loguniform is not None:
         return float(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
     value = low + share * (high - low)
