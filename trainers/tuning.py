@@ -136,7 +136,7 @@ class Search(Block):
     """How the next point is chosen."""
 
     name: Literal["random", "grid", "tpe", "gp", "cmaes", "qmc"] = Field(
-        default="tpe", description="grid: every point; tpe, gp, cmaes, qmc: Optuna's samplers"
+        default="tpe", description="grid: every point; qmc: a Sobol sequence; tpe, gp, cmaes: Optuna's samplers"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         default=0, description="the same seed and the same results give the same points"

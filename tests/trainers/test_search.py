@@ -124,6 +124,15 @@ def test_random_takes_grid_values_equally_often() -> None:
     assert len({point["c"] for point in points}) == 12
 
 
+def test_qmc_fills_every_range_evenly() -> None:
+    space = {"a": {"uniform": [0, 16]}, "b": {"uniform": [0, 16]}, "c": ["x", "y"]}
+    searcher = build_searcher(Tune.model_validate({"trials": 16, "search": "qmc", "space": space}), "max")
+    points = [searcher.ask(number) for number in range(16)]
+    for key in ("a", "b"):
+        assert sorted(int(point[key]) for point in points) == list(range(16))
+    assert [point["c"] for point in points].count("x") == 8
+
+
 @pytest.mark.parametrize("name", ["grid", "tpe", "random"])
 def test_a_space_with_no_more_points_than_trials_is_searched_in_full(name: str) -> None:
     config = Tune.model_validate({"trials": 20, "search": name, "space": {"a": [1, 2], "b": ["x"]}})

@@ -46,6 +46,8 @@ def build_searcher(tune: Tune, mode: str) -> Searcher:
         return Every(tune)
     if tune.search.name == "random":
         return Random(tune)
+    if tune.search.name == "qmc":
+        return Sobol(tune)
     return Sampled(tune, mode)
 
 
@@ -75,27 +77,43 @@ class Random:
         self._seed = tune.search.seed
 
     def ask(self, number: int) -> Point:
-        generator = np.random.default_rng([self._seed, number])
         point: Point = {}
         left = number
-        for key, domain in self._space.items():
-            drawn = float(generator.random())  # of every key, so that no condition shifts what the others get
+        for (key, domain), share in zip(self._space.items(), self._shares(number), strict=True):
             if not domain.counts(point):
                 continue
             if domain.grid is not None:
                 point[key] = domain.grid[left % len(domain.grid)]
                 left //= len(domain.grid)
             else:
-                point[key] = _at(domain, drawn)
+                point[key] = _at(domain, share)
         return point
 
     def know(self, number: int, point: Point) -> None: ...
 
     def tell(self, number: int, values: Values, *, completed: bool) -> None: ...
 
+    def _shares(self, number: int) -> list[float]:
+        """Return where in its domain each key's value lies, also of keys that a condition leaves out."""
+        drawn: list[float] = np.random.default_rng([self._seed, number]).random(len(self._space)).tolist()
+        return drawn
+
+
+class Sobol(Random):
+    """Points that fill the space evenly: of the first 2^n, one lies in each 2^n-th of every range (Owen 1998)."""
+
+    def _shares(self, number: int) -> list[float]:
+        import torch
+
+        sequence = torch.quasirandom.SobolEngine(len(self._space), scramble=True, seed=self._seed)
+        found: list[float] = sequence.fast_forward(number).draw(1, dtype=torch.float64)[0].tolist()
+        return found
+
 
 class Sampled:
     """One of Optuna's samplers, seeded anew for each point."""
+
+    learns = True
 
     def __init__(self, tune: Tune, mode: str) -> None:
         import optuna
@@ -103,7 +121,6 @@ class Sampled:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self._tune = tune
-        self.learns = tune.search.name != "qmc"
         self._storage = optuna.storages.InMemoryStorage()
         directions = optuna.study.StudyDirection
         direction = directions.MAXIMIZE if mode == "max" else directions.MINIMIZE
@@ -114,7 +131,7 @@ class Sampled:
         return self._ask(number, self._tune.search.name)
 
     def know(self, number: int, point: Point) -> None:
-        if self._tune.search.name in ("cmaes", "qmc"):  # these keep notes on what they chose, so they choose again
+        if self._tune.search.name == "cmaes":  # it keeps notes on what it chose, so it chooses again
             if self.ask(number) == point:
                 return
             self._forget(number)  # another version of Optuna chose it
@@ -253,18 +270,9 @@ def _cmaes(seed: int) -> Any:
     return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
 
 
-def _qmc(seed: int) -> Any:
-    import optuna
-
-    return optuna.samplers.QMCSampler(
-        seed=seed, scramble=True, warn_asynchronous_seeding=False, warn_independent_sampling=False
-    )
-
-
 _SAMPLERS: dict[str, Callable[[int], Any]] = {
     "tpe": _tpe,
     "random": _random,
     "gp": _gp,
     "cmaes": _cmaes,
-    "qmc": _qmc,
 }
