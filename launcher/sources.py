@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.mistakes import Keys, Mistake
@@ -18,16 +19,29 @@ _SHOWN = 8
 def settle_sources(document: Document, folder: Path) -> None:
     """Make the local paths of data.train and data.eval absolute, and note those where nothing is.
 
-    A path in the job file starts at the file's folder, one from the command line where the command is typed.
+    So too those that a sweep's space has for them. A path in the job file starts at the file's folder, one from the
+    command line where the command is typed.
     """
-    for path in (("data", "train"), ("data", "eval")):
-        source = document.get(path)
-        if isinstance(source, str):
-            base = folder if document.place(path).line is not None else Path.cwd()
-            document.get(path[:-1])[path[-1]] = _settled(document, path, source, base)
+    for key in (("data", "train"), ("data", "eval")):
+        for path in (key, *_searched(document, ".".join(key))):
+            source = document.get(path)
+            if isinstance(source, str):
+                base = folder if document.place(path).line is not None else Path.cwd()
+                document.get(path[:-1])[path[-1]] = _settled(document, path, key, source, base)
 
 
-def _settled(document: Document, path: Keys, source: str, base: Path) -> str:
+def _searched(document: Document, key: str) -> Iterator[Keys]:
+    """Yield where a sweep's space lists values of a key, or has one in a condition."""
+    space: Keys = ("tune", "space")
+    written = document.get(space)
+    conditions = [(*space, other, "when", key) for other in written] if isinstance(written, dict) else []
+    for path in ((*space, key), (*space, key, "choice"), (*space, key, "grid"), *conditions):
+        found = document.get(path)
+        yield from ((*path, index) for index in range(len(found))) if isinstance(found, list) else [path]
+
+
+def _settled(document: Document, path: Keys, key: Keys, source: str, base: Path) -> str:
+    """Return a source whose path is absolute; note what is wrong with the one that stands at `path`."""
     kind, colon, name = source.partition(":")
     problem = ""
     if colon and kind == "builtin":
@@ -46,7 +60,7 @@ def _settled(document: Document, path: Keys, source: str, base: Path) -> str:
             return str(found)
         problem = _missing(source, found)
     if problem:
-        document.mistakes.append(Mistake(document.place(path), path, problem))
+        document.mistakes.append(Mistake(document.place(path), key, problem))
     return source
 
 

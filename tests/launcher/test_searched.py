@@ -123,6 +123,27 @@ def test_values_that_do_not_go_together_are_found_where_the_job_file_would_refus
     assert tune_of(job(space.replace("0.9]", "0.9], when: {train.optimizer.name: sgd}")))
 
 
+def test_searched_data_is_found_from_the_folder_of_the_job_file(
+    job: Job, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "a").mkdir()
+    (home / "elsewhere").mkdir()
+    space = "{data.train: [./a, builtin:digits], train.epochs: {choice: [1, 2], when: {data.train: ./a}}}"
+    path = home / job(f"tune: {{space: {space}}}")
+    monkeypatch.chdir(home / "elsewhere")
+    points = list(tune_of(path).points())
+    assert [point["data.train"] for point in points] == [str(home / "a")] * 2 + ["builtin:digits"]
+
+
+def test_searched_data_that_is_not_there_is_missed_at_once(job: Job) -> None:
+    space = "{data.train: {choice: [builtin:digitz]}, data.eval: [./nowhere, {split: 0.2}]}"
+    found = messages(job(f"tune: {{space: {space}}}"))
+    assert [message.split(";")[0] for message in found] == [
+        "job.yaml:3:38: data.train: there is no builtin:digitz",
+        "job.yaml:3:68: data.eval: ./nowhere does not exist",
+    ]
+
+
 def test_blocks_may_be_searched_as_a_whole(job: Job) -> None:
     assert tune_of(job("tune: {space: {train.optimizer: [adamw, {name: sgd, lr: 0.1, momentum: 0.9}]}}")).tried == 2
     found = messages(job("tune: {space: {train.optimizer: [adamw, {name: sgd, momentumm: 0.9}]}}"))
