@@ -208,6 +208,8 @@ class Scheduler(Block):
         for option, names in _TAKES.items():
             if getattr(self, option) is not None and self.name not in names:
                 raise ValueError(f"{option} is an option of {', '.join(names)}, not of {self.name}")
+        if self.max_t is not None and self.grace_period is not None and self.grace_period > self.max_t:
+            raise ValueError(f"grace_period: {self.grace_period} is longer than max_t, {self.max_t}")
         return self
 
 

@@ -157,6 +157,10 @@ def test_blocks_may_be_searched_as_a_whole(job: Job) -> None:
         ("{search: tep}", "tune.search.name: 'tep' is not a choice here"),
         ("{search: grid}", "tune.search: grid takes lists, and train.optimizer.lr is a range: loguniform."),
         ("{scheduler: {name: median, brackets: 2}}", "tune.scheduler.brackets: brackets is an option of asha, not of"),
+        (
+            "{scheduler: {name: asha, grace_period: 5, max_t: 3}}",
+            "tune.scheduler.grace_period: 5 is longer than max_t, 3",
+        ),
         ("{space: {train.optimizer.lr: {}}}", "give one of choice, grid, uniform"),
         ("{space: {train.optimizer.lr: {uniform: [0.1, 0.2], choice: [1]}}}", "not choice and uniform"),
         (
