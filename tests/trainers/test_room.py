@@ -9,7 +9,17 @@ NODE = {"CPU": 16.0, "GPU": 2.0, "memory": 1e9}
 
 @pytest.mark.parametrize(
     ("workers", "gpus", "trials"),
-    [(1, 0.0, 16), (3, 0.0, 4), (1, 1.0, 2), (1, 0.25, 8), (2, 1.0, 1), (3, 1.0, 0), (1, 0.3, 6)],
+    [
+        (1, 0.0, 16),
+        (3, 0.0, 4),
+        (1, 1.0, 2),
+        (1, 0.25, 8),
+        (2, 1.0, 1),
+        (3, 1.0, 0),
+        (1, 0.3, 6),
+        (1, 0.6, 2),
+        (1, 0.4, 4),
+    ],
 )
 def test_as_many_trials_run_as_fit_into_a_ray(workers: int, gpus: float, trials: int) -> None:
     """A trial of several workers has a process of its own beside them."""
@@ -20,6 +30,7 @@ def test_a_job_file_limits_how_many_trials_run() -> None:
     assert Room(1, most=3).slots() == 3
     assert Room(2, most=5).slots() == 2
     assert Room(1, gpus=0.5, most=2).slots() == 4
+    assert Room(1, gpus=0.6, most=2).slots() == 2
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class Room:
         would hold a processor while these are missing.
         """
         if self.most is not None:
-            return max(1, int(self.most / (self.gpus or 1.0)) // (self.workers + self.beside))
+            return max(1, self.most * _on_each(self.gpus or 1.0) // (self.workers + self.beside))
         if time.monotonic() - self._looked > _LOOK:
             self._seen, self._looked = fit(ray.cluster_resources(), self.workers, self.gpus), time.monotonic()
         return self._seen + 1 if self.grows and self.workers == 1 else max(1, self._seen)
@@ -62,5 +62,10 @@ class Room:
 def fit(resources: dict[str, float], workers: int, gpus: float) -> int:
     """Return how many trials fit into a Ray of so much."""
     if gpus:
-        return int(resources.get("GPU", 0.0) / gpus) // workers
+        return int(resources.get("GPU", 0.0)) * _on_each(gpus) // workers
     return int(resources.get("CPU", 0.0)) // (workers if workers == 1 else workers + 1)
+
+
+def _on_each(share: float) -> int:
+    """Return how many workers with such a share of a GPU there is room for on one: what is left of it is no room."""
+    return int(1 / share + 1e-9)
