@@ -96,6 +96,20 @@ def test_tpe_learns_where_the_good_points_are() -> None:
     assert sum(map(score, last)) / len(last) > sum(map(score, first)) / len(first) + 0.4
 
 
+@pytest.mark.parametrize("name", ["tpe", "cmaes", "gp"])
+def test_a_search_learns_from_trials_that_were_ended_early(name: str) -> None:
+    def points(sign: int) -> list[Point]:
+        space = {"a": {"uniform": [0, 1]}, "b": {"uniform": [0, 1]}}
+        searcher = build_searcher(Tune.model_validate({"trials": 20, "search": name, "space": space}), "max")
+        found = []
+        for number in range(13):
+            found.append(searcher.ask(number))
+            searcher.tell(number, {1: sign * found[-1]["a"]}, completed=False)
+        return found
+
+    assert points(1) != points(-1)
+
+
 def test_a_point_that_failed_draws_no_others() -> None:
     searcher = build_searcher(tune("tpe"), "max")
     for number in range(25):

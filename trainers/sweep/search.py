@@ -143,7 +143,7 @@ class Sampled:
 
         trial = self._asked.pop(number)
         finite = {iteration: value for iteration, value in values.items() if math.isfinite(value)}
-        if completed and finite:
+        if finite and (completed or self._tune.search.name != "tpe"):  # TPE alone knows what to make of one ended early
             self._study.tell(trial, finite[max(finite)])
             return
         for iteration, value in finite.items():
