@@ -28,7 +28,7 @@ LONGEST = {"training_iteration": 9, "epoch": 9, "step": 90}
 class Launch:
     """One launch of a sweep, without Ray."""
 
-    def __init__(self, run: Run, sweep: Tune = SWEEP, *, slots: int = 2, ahead: int = 0) -> None:
+    def __init__(self, run: Run, sweep: Tune = SWEEP, *, slots: int = 2, ahead: int = 0, grows: bool = False) -> None:
         self.attempt: Attempt = run.claim()
         self.events = SegmentWriter(run, self.attempt.number, "events", "driver")
         self.record = Record(run, self.events, "eval_accuracy")
@@ -40,6 +40,7 @@ class Launch:
             self.record,
             slots=lambda: slots,
             ahead=ahead,
+            grows=grows,
             mode="max",
             is_stopping=lambda: self.stopping,
             on_resumed=lambda name, trial: self.resumed.append((name, trial.number)),
@@ -511,6 +512,15 @@ def test_a_trial_that_is_begun_ahead_waits_until_another_ends(run: Run) -> None:
     launch.bridge.on_started("c")
     assert launch.suggest("d") is not None
     assert states(launch) == ["SUCCEEDED", "RUNNING", "RUNNING", "WAITING"]
+
+
+def test_where_nodes_may_come_a_trial_waits_until_it_is_started(run: Run) -> None:
+    launch = Launch(run, slots=2, grows=True)
+    launch.suggest("a")
+    launch.suggest("b")
+    assert states(launch) == ["WAITING", "WAITING"]
+    launch.bridge.on_started("b")
+    assert states(launch) == ["WAITING", "RUNNING"]
 
 
 def test_a_trial_that_waits_when_the_sweep_is_stopped_goes_on_with_a_resume(run: Run) -> None:

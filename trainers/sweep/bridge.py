@@ -39,13 +39,15 @@ class Bridge(RaySearcher):
         *,
         slots: Callable[[], int] | None,
         ahead: int = 0,
+        grows: bool = False,
         mode: str,
         is_stopping: Callable[[], bool],
         on_resumed: Callable[[str, Trial], None],
     ) -> None:
         """As many trials run at once as `slots` says; None: Tune says, and lets some wait.
 
-        So many more as `ahead` says are begun for Tune to have at hand when one ends.
+        So many more as `ahead` says are begun for Tune to have at hand when one ends. Where Ray `grows`, every trial
+        waits until it is started, as its node may still have to come.
         """
         super().__init__(metric=record.metric, mode=mode)
         self._sweep = sweep
@@ -54,6 +56,7 @@ class Bridge(RaySearcher):
         self._record = record
         self._slots = slots
         self._ahead = ahead
+        self._grows = grows
         self._is_stopping = is_stopping
         self._on_resumed = on_resumed
         self._running: dict[str, Trial] = {}
@@ -86,7 +89,7 @@ class Bridge(RaySearcher):
             trial = proposed
         else:
             return None
-        self._record.is_now(trial, "RUNNING" if len(self._running) < slots else "WAITING")
+        self._record.is_now(trial, "RUNNING" if len(self._running) < slots and not self._grows else "WAITING")
         self._running[trial_id] = trial
         return config_of(trial)
 

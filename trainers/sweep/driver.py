@@ -105,6 +105,7 @@ class SweepDriver(Driver):
                 record,
                 slots=None if self.tune.scheduler.pauses else self.room.slots,
                 ahead=1 if self.room.is_full and not searcher.learns else 0,  # one that learns would know less
+                grows=self.room.grows,
                 mode=self.mode,
                 is_stopping=is_stopping,
                 on_resumed=lambda name, trial: remember_one(scheduler, name, trial, record.metric),
