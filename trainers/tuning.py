@@ -264,6 +264,8 @@ class Tune(Block):
                 "train.optimizer (but its name), train.schedule, train.clip_norm, data.augment, or model.dropout"
             )
         _ = self.ordered
+        if self.search.name == "grid" and self.trials is None and self._count > _MOST_VALUES:
+            raise ValueError(f"search: the grid has more than {_MOST_VALUES:,} points; say by trials how many to try")
         return self
 
     @property

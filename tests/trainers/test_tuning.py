@@ -48,7 +48,9 @@ def test_no_more_points_are_tried_than_there_are() -> None:
 
 def test_an_endless_space_has_as_many_trials_as_asked_for() -> None:
     assert Tune.model_validate({"space": {"lr": {"uniform": [0, 1]}}}).tried == 20
-    assert Tune.model_validate({"space": {f"x{i}": [1, 2, 3] for i in range(40)}, "trials": 50}).tried == 50
+    space = {f"x{i}": [1, 2, 3] for i in range(40)}
+    assert Tune.model_validate({"space": space, "trials": 50}).tried == 50
+    assert Tune.model_validate({"space": space, "trials": 50, "search": "grid"}).tried == 50
 
 
 def test_a_point_is_set_in_a_copy_of_the_job() -> None:
@@ -101,6 +103,7 @@ def test_what_no_population_can_do_is_refused(change: dict[str, object], said: s
         ({"repeats": 2, "space": {"train.seed": [1, 2]}}, "they differ by train.seed"),
         ({"repeats": 2, "scheduler": "pbt"}, "no two trials have the same point"),
         ({"gpus_per_trial": 1.5}, "less than or equal to 1"),
+        ({"search": "grid", "space": {f"x{i}": [1, 2, 3] for i in range(9)}}, "more than 10,000 points"),
     ],
 )
 def test_what_contradicts_itself_is_refused(change: dict[str, object], said: str) -> None:
