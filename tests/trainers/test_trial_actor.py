@@ -8,17 +8,26 @@ from tempfile import gettempdir
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.errors import PreemptedError
 from cluster.runs import Run
 from cluster.trials import trial_run
-from tests.finished import new_run
+from launcher import submit
+from launcher.cli.trials import trials_command
+from launcher.spec import load
+from tests.finished import DIGITS, new_run
+from tests.harness import losses
+from tests.sweeps import HEAD
 from tests.trainers import training
+from tests.trainers.test_sweep import Launch
 from tests.trainers.training import STEPS_PER_EPOCH
 from trainers import notice
 from trainers.jobs import load_job
 from trainers.sweep.actor import Shared, TrialActor
 from trainers.sweep.ranks import Ranks
+from trainers.sweep.trial import TrialContext
+from trainers.tuning import Tune
 
 
 class Sweep:
@@ -76,6 +85,32 @@ def test_an_actor_trains_one_trial_after_another(sweep: Sweep) -> None:
     assert [(one["training_iteration"], one["state"]) for one in told] == [(1, ""), (2, "SUCCEEDED")]
     results = [trial_run(sweep.run, name).result() for name in ("00000", "00001")]
     assert [result.step for result in results if result] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
+
+
+def test_the_job_file_of_the_best_trains_as_its_trial_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job, sweep, alone = tmp_path / "job.yaml", Sweep(tmp_path / "sweep"), tmp_path / "alone"
+    space = "{train.optimizer: [{name: sgd, lr: 1.0e-5}, {name: adamw, lr: 5.0e-3}], data.augment.rotate: [5]}"
+    job.write_text(DIGITS + f"tune: {{scheduler: none, space: {space}}}\n", encoding="utf-8")
+    sweep.run = new_run(tmp_path, "searched", submit.prepare(load(job, storage=str(tmp_path))).document.decode())
+    _, sweep.document = load_job(sweep.run)
+    launch = Launch(sweep.run, Tune.model_validate(sweep.document["tune"]))
+    sweep.attempt = launch.attempt
+    launch.events.append(HEAD)
+    for name in ("a", "b"):
+        trial = launch.suggest(name)
+        sweep.begin(trial=trial["trial"], point=json.loads(trial["point"]))
+        told = sweep.actor.step()
+        told |= {f"evaluation/{key}": value for key, value in told["evaluation"].items()}
+        launch.bridge.on_trial_complete(name, told)
+        sweep.actor.cleanup()
+    launch.events.close()
+    trials_command(sweep.run.uri, best=True)
+    job.write_text(capsys.readouterr().out, encoding="utf-8")
+    best = new_run(alone, "best", submit.prepare(load(job, storage=str(alone))).document.decode())
+    threads = torch.get_num_threads()  # of this thread of Python, which is not the trial's
+    training.train(best, context=TrialContext(threads=1))
+    torch.set_num_threads(threads)
+    assert losses(best) == losses(trial_run(sweep.run, "00001"))
 
 
 def test_what_an_actor_saves_names_a_checkpoint_from_which_another_goes_on(sweep: Sweep) -> None:
