@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -23,10 +23,13 @@ from tests.trainers import training
 from tests.trainers.test_sweep import Launch
 from tests.trainers.training import STEPS_PER_EPOCH
 from trainers import notice
+from trainers.config import TrainJob
 from trainers.jobs import load_job
 from trainers.sweep.actor import Shared, TrialActor
 from trainers.sweep.ranks import Ranks
-from trainers.sweep.trial import TrialContext
+from trainers.sweep.trial import TrialContext, data_key
+from trainers.tasks.base import Prepared
+from trainers.tasks.registry import prepare
 from trainers.tuning import Tune
 
 
@@ -39,9 +42,15 @@ class Sweep:
         self.attempt = self.run.claim()
         self.actor: Any = TrialActor.__new__(TrialActor)
 
-    def begin(self, metric: str = "eval_accuracy", trial: str = "00000", point: dict[str, Any] | None = None) -> None:
+    def begin(
+        self,
+        metric: str = "eval_accuracy",
+        trial: str = "00000",
+        point: dict[str, Any] | None = None,
+        data: tuple[str, Mapping[str, Any], Mapping[str, Any]] = ("", {}, {}),
+    ) -> None:
         ranks = Ranks(1, gpus=False, own_ray=True, temporary=gettempdir(), threads=1)
-        shared = Shared(self.run.uri, self.attempt.number, self.document, 1, "", {}, {}, metric, ranks)
+        shared = Shared(self.run.uri, self.attempt.number, self.document, 1, *data, metric, ranks)
         self.actor.setup(self.config(trial, point), shared=shared)
 
     def config(self, trial: str, point: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -85,6 +94,23 @@ def test_an_actor_trains_one_trial_after_another(sweep: Sweep) -> None:
     assert [(one["training_iteration"], one["state"]) for one in told] == [(1, ""), (2, "SUCCEEDED")]
     results = [trial_run(sweep.run, name).result() for name in ("00000", "00001")]
     assert [result.step for result in results if result] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
+
+
+def test_trials_train_on_the_data_that_was_prepared_once(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def again(job: TrainJob) -> Prepared:
+        raise AssertionError(f"seed {job.train.seed} prepares it anew")
+
+    job = TrainJob.from_job(sweep.document)
+    ready = prepare(job)
+    monkeypatch.setattr("ray.get", lambda arrays: arrays)
+    monkeypatch.setattr("trainers.tasks.registry.prepare", again)
+    sweep.begin(point={"train.epochs": 1}, data=(data_key(job), ready.arrays, ready.meta))
+    assert sweep.actor.step()["state"] == "SUCCEEDED"
+    sweep.actor.reset_config(sweep.config("00001", {"train.epochs": 1, "data.augment.rotate": 5}))
+    assert sweep.actor.step()["state"] == "SUCCEEDED"
+    sweep.actor.reset_config(sweep.config("00002", {"train.seed": 9}))  # which splits it in another way
+    with pytest.raises(AssertionError, match="seed 9 prepares it anew"):
+        sweep.actor.step()
 
 
 def test_the_job_file_of_the_best_trains_as_its_trial_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
