@@ -15,6 +15,7 @@ from tests.finished import new_run
 from tests.harness import losses
 from tests.trainers import training
 from tests.trainers.training import STEPS_PER_EPOCH, Change
+from trainers.config import TrainJob
 from trainers.context import StopReason
 from trainers.jobs import load_job
 from trainers.sweep.trial import News, OneRankTraining, Training, data_key
@@ -220,3 +221,19 @@ def test_what_changes_the_data_changes_its_key(sweep: Sweep) -> None:
 
     assert key(image_size=12) != data_key(sweep.job)
     assert key(augment=sweep.job.data.augment.model_copy(update={"rotate": 5.0})) == data_key(sweep.job)
+
+
+@pytest.mark.parametrize(
+    ("data", "counts"),
+    [
+        ({"eval": {"split": 0.2}}, True),
+        ({"eval": "builtin:digits"}, False),
+        ({"eval": "builtin:digits", "clean": {"drop_label_errors": True}}, True),
+    ],
+)
+def test_a_seed_counts_for_data_that_it_splits_or_cleans(data: dict[str, object], counts: bool) -> None:
+    def key(seed: int) -> str:
+        job = {"task": "image-classification", "data": {"train": "builtin:digits", **data}, "train": {"seed": seed}}
+        return data_key(TrainJob.model_validate(job))
+
+    assert (key(1) != key(2)) is counts

@@ -176,7 +176,7 @@ class TrialActor(ray_tune.Trainable):
                 arrays = dict(zip(self._shared.arrays, ray.get(list(self._shared.arrays.values())), strict=True))
                 self._data[key] = Prepared(arrays=arrays, meta=self._shared.meta)
             else:
-                while len(self._data) > self._shared.repeats:  # each seed splits it anew
+                while len(self._data) > self._shared.repeats:  # each seed may split it anew
                     del self._data[next(iter(self._data))]
                 self._data[key] = prepare(job)
         return self._data[key]

@@ -21,6 +21,7 @@ from cluster.runs import Attempt, Origin, Result, Run
 from cluster.segments import SegmentWriter
 from cluster.trials import Copied
 from trainers import processors
+from trainers.config import Split
 from trainers.context import LocalContext, StopReason, compute_alike, device_from_ray
 from trainers.control import Control
 from trainers.output import shipped_output
@@ -271,7 +272,8 @@ class OneRankTraining(Training):
 def data_key(job: TrainJob) -> str:
     """Say what the prepared data depends on: two jobs with the same key share it."""
     data = job.data.model_dump(mode="json", exclude={"augment"})
-    return json.dumps([job.task, job.params, data, job.train.seed], default=str)
+    seed = job.train.seed if isinstance(job.data.eval, Split) or job.data.clean.drop_label_errors else None
+    return json.dumps([job.task, job.params, data, seed], default=str)
 
 
 def threads_each(trials: int) -> int:
