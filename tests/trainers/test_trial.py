@@ -87,6 +87,18 @@ def test_a_trial_that_was_cut_off_goes_on_and_counts_its_evaluations_on(sweep: S
     assert losses(sweep.trial) == losses(sweep.alone)
 
 
+def test_a_trial_that_is_cut_off_ten_times_computes_what_one_does_that_never_was(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, {"train": {"epochs": 11}})
+    for epoch in range(1, 11):
+        with sweep.train() as trial:
+            news = trial.next()
+            assert (news.iteration, news.epoch, news.state) == (epoch, epoch, "")
+    assert [news.state for news in sweep.train_to_the_end()] == ["SUCCEEDED"]
+    assert len(sweep.trial.attempts()) == 11
+    training.train(sweep.alone)
+    assert losses(sweep.trial) == losses(sweep.alone)
+
+
 def test_a_trial_that_waits_saves_and_goes_on_as_if_it_had_not(sweep: Sweep) -> None:
     with sweep.train() as trial:
         trial.next()
