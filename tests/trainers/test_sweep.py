@@ -106,6 +106,15 @@ def test_a_trial_that_tune_stops_was_pruned_and_one_that_says_its_end_was_not(ru
     assert launch.record.trials["00002"].evaluations == {}
 
 
+def test_no_more_trials_begin_once_one_has_shown_that_there_is_no_such_metric(run: Run) -> None:
+    launch = Launch(run)
+    launch.suggest("a")
+    told = {"training_iteration": 1, "step": 9, "epoch": 1, "state": "FAILED", "message": "", "lacks_metric": True}
+    launch.bridge.on_trial_complete("a", told)
+    assert states(launch) == ["FAILED"]
+    assert launch.suggest("b") == "FINISHED"
+
+
 def test_a_trial_whose_machine_is_taken_away_goes_on_elsewhere(run: Run) -> None:
     launch = Launch(run)
     launch.suggest("a")

@@ -67,7 +67,7 @@ def sweep(tmp_path: Path) -> Iterator[Sweep]:
 def test_a_metric_that_there_is_not_fails_the_trial_and_says_which_there_are(sweep: Sweep) -> None:
     sweep.begin(metric="eval_acuracy")
     told = sweep.actor.step()
-    assert (told["state"], told["done"]) == ("FAILED", True)
+    assert (told["state"], told["done"], told["lacks_metric"]) == ("FAILED", True, True)
     assert told["message"] == (
         "tune.metric: there is no 'eval_acuracy'; this task has eval_loss, eval_accuracy, eval_f1"
     )

@@ -102,7 +102,8 @@ class TrialActor(ray_tune.Trainable):
         if news.state == "PREEMPTED" and self._is_leaving():
             # an end would have Tune keep this actor for another trial, though its machine goes
             raise PreemptedError(news.message)
-        if not news.state and self._shared.metric not in news.metrics:
+        lacks_metric = not news.state and self._shared.metric not in news.metrics
+        if lacks_metric:
             assert self._training is not None
             self._training.end(StopReason.PRUNED)
             why = f"there is no {self._shared.metric!r}; this task has {', '.join(news.metrics)}"
@@ -116,6 +117,7 @@ class TrialActor(ray_tune.Trainable):
             "evaluation": {key: value for key, value in news.metrics.items() if key.startswith("eval_")},
             "state": news.state,
             "message": news.message,
+            "lacks_metric": lacks_metric,
             "done": bool(news.state),
         }
 

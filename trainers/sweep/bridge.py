@@ -62,6 +62,7 @@ class Bridge(RaySearcher):
         self._running: dict[str, Trial] = {}
         self._started: set[str] = set()  # of these, those that an actor trains
         self._unstarted: Counter[str] = Counter()  # how often a trial's actor was lost before it began
+        self._lacks_metric = False  # no trial has what the sweep goes by, as one has shown
         self._proposed: Trial | None = None  # begun, but not safe in storage yet
         self._away_since: float | None = None  # when storage ceased to answer
         self._replay()
@@ -72,7 +73,7 @@ class Bridge(RaySearcher):
     @property
     def is_done(self) -> bool:
         """Whether there is nothing to begin now; a trial that has to go on elsewhere changes that."""
-        if self._is_stopping():
+        if self._is_stopping() or self._lacks_metric:
             return True
         return not self._waiting and self._proposed is None and not self._left and self._next >= self._tried
 
@@ -106,6 +107,7 @@ class Bridge(RaySearcher):
             self.on_left(trial_id, result["message"])
             return
         if result is not None and result["state"]:
+            self._lacks_metric |= result.get("lacks_metric", False)
             self._end(trial_id, result["state"], result["message"])
             return
         if result is None and self._is_stopping():
