@@ -75,6 +75,14 @@ def test_a_search_that_lost_its_memory_goes_on_as_if_it_had_not(name: str, forge
     assert search(tune(name), 25, forget_at=forget_at) == search(tune(name), 25)
 
 
+@pytest.mark.slow
+def test_gp_that_lost_its_memory_goes_on_as_if_it_had_not_and_another_seed_gives_other_points() -> None:
+    """Of its points the first ten are random."""
+    points = search(tune("gp"), 13)
+    assert search(tune("gp"), 13, forget_at=12) == points
+    assert search(tune("gp", seed=4), 1) != points[:1]
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_a_search_that_says_it_does_not_learn_chooses_the_same_whatever_it_is_told(name: str) -> None:
     def points(sign: int) -> list[Point]:
