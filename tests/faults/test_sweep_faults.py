@@ -70,23 +70,35 @@ def has_saved(run: Run, attempt: int) -> bool:
     return attempt in run.attempts() and any(row["event"] == "checkpoint" for row in run.rows_of(attempt, "events"))
 
 
-def test_a_driver_that_is_killed_in_each_phase_costs_no_trial(tmp_path: Path) -> None:
+PHASES = {  # what is killed when a sweep has come to it
+    "claimed": "driver",
+    "cluster": "driver",
+    "sweep": "driver",
+    "trial.result": "raylet",
+    "trial.ended": "gcs_server",
+}
+
+
+def test_a_driver_or_a_ray_that_is_killed_in_each_phase_costs_no_trial(tmp_path: Path) -> None:
     job = write(tmp_path, "  {trials: 4, search: random, scheduler: none}\n")
     run_id = fresh_id("sweep")
     run = open_run(tmp_path, run_id)
     more = ("--set", "train.epochs=30", "--set", "train.max_failures=9", "--set", "train.log_every=1")
     with start_raylift("run", job, "--storage", tmp_path, "--id", run_id, *more) as started:
-        for attempt, phase in enumerate(["claimed", "cluster", "sweep", "trial.result", "trial.ended"], start=1):
+        for attempt, (phase, what) in enumerate(PHASES.items(), start=1):
             wait_for(partial(has_come_to, run, attempt, phase), f"{phase} in attempt {attempt}", timeout=120)
-            driver = find_process(run_id, "driver")
-            assert driver is not None
-            kill(driver)
+            victim = find_process(run_id, what)
+            assert victim is not None, f"there is no {what} to kill"
+            kill(victim)
         output, _ = started.communicate(timeout=300)
     assert "4 of 4 trials done: 4 succeeded" in output, output
     ended = Counter(row["trial"] for row in run.all_rows("events") if row["event"] == "trial.ended")
     assert ended == Counter(f"{number:05d}" for number in range(4))
     for name in ended:
         assert trained_steps(run, name) == list(range(1, 30 * 6 + 1))
+    begun = run.claims()[-1].at
+    last = [claim.pid for name in ended for claim in trial_run(run, name).claims() if claim.at > begun]
+    assert len({*last}) <= 2, "a process is kept for the next trial"
     assert_nothing_left(run_id)
 
 
