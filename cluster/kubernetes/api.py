@@ -229,6 +229,7 @@ class Api:
         stream: bool = False,
     ) -> Any:
         """Make a call until it is answered; a server that is busy, or away for a moment, is asked again."""
+        from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
 
         headers = {"Accept": "application/json"} | ({"Content-Type": content} if body is not None else {})
@@ -245,7 +246,7 @@ class Api:
                     auth_settings=["BearerToken"],
                 )
                 response = self._client.call_api(*request, _request_timeout=timeout)
-            except HTTPError as error:
+            except (HTTPError, ApiException) as error:  # the latter is the client's word for what is wrong with TLS
                 failure = _unanswered(self, error)
             else:
                 if response.status < 300:
@@ -305,8 +306,7 @@ def _unanswered(api: Api, error: Exception) -> ApiError:
 
 
 def _innermost(error: BaseException) -> str:
-    reason = getattr(error, "reason", None)
-    text = str(reason if isinstance(reason, BaseException) else error)
+    text = " ".join(str(getattr(error, "reason", None) or error).split())
     return text.rpartition(">: ")[2] or text
 
 

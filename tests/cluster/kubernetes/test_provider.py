@@ -31,6 +31,7 @@ from cluster.kubernetes.provider import KubernetesProvider
 from cluster.provider import LaunchRequest, State
 from tests.cluster.kubernetes.golden import RUN_ID, request
 from tests.cluster.kubernetes.kuberay import submit, take_up
+from tests.stand_ins.kubernetes import certificates
 from tests.stand_ins.kubernetes.access import User
 from tests.stand_ins.kubernetes.server import ApiServer, Fault
 
@@ -453,6 +454,16 @@ def test_a_server_that_is_not_there_is_named(
     server.stop()
     with pytest.raises(InfrastructureError, match=f"{url} does not answer: .*kubectl config current-context"):
         kubernetes.launch(run)
+
+
+def test_a_server_whose_certificate_another_authority_has_signed_is_not_answering(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    server.authority = certificates.make(tmp_path)
+    server.kubeconfig("launcher", "launcher-token")
+    with pytest.raises(InfrastructureError, match=f"{server.url} does not answer: SSLError .*CERTIFICATE_VERIFY"):
+        kubernetes.launch(run)
+    assert server.calls == []
 
 
 def test_a_context_that_is_not_there_is_named(server: ApiServer, run: LaunchRequest) -> None:
