@@ -71,7 +71,7 @@ class RunStatus:
     state: State
     reason: str = ""
     resources: Sequence[Resource] = ()
-    run_uri: str | None = None  # whose it is, where that can be told: runs of two storages may have the same id
+    run_uri: str | None = None  # whose it is, on a cluster: runs of two storages may have the same id; None: no run's
 
 
 @dataclass(frozen=True, kw_only=True)

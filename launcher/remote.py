@@ -38,24 +38,21 @@ def remote_of(run: Run) -> Remote | None:
 
 
 def describe(run: Run, provider: Provider) -> RunStatus:
-    """Say what there is of a run on its cluster. Raises RunNotFoundError, also where that is another's of its id."""
+    """Say what there is of a run on its cluster. Raises RunNotFoundError, also where something else has its id."""
     status = provider.describe(run.id)
-    if _is_of_another(run, status):
-        raise RunNotFoundError(f"what its cluster has under the id {run.id} is the run {status.run_uri}")
+    if status.run_uri != run.uri:
+        whose = f"the run {status.run_uri}" if status.run_uri is not None else "no run"
+        raise RunNotFoundError(f"what its cluster has under the id {run.id} is {whose}")
     return status
 
 
 def tear_down_remote(run: Run, provider: Provider) -> Receipt:
-    """Remove all that there is of a run on its cluster, and nothing of another one that has its id by now."""
+    """Remove all that there is of a run on its cluster, and nothing of what else has its id by now."""
     try:
         status = provider.describe(run.id)
     except RunNotFoundError:
         return provider.teardown(run.id)  # its own object is gone, and others may be left
-    return Receipt() if _is_of_another(run, status) else provider.teardown(run.id)
-
-
-def _is_of_another(run: Run, status: RunStatus) -> bool:
-    return status.run_uri not in (None, run.uri)
+    return Receipt() if status.run_uri != run.uri else provider.teardown(run.id)
 
 
 def look(run: Run, provider: Provider) -> tuple[State, str]:

@@ -16,7 +16,7 @@ from cluster.runs import Result, Run
 from launcher.cli.app import app
 from tests.cluster.kubernetes.kuberay import take_up
 from tests.finished import started, write_rows
-from tests.harness import ROOT, fresh_id, raylift, start_raylift, wait_for
+from tests.harness import ROOT, fresh_id, raylift, raylift_here, start_raylift, wait_for
 from tests.harness import open_run as run_in
 from tests.real.seaweedfs import SeaweedFS
 from tests.stand_ins.kubernetes.server import ApiServer, Fault
@@ -85,6 +85,21 @@ def test_a_run_takes_nothing_away_of_another_storage_s_run_that_has_its_id_by_no
     assert raylift("rm", other.uri, "--yes").returncode == 0
     assert [job["metadata"]["name"] for job in server.all("RayJob")] == [run.id]
     assert json.loads(raylift("status", run.uri, "--json").stdout)["state"] == "PENDING"
+
+
+def test_a_run_takes_no_cluster_away_that_has_its_id_for_a_name_by_now(server: ApiServer, options: list[str]) -> None:
+    assert raylift_here("run", *options, "--detach").returncode == 0
+    run = run_of(options)
+    server.delete("RayJob", "raylift", run.id)
+    assert raylift_here("up", run.id, *options[1:3]).returncode == 0
+    told = json.loads(raylift_here("status", run.uri, "--json").stdout)
+    assert (told["state"], told["reason"]) == (
+        "FAILED",
+        "nothing of it is in the cluster any more, and it left no result",
+    )
+    assert raylift_here("stop", "--now", run.uri).returncode == 0
+    assert raylift_here("rm", run.uri, "--yes").returncode == 0
+    assert [job["metadata"]["name"] for job in server.all("RayJob")] == [run.id]
 
 
 def test_a_launch_that_is_refused_leaves_neither_a_run_nor_a_job(server: ApiServer, options: list[str]) -> None:
