@@ -200,7 +200,8 @@ class KubernetesProvider:
             ) from failure
 
     def _status(self, job: Object) -> RunStatus:
-        run_id = job["metadata"]["labels"].get(RUN_LABEL, job["metadata"]["name"])
+        labels = job["metadata"].get("labels", {})
+        run_id = labels.get(RUN_LABEL, job["metadata"]["name"])
         pods = self.server.select(api.PODS, self.namespace, f"{RUN_LABEL}={run_id}")
         found = [_resource(api.RAY_JOBS, job), *(_resource(api.PODS, each) for each in pods)]
         cluster = job["spec"].get("clusterSelector", {}).get(RAY_CLUSTER)
@@ -211,7 +212,7 @@ class KubernetesProvider:
         state, reason = reasons.where_it_stands(job, pods, events, self._workload(job))
         if cluster is not None and not state.is_final and not self._is_there(cluster):
             # KubeRay would look for it for ever
-            name = job["metadata"]["labels"].get(ON_CLUSTER, cluster)
+            name = labels.get(ON_CLUSTER, cluster)
             state, reason = State.FAILED, f"the cluster {name} is gone. Start it again: raylift up {name}, then resume"
         return RunStatus(state=state, reason=reason, resources=found, run_uri=_uri(job))
 

@@ -87,11 +87,17 @@ def test_a_run_takes_nothing_away_of_another_storage_s_run_that_has_its_id_by_no
     assert json.loads(raylift("status", run.uri, "--json").stdout)["state"] == "PENDING"
 
 
-def test_a_run_takes_no_cluster_away_that_has_its_id_for_a_name_by_now(server: ApiServer, options: list[str]) -> None:
+@pytest.mark.parametrize("kind", ["cluster", "job of others"])
+def test_a_run_takes_nothing_away_that_has_its_id_for_a_name_by_now(
+    server: ApiServer, options: list[str], kind: str
+) -> None:
     assert raylift_here("run", *options, "--detach").returncode == 0
     run = run_of(options)
     server.delete("RayJob", "raylift", run.id)
-    assert raylift_here("up", run.id, *options[1:3]).returncode == 0
+    if kind == "cluster":
+        assert raylift_here("up", run.id, *options[1:3]).returncode == 0
+    else:
+        server.create("RayJob", {"metadata": {"name": run.id}, "spec": {"entrypoint": "sleep 1"}}, "raylift")
     told = json.loads(raylift_here("status", run.uri, "--json").stdout)
     assert (told["state"], told["reason"]) == (
         "FAILED",
