@@ -81,7 +81,7 @@ class Api:
     """One API server, as one person."""
 
     def __init__(self, context: str | None) -> None:
-        """Read the kubeconfig, or what a pod is given. Raises InfrastructureError, MissingExtraError."""
+        """Read the kubeconfig, or what a pod is given, and log in. Raises InfrastructureError, MissingExtraError."""
         self.context = context
         self._client = _connect(context)
 
@@ -278,6 +278,8 @@ def _connect(context: str | None) -> Any:
         # named here, as the client reads the variable when it is imported
         files = os.environ.get("KUBECONFIG") or "~/.kube/config"
         config.load_kube_config(files, context=context, client_configuration=configuration)
+        if configuration.cert_file is None and "BearerToken" not in configuration.api_key:
+            _refuse_failed_login(files, context)
     except config.ConfigException as error:
         try:
             if context is not None:
@@ -289,6 +291,26 @@ def _connect(context: str | None) -> Any:
                 f"{named}{error}. Look what there is: kubectl config get-contexts; KUBECONFIG names the file"
             ) from error
     return client.ApiClient(configuration)
+
+
+def _refuse_failed_login(files: str, context: str | None) -> None:
+    """Raise ApiError where a plugin was to log in: of a failed one the client goes on as nobody, and logs why."""
+    from kubernetes.config.kube_config import KubeConfigLoader, KubeConfigMerger
+
+    merged = KubeConfigMerger(files).config
+    chosen = KubeConfigLoader(merged, active_context=context).current_context
+    name = chosen["context"].get("user")
+    users = {each["name"]: each["user"] for each in merged.value["users"]}
+    if name is None or "exec" not in (user := users[name]):
+        return
+    plugin = user["exec"]["command"]
+    raise ApiError(
+        f"context {chosen['name']}: {plugin} does not log you in: your login has run out, or it is not installed. Log "
+        "in again, such as by aws sso login or gcloud auth login",
+        status=401,
+        reason="Unauthorized",
+        details=f"{plugin} gave neither a token nor a certificate",
+    )
 
 
 def _parsed(response: Any) -> Object:

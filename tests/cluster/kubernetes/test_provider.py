@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import json
 import sys
 import threading
 import time
@@ -317,6 +318,34 @@ def test_a_token_that_nobody_renews_is_said_to_have_run_out(
     server.tokens.pop("launcher-token")
     with pytest.raises(InfrastructureError, match="does not know who you are, or your login has run out"):
         kubernetes.launch(run)
+
+
+def test_a_plugin_that_fails_to_log_in_is_named_until_it_does(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    plugin, login, version = tmp_path / "get-token", tmp_path / "login", "client.authentication.k8s.io/v1"
+    plugin.write_text(f"#!/bin/sh\ncat {login}\n")
+    plugin.chmod(0o755)
+    config = json.loads((path := server.kubeconfig("launcher", "")).read_text())
+    user = {"exec": {"apiVersion": version, "command": str(plugin), "interactiveMode": "Never"}}
+    path.write_text(json.dumps({**config, "users": [{"name": "launcher", "user": user}]}))
+
+    def log_in(token: str) -> None:
+        login.write_text(json.dumps({"apiVersion": version, "kind": "ExecCredential", "status": {"token": token}}))
+
+    said = f"context launcher: {plugin} does not log you in: .*Log in again"
+    with pytest.raises(InfrastructureError, match=said):
+        kubernetes.launch(run)
+    assert server.calls == []
+    log_in("launcher-token")
+    kubernetes.launch(run)
+    login.unlink()
+    server.tokens["renewed"] = server.tokens.pop("launcher-token")
+    for _ in range(2):
+        with pytest.raises(InfrastructureError, match=said):
+            kubernetes.describe(RUN_ID)
+    log_in("renewed")
+    assert kubernetes.describe(RUN_ID).state is State.PENDING
 
 
 def test_a_launch_makes_few_calls(server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest) -> None:

@@ -271,7 +271,9 @@ class _Handler(BaseHTTPRequestHandler):
         return answer
 
     def _user(self) -> User:
-        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
+        if "Authorization" not in self.headers:
+            return User("system:anonymous")
+        scheme, _, token = self.headers["Authorization"].partition(" ")
         user = self.api.tokens.get(token) if scheme == "Bearer" else None
         if user is None:
             raise RefusedError(401, "Unauthorized")
