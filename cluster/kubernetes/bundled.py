@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cluster.kubernetes.pods import Manifest
+from cluster.kubernetes.pods import SAYS_WHY, Manifest
 from cluster.kubernetes.reasons import FETCHING
 from cluster.kubernetes.versions import CLIENTS
 
@@ -51,6 +51,7 @@ def with_bundle(template: Manifest, changed: Manifest, uri: str, *, on_gpus: boo
             for key, each in _these(as_changed.get("resources", {}), "requests", "limits").items()
         },
         "volumeMounts": [*mounts, mount],
+        "terminationMessagePolicy": SAYS_WHY,
     }
     there = f"{_FOLDER}/{digest}"
     ray["env"].append({"name": "PYTHONPATH", "value": f"{there}/code:{there}/packages"})

@@ -118,4 +118,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "probe":
         probe(*sys.argv[2:])
     else:
-        fetch(sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:])
+        try:
+            fetch(sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:])
+        except subprocess.CalledProcessError as error:
+            sys.exit(error.returncode)  # it has said why, as the last that is printed here

@@ -11,6 +11,7 @@ from cluster.kubernetes.versions import IMAGE
 Manifest = dict[str, Any]
 
 CONTAINER = "ray"
+SAYS_WHY = "FallbackToLogsOnError"  # the end of what a container printed is kept in its status, where that fails
 RUN_LABEL = "raylift.dev/run"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "raylift"}
 RUN_URI = "RAYLIFT_RUN_URI"  # of the run: not on the command line, which several shells would read
@@ -221,6 +222,7 @@ def _ray_container(
         "resources": {"requests": asked, "limits": dict(asked)},
         # a save while the node is drained; a pod whose run is over has nothing to wait for
         "lifecycle": {"preStop": {"exec": {"command": ["python", "-P", "-m", "trainers.leaving", role]}}},
+        "terminationMessagePolicy": SAYS_WHY,
         "securityContext": container_security(),
         "volumeMounts": [
             {"name": "scratch", "mountPath": _SCRATCH},

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from cluster.kubernetes.pods import RUN_LABEL
 from cluster.provider import State
 
 Object = Mapping[str, Any]
@@ -35,6 +36,9 @@ _FAILURES = {
 _NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 # What KubeRay says of a pod that has ended, when it deletes that (raycluster_controller.go)
 _KILLED = re.compile(r"Deleted (head|worker) Pod (?:\S+/)?(\S+); .*Reason:OOMKilled\b")
+_NEVER_BEGAN = re.compile(
+    r"Deleted (?:head|worker) Pod (?:\S+/)?(\S+); Pod status: Failed; .*Ray container terminated status: (?:<nil>|nil)$"
+)
 _NOT_MADE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 
 
@@ -57,7 +61,8 @@ def where_it_stands(
         return state, f"its pods are taken away{_because_of(workload)}"
     if state is State.RECOVERING:
         return state, f"starting again: {_failure(job, pods, events)}"
-    return state, _in_queue(job, workload) or trouble(pods) or _warning(events) or _waiting(deployment, pods)
+    known = _in_queue(job, workload) or trouble(pods) or _warning(events) or _unfetched(job, events)
+    return state, known or _waiting(deployment, pods)
 
 
 def trouble(pods: Iterable[Object]) -> str:
@@ -68,7 +73,8 @@ def trouble(pods: Iterable[Object]) -> str:
 def _failure(job: Object, pods: Sequence[Object], events: Sequence[Object]) -> str:
     status = job.get("status", {})
     said = _FAILURES.get(status.get("reason", ""), status.get("reason", "") or "it failed")
-    why = trouble(pods) or _killed(job, events) or _warning(events) or status.get("message", "")
+    why = trouble(pods) or _killed(job, events) or _warning(events) or _unfetched(job, events)
+    why = why or status.get("message", "")
     return f"{said}: {why}" if why else said
 
 
@@ -132,6 +138,18 @@ def _killed(job: Object, events: Sequence[Object]) -> str:
     return _out_of_memory(match[2], group["template"]["spec"]["containers"][0])
 
 
+def _unfetched(job: Object, events: Sequence[Object]) -> str:
+    """Return which pod failed last before its Ray began: KubeRay deletes it at once, and with it what it printed."""
+    found = [(event, match) for event in events if (match := _NEVER_BEGAN.match(event.get("message", ""))) is not None]
+    group = job["spec"].get("rayClusterSpec", {}).get("headGroupSpec", {})
+    first = group.get("template", {}).get("spec", {}).get("initContainers", [])
+    if not found or FETCHING not in [each["name"] for each in first]:
+        return ""
+    _, match = max(found, key=lambda each: _time(each[0]))
+    read = f"kubectl logs -f -c {FETCHING} -l {RUN_LABEL}={job['metadata']['name']},ray.io/node-type"
+    return f"the pod {match[1]} ended before it had fetched raylift. What the next one prints says why: {read}"
+
+
 def _time(event: Object) -> str:
     """Return when it happened last: the newer of Kubernetes' two ways to tell events counts repetitions in a series."""
     last = (event.get("series") or {}).get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime")
@@ -148,9 +166,9 @@ def _pod(pod: Object) -> str:
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return f"the pod {name} had to leave its node: {condition.get('message') or condition.get('reason', '')}"
     for container in status.get("initContainerStatuses", []):
-        if container["name"] == FETCHING and container.get("state", {}).get("terminated", {}).get("exitCode", 0):
-            read = f"kubectl logs {name} -c {FETCHING}"
-            return f"the pod {name} could not fetch raylift: {read} says why, as long as it is there"
+        ended = container.get("state", {}).get("terminated", {})
+        if container["name"] == FETCHING and ended.get("exitCode", 0):
+            return f"the pod {name} could not fetch raylift{_because(ended)}"
     for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
         if said := _container(pod, container):
             return said

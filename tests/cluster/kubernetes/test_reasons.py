@@ -72,15 +72,29 @@ def test_a_pod_that_no_node_takes_says_what_it_asks_for_and_what_each_node_lacks
     )
 
 
-def test_a_pod_that_could_not_fetch_raylift_says_where_to_read_why() -> None:
-    ended = {"name": "raylift", "state": {"terminated": {"exitCode": 1}}}
+def test_a_pod_that_could_not_fetch_raylift_says_why() -> None:
+    ended = {"name": "raylift", "state": {"terminated": {"exitCode": 1, "message": "403 Forbidden\n"}}}
     said = trouble([pod(phase="Failed", initContainerStatuses=[ended])])
-    assert said == (
-        "the pod digits-head could not fetch raylift: "
-        "kubectl logs digits-head -c raylift says why, as long as it is there"
-    )
+    assert said == "the pod digits-head could not fetch raylift: 403 Forbidden"
     done = {"name": "raylift", "state": {"terminated": {"exitCode": 0}}}
     assert trouble([pod(phase="Running", initContainerStatuses=[done])]) == ""
+
+
+def test_a_pod_that_could_not_fetch_raylift_is_remembered_when_kuberay_has_deleted_it() -> None:
+    message = "Deleted head Pod raylift/digits-x7k2p-head; Pod status: Failed; Pod restart policy: Never; "
+    event = {"metadata": {}, "type": "Normal", "message": f"{message}Ray container terminated status: nil"}
+    whole = job()
+    assert "fetched" not in where_it_stands(whole, [], [event], None)[1]
+    template = {"spec": {"initContainers": [{"name": "raylift"}]}}
+    whole["spec"]["rayClusterSpec"] = {"headGroupSpec": {"template": template}}
+    state, said = where_it_stands(whole, [pod(phase="Pending")], [event], None)
+    assert (state, said) == (
+        State.PROVISIONING,
+        "the pod digits-x7k2p-head ended before it had fetched raylift. What the next one prints says why: "
+        "kubectl logs -f -c raylift -l raylift.dev/run=digits,ray.io/node-type",
+    )
+    whole["status"] = {"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded"}
+    assert where_it_stands(whole, [], [event], None)[1].endswith(said)
 
 
 def test_a_run_that_goes_on_says_which_of_its_pods_does_not() -> None:

@@ -135,8 +135,15 @@ class Kubelet:
             check=False,
         )
         self.server.log(pod, done.stdout)
-        ended = _status(container, {"terminated": {"exitCode": done.returncode}})
-        self._say(pod, phase="Failed" if done.returncode else "Pending", initContainerStatuses=[ended])
+        ended = {"exitCode": done.returncode} | _last_words(container, done.returncode, done.stdout)
+        self._say(
+            pod,
+            phase="Failed" if done.returncode else "Pending",
+            initContainerStatuses=[_status(container, {"terminated": ended})],
+            containerStatuses=[
+                _status(each, {"waiting": {"reason": "PodInitializing"}}) for each in pod["spec"]["containers"]
+            ],
+        )
         return done.returncode == 0
 
     def _watch(self, pod: Object, running: _Running) -> None:
@@ -148,11 +155,14 @@ class Kubelet:
         elif pod["status"]["phase"] == "Running":
             running.readers[0].join(5)
             _kill(running)
-            ended: Object = {"terminated": {"exitCode": code if code >= 0 else 128 - code}}
+            printed = bytes(self.server.logs.get(pod["metadata"]["uid"], b""))
+            ended: Object = {"exitCode": code if code >= 0 else 128 - code}
+            ended |= _last_words(running.template, code, printed)
             if running.out_of_memory:
-                ended["terminated"] |= {"reason": "OOMKilled"}
+                ended |= {"reason": "OOMKilled"}
             phase = "Failed" if code else "Succeeded"
-            self._say(pod, phase=phase, conditions=[], containerStatuses=[_status(running.template, ended)])
+            statuses = [_status(running.template, {"terminated": ended})]
+            self._say(pod, phase=phase, conditions=[], containerStatuses=statuses)
 
     def _end(self, pod: Object, running: _Running | None) -> None:
         if running is not None and running.ending is None:
@@ -245,6 +255,13 @@ def _run(container: Object, env: dict[str, str], folder: Path, output: int) -> s
 
 def _status(container: Object, state: Object) -> Object:
     return {"name": container["name"], "image": container["image"], "state": state, "ready": "running" in state}
+
+
+def _last_words(container: Object, code: int, printed: bytes) -> Object:
+    """Return what a kubelet keeps of what a container printed that failed, where its template asks for that."""
+    if code == 0 or container.get("terminationMessagePolicy") != "FallbackToLogsOnError":
+        return {}
+    return {"message": printed[-2048:].decode(errors="replace")}
 
 
 def _mounted(text: str, folder: Path) -> str:

@@ -280,11 +280,13 @@ class Operator:
 
     def _delete_ended(self, cluster: Object, role: str, pod: Object) -> None:
         namespace, name, status = pod["metadata"]["namespace"], pod["metadata"]["name"], pod["status"]
-        ended = status["containerStatuses"][0]["state"].get("terminated", {})
-        state = f"ExitCode:{ended.get('exitCode', 0)},Signal:0,Reason:{ended.get('reason', 'Error')},Message:"
+        state, ended = "nil", status["containerStatuses"][0]["state"].get("terminated")
+        if ended is not None:
+            said = f"Reason:{ended.get('reason', 'Error')},Message:{ended.get('message', '')}"
+            state = f"&ContainerStateTerminated{{ExitCode:{ended['exitCode']},Signal:0,{said},}}"
         told = (
             f"Deleted {role} Pod {namespace}/{name}; Pod status: {status['phase']}; Pod restart policy: Never; "
-            f"Ray container terminated status: &ContainerStateTerminated{{{state},}}"
+            f"Ray container terminated status: {state}"
         )
         self._tell(cluster, "Normal", f"Deleted{role.title()}Pod", told, _suffix())
         self.server.delete("Pod", namespace, name)

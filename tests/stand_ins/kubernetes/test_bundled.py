@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from cluster import code
+from cluster.config import KubernetesCluster
+from cluster.kubernetes.provider import KubernetesProvider
 from cluster.kubernetes.versions import IMAGE
+from cluster.provider import State
 from tests.cluster.kubernetes.conftest import LAUNCHER
-from tests.harness import ROOT, fresh_id, open_run, raylift, wait_for
+from tests.harness import ROOT, fresh_id, open_run, raylift, raylift_here, wait_for
 from tests.k8s.manifests import K8S, render
 from tests.real.seaweedfs import SeaweedFS
 from tests.stand_ins.kubernetes.access import User
@@ -70,6 +74,27 @@ def test_a_pod_without_raylift_runs_the_one_of_the_bundle(server: ApiServer, s3_
     assert f"/raylift/{digest}/code/cluster/code.py" in printed.decode(), printed
     assert raylift("rm", run.uri, "--yes").returncode == 0
     assert list(run.storage.list(f"{run.id}/")) == []
+
+
+def test_a_run_whose_pods_cannot_fetch_raylift_says_so_also_when_they_are_deleted(
+    server: ApiServer, s3_env: SeaweedFS, tmp_path: Path
+) -> None:
+    wrong = {"AWS_SECRET_ACCESS_KEY": base64.b64encode(b"wrong").decode()}
+    server.change("Secret", "raylift", "raylift-storage", lambda secret: secret["data"].update(wrong))
+    (tmp_path / "k8s.yaml").write_text(BLOCK)
+    run = open_run(s3_env.fresh_uri(), fresh_id("digits"))
+    options = ["--on", str(tmp_path / "k8s.yaml"), "--storage", run.storage.uri, "--id", run.id]
+    assert raylift_here("run", ROOT / "examples" / "digits.yaml", *options, "--detach").returncode == 0
+
+    def deleted() -> list[str]:
+        return [each["message"] for each in server.all("Event") if each["reason"] == "DeletedHeadPod"]
+
+    wait_for(deleted, "a head that is deleted", timeout=60)
+    status = KubernetesProvider(KubernetesCluster(provider="kubernetes")).describe(run.id)
+    assert status.state is State.PROVISIONING
+    assert re.search("SignatureDoesNotMatch|ended before it had fetched raylift", status.reason), status.reason
+    assert all(each.endswith("Ray container terminated status: nil") for each in deleted())
+    assert raylift_here("stop", "--now", run.uri).returncode == 0
 
 
 def test_a_check_has_a_pod_write_to_storage_and_leaves_nothing(
