@@ -25,6 +25,7 @@ from cluster.kubernetes.versions import CLIENTS, RAY_VERSION
 _LABEL = "raylift.dev/check"  # of the RayJob of one
 _PROBE = "raylift-probe"
 _PATIENCE = 300.0  # seconds: an image may have to be pulled
+_HELD = 30.0  # that an image is not there, or a Secret: no autoscaler mends that
 _GONE = 60.0
 _POLL = 1.0
 _SMALL = Resources(cpu=0.5, memory="1Gi", disk="2Gi")
@@ -95,6 +96,7 @@ def _applied(server: Api, document: Manifest) -> Iterator[str]:
 
 def _wait_for_its_end(server: Api, namespace: str, name: str) -> None:
     deadline = time.monotonic() + _PATIENCE
+    well = time.monotonic()
     while True:
         found = _pods(server, namespace, name)
         for pod in found:
@@ -104,6 +106,10 @@ def _wait_for_its_end(server: Api, namespace: str, name: str) -> None:
                 if told == DONE:
                     return
                 raise InfrastructureError(told or f"it ended with exit code {exit_code}: {' '.join(printed[-1:])}")
+        if not (held := reasons.held(found)):
+            well = time.monotonic()
+        elif time.monotonic() - well > _HELD:
+            raise InfrastructureError(held)
         if time.monotonic() > deadline:
             why = reasons.trouble(found) or ("its pod has not started" if found else "KubeRay made no pod")
             raise InfrastructureError(f"not known after {_PATIENCE:.0f} s: {why}")

@@ -70,6 +70,12 @@ def trouble(pods: Iterable[Object]) -> str:
     return next((said for pod in pods if (said := _pod(pod))), "")
 
 
+def held(pods: Iterable[Object]) -> str:
+    """Return why the first pod is held whose image or settings are wrong; an empty text where none is known to be."""
+    found = ((pod, status) for pod in pods for status in _containers(pod))
+    return next((said for pod, status in found if (said := _held(pod, status))), "")
+
+
 def _failure(job: Object, pods: Sequence[Object], events: Sequence[Object]) -> str:
     status = job.get("status", {})
     said = _FAILURES.get(status.get("reason", ""), status.get("reason", "") or "it failed")
@@ -169,13 +175,17 @@ def _pod(pod: Object) -> str:
         ended = container.get("state", {}).get("terminated", {})
         if container["name"] == FETCHING and ended.get("exitCode", 0):
             return f"the pod {name} could not fetch raylift{_because(ended)}"
-    for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
-        if said := _container(pod, container):
-            return said
-    return ""
+    return next((said for container in _containers(pod) if (said := _container(pod, container))), "")
 
 
-def _container(pod: Object, status: Object) -> str:
+def _containers(pod: Object) -> list[Object]:
+    """Return the statuses of a pod's containers, in the order in which these start."""
+    status = pod.get("status", {})
+    return [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
+
+
+def _held(pod: Object, status: Object) -> str:
+    """Return why a container is not made; an empty text where that is not known to be so."""
     name = pod["metadata"]["name"]
     waiting = status.get("state", {}).get("waiting", {})
     message = f": {waiting['message']}" if waiting.get("message") else ""
@@ -183,6 +193,13 @@ def _container(pod: Object, status: Object) -> str:
         return f"the image {status.get('image', '')} of pod {name} cannot be pulled ({waiting['reason']}){message}"
     if waiting.get("reason") in _NOT_MADE:
         return f"the pod {name} cannot start ({waiting['reason']}){message}"
+    return ""
+
+
+def _container(pod: Object, status: Object) -> str:
+    if said := _held(pod, status):
+        return said
+    name = pod["metadata"]["name"]
     for when in ("state", "lastState"):
         ended = status.get(when, {}).get("terminated", {})
         if ended.get("reason") == "OOMKilled":

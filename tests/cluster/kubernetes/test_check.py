@@ -327,6 +327,32 @@ def test_a_check_whose_pod_does_not_start_says_why_and_leaves_nothing(
     assert server.all("RayJob") == []
 
 
+def test_a_check_does_not_wait_long_for_an_image_that_is_not_there(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "_POLL", 0.02)
+    monkeypatch.setattr(probing, "_HELD", 0.1)
+    monkeypatch.setattr(probing, "_PATIENCE", 20.0)
+    monkeypatch.setattr(probing, "_is_there", lambda *_: False)  # nobody deletes the pod here
+    cluster = request("spot-with-fallback").cluster
+    assert isinstance(cluster, KubernetesCluster)
+    waiting = {"reason": "ErrImagePull", "message": "not found"}
+
+    def make_its_pod(kind: Kind, job: dict[str, Any]) -> str:
+        if kind.name == "RayJob":
+            name, labels = job["metadata"]["name"], {"raylift.dev/run": job["metadata"]["name"]}
+            head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+            server.create("Pod", {"metadata": {"name": f"{name}-head", "labels": labels}, "spec": head}, "raylift")
+            state = {"name": "ray", "image": "x", "state": {"waiting": waiting}}
+            server.set_status("Pod", "raylift", f"{name}-head", phase="Pending", containerStatuses=[state])
+        return ""
+
+    server.admit = make_its_pod
+    with pytest.raises(InfrastructureError, match=r"the image x of pod .* cannot be pulled \(ErrImagePull\): not fo"):
+        probing.probe(Api(None), cluster, "s3://bucket/runs")
+    assert server.all("RayJob") == []
+
+
 def test_what_a_check_that_was_killed_has_left_goes_by_itself_or_with_the_next_one(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
