@@ -104,6 +104,7 @@ class Watcher:
             self._looked = time.monotonic()
             try:
                 self._status = status = describe(self._run, self._provider)
+                self._trouble = ""
             except RunNotFoundError:
                 self._gone = True
             except InfrastructureError as error:

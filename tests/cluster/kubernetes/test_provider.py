@@ -30,8 +30,12 @@ from cluster.kubernetes.documents import to_yaml
 from cluster.kubernetes.manifest import render
 from cluster.kubernetes.provider import KubernetesProvider
 from cluster.provider import LaunchRequest, State
+from cluster.runs import Run
+from launcher import remote
+from launcher.remote import Watcher
 from tests.cluster.kubernetes.golden import RUN_ID, request
 from tests.cluster.kubernetes.kuberay import submit, take_up
+from tests.harness import open_run, wait_for
 from tests.stand_ins.kubernetes import certificates
 from tests.stand_ins.kubernetes.access import User
 from tests.stand_ins.kubernetes.server import ApiServer, Fault
@@ -603,6 +607,47 @@ def test_a_token_that_runs_out_while_a_run_is_followed_is_renewed(
     server.kubeconfig("launcher", "renewed")
     server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Initializing")
     assert next(changes).state is State.PROVISIONING
+
+
+@pytest.fixture
+def watched(kubernetes: KubernetesProvider, run: LaunchRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Return a run that is launched, and have it looked at often."""
+    monkeypatch.setattr(remote, "_RETRY", 0.02)
+    monkeypatch.setattr(remote, "_LOOK", 0.0)
+    found = open_run(str(tmp_path), RUN_ID)
+    kubernetes.launch(dataclasses.replace(run, run_uri=found.uri))
+    return found
+
+
+@pytest.mark.parametrize("fault", [Fault("", status=429), Fault("", status=500), Fault("", late=0.2)])
+def test_a_run_is_watched_on_after_a_server_has_not_answered_for_long(
+    server: ApiServer, kubernetes: KubernetesProvider, watched: Run, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setattr(api, "_TIMEOUT", (5.0, 0.1) if fault.late else api._TIMEOUT)
+    server.faults.append(dataclasses.replace(fault, call="GET /apis/ray.io", count=15))
+    watcher = Watcher(watched, kubernetes)
+    said = "does not answer" if fault.late else f"answered {fault.status}"
+    wait_for(lambda: said in watcher.news(), said, timeout=30)
+    assert watcher.is_alive()
+    monkeypatch.setattr(api, "_TIMEOUT", (5.0, 30.0))
+    failed = {"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded"}
+    server.set_status("RayJob", "raylift", RUN_ID, **failed)
+    wait_for(lambda: not watcher.is_alive(), "the end", timeout=60)
+    assert "its pods did not start" in watcher.news()
+
+
+def test_what_keeps_a_run_from_starting_is_told_after_a_look_that_failed(
+    server: ApiServer, kubernetes: KubernetesProvider, watched: Run
+) -> None:
+    watcher = Watcher(watched, kubernetes)
+    wait_for(lambda: "KubeRay has not taken it up yet" in watcher.news(), "a first look", timeout=30)
+    server.faults.append(Fault("GET /api/v1/namespaces/raylift/pods", status=500, count=6))
+    wait_for(lambda: "answered 500" in watcher.news(), "a look that fails", timeout=30)
+    warning = {"type": "Warning", "message": "exceeded quota: raylift", "involvedObject": {"name": RUN_ID}}
+    server.create("Event", {"metadata": {"name": f"{RUN_ID}.1"}, **warning}, "raylift")
+    wait_for(lambda: "exceeded quota: raylift" in watcher.news(), "the reason", timeout=30)
+    server.delete("RayJob", "raylift", RUN_ID)
+    wait_for(lambda: not watcher.is_alive(), "the end", timeout=30)
 
 
 def test_an_object_that_went_while_nobody_looked_is_told_to_be_gone(
