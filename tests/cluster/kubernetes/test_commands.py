@@ -232,6 +232,30 @@ def test_stop_now_ends_a_run_and_resume_launches_it_again(server: ApiServer, opt
     assert run.stop_reason() is None
 
 
+def test_a_run_on_a_cluster_with_a_name_is_resumed_there_for_as_long_as_it_is_there(
+    server: ApiServer, options: list[str]
+) -> None:
+    run, on = run_of(options), options[1:3]
+    assert raylift_here("up", "dev", *on).returncode == 0
+    cluster = take_up(server, "dev")["cluster"]["metadata"]["name"]
+    server.set_status("RayJob", "raylift", "dev", jobDeploymentStatus="Running")
+    done = raylift_here("run", *options, "--cluster", "dev", "--detach")
+    assert done.returncode == 0, done.stderr
+    run.claim()
+    assert raylift_here("stop", run.uri, "--now").returncode == 0
+    assert server.get("RayJob", "raylift", run.id) is None
+    resumed = raylift_here("resume", run.uri, "--detach")
+    assert resumed.returncode == 0, resumed.stderr
+    job = server.get("RayJob", "raylift", run.id)
+    assert job is not None
+    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster}
+    assert raylift_here("down", "dev", *on, "--yes").returncode == 0
+    assert server.all("RayJob") == []
+    refused = raylift_here("resume", run.uri, "--detach")
+    assert refused.returncode == 2
+    assert "there is no cluster dev in the namespace raylift" in refused.stderr
+
+
 @pytest.mark.parametrize("deployment", ["", "Suspended", "Initializing"])
 def test_a_stop_takes_away_a_run_that_waits_and_leaves_one_that_trains_to_save(
     server: ApiServer, options: list[str], deployment: str
