@@ -77,21 +77,25 @@ def _sweep(server: Api, namespace: str) -> None:
 
 @contextlib.contextmanager
 def _applied(server: Api, document: Manifest) -> Iterator[str]:
-    """Have a job for as long as the block lasts. Raises InfrastructureError where it does not go."""
+    """Have a job for as long as the block lasts, and wait until it is gone, also where the block fails.
+
+    Raises InfrastructureError where it does not go.
+    """
     namespace, name = document["metadata"]["namespace"], document["metadata"]["name"]
+    problems = []
     try:
         server.apply(api.RAY_JOBS, document, "raylift-check")
         yield name
+    except InfrastructureError as error:
+        problems.append(str(error))
     finally:
         with contextlib.suppress(ApiError):
             server.delete(api.RAY_JOBS, namespace, name)
-    deadline = time.monotonic() + _GONE
-    while _is_there(server, namespace, name):
-        if time.monotonic() > deadline:
-            raise InfrastructureError(
-                f"the RayJob {name} of this check is still there: kubectl delete rayjob --namespace {namespace} {name}"
-            )
-        time.sleep(_POLL)
+    if not _goes(server, namespace, name):
+        left = f"the RayJob {name} of this check may still be there"
+        problems.append(f"{left}: kubectl delete rayjob --namespace {namespace} {name}")
+    if problems:
+        raise InfrastructureError("; ".join(problems))
 
 
 def _wait_for_its_end(server: Api, namespace: str, name: str) -> None:
@@ -118,6 +122,17 @@ def _wait_for_its_end(server: Api, namespace: str, name: str) -> None:
 
 def _pods(server: Api, namespace: str, name: str) -> list[Object]:
     return server.select(api.PODS, namespace, f"{RUN_LABEL}={name}")
+
+
+def _goes(server: Api, namespace: str, name: str) -> bool:
+    """Wait until nothing of a check is there; return whether that is known."""
+    deadline = time.monotonic() + _GONE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(ApiError):
+            if not _is_there(server, namespace, name):
+                return True
+        time.sleep(_POLL)
+    return False
 
 
 def _is_there(server: Api, namespace: str, name: str) -> bool:
