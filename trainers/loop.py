@@ -228,7 +228,7 @@ class Trainer:
         self.model.eval()
         metrics = self.task.metrics().to(self.device)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
-        agreement = self.reduction.agreement()
+        agreement = self.reduction.agreement(self.pulse)
         for batch in self._evaluation_batches(self.eval_data):
             if (stop := agreement.ask(self.control.urgent_stop())) is not None:
                 self.progress.owes_evaluation = True
@@ -240,7 +240,9 @@ class Trainer:
             if len(batch["targets"]):
                 metrics.update(output.float(), batch["targets"])
         if self.context.world_size > 1:
-            torch.distributed.all_reduce(sums)
+            with self.pulse.agreeing():
+                torch.distributed.all_reduce(sums)
+                sums = sums.cpu()  # a GPU's ranks wait where its sums are read
         values = {f"eval_{name}": float(value) for name, value in metrics.compute().items()}
         self.progress.evaluation = {"eval_loss": float(sums[0] / sums[1].clamp(min=1)), **values}
         self.progress.evaluated = self.progress.step

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainers import shared_memory
 from trainers.context import StopReason, WorkerContext
+from trainers.pulse import Pulse
 from trainers.shared_memory import SharedSums
 
 _SUMS = 4 + len(StopReason)  # of a step: see Reduction.start
@@ -96,9 +97,9 @@ class Reduction:
         if self._world_size > 1 and self._shared is None:
             self._work = torch.distributed.all_reduce(self._sums, async_op=True)
 
-    def agreement(self) -> Agreement:
+    def agreement(self, pulse: Pulse) -> Agreement:
         """Return what the ranks of one evaluation agree by."""
-        return Agreement(self._world_size, self._device, self._shared)
+        return Agreement(self._world_size, self._device, self._shared, pulse)
 
     def wait(self) -> None:
         if self._shared is not None:
@@ -155,10 +156,11 @@ class Agreement:
     the batches since the last time took them together.
     """
 
-    def __init__(self, world_size: int, device: torch.device, shared: SharedSums | None) -> None:
+    def __init__(self, world_size: int, device: torch.device, shared: SharedSums | None, pulse: Pulse) -> None:
         self._world_size = world_size
         self._device = device
         self._shared = shared
+        self._pulse = pulse
         self._every = 0  # batches: the first are asked before
         self._batches = 0  # since they asked
         self._asked = time.monotonic()
@@ -174,11 +176,12 @@ class Agreement:
         took = float(round((now - self._asked) * 1e6))  # whole, so that each rank has the same sum
         told = [took, *(float(wish is reason) for reason in StopReason)]
         sums = torch.tensor(told, dtype=torch.float64, device=self._device)
-        if self._shared is not None:
-            self._shared.add(sums)
-        else:
-            torch.distributed.all_reduce(sums)
-        took_all, *wishes = sums.tolist()
+        with self._pulse.agreeing():
+            if self._shared is not None:
+                self._shared.add(sums)
+            else:
+                torch.distributed.all_reduce(sums)
+            took_all, *wishes = sums.tolist()
         a_batch = took_all / 1e6 / self._world_size / max(self._batches, 1)
         self._every = max(1, min(2 * self._every, int(_ASKED_EVERY / max(a_batch, 1e-6))))
         self._batches, self._asked = 1, now

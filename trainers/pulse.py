@@ -13,7 +13,7 @@ import signal
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -21,7 +21,7 @@ from pathlib import Path
 from trainers.memory import peak_memory
 
 ENDED = "rank.ended"  # an event: the watchdog of a machine has ended a rank
-_LAYOUT = struct.Struct("<6q3d2q")  # then the URI of the run
+_LAYOUT = struct.Struct("<6q3d3q")  # then the URI of the run
 _BEAT = 0.5  # seconds
 STEP_TIMEOUT = 8.0  # seconds that a step may take in any case, unless `train.step_timeout` says
 _WARM_UP = 2  # steps that compile, connect and allocate, and so tell nothing of the others
@@ -37,6 +37,7 @@ class Phase(IntEnum):
     EVALUATING = 3
     SAVING = 4
     ENDING = 5
+    AGREEING = 6  # waits for the other ranks within an evaluation
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,11 @@ class Reading:
     entries: int  # how often it has entered a phase
     peak_bytes: int
     longest_step: float
-    longest_evaluation: float
+    longest_evaluation: float  # between two times that the ranks of one wait for each other
     step_timeout: float = STEP_TIMEOUT  # that a step may take in any case
     attempt: int = 0
     step: int = 0  # the last one that is done
+    evaluations: int = 0  # that are over
     run_uri: str = ""
 
     @property
@@ -87,7 +89,7 @@ class Pulse:
         self._rank = rank
         self._pid = os.getpid()
         self._peak = peak_memory()
-        self._beats = self._entries = self._steps = self._step = 0
+        self._beats = self._entries = self._steps = self._step = self._evaluations = 0
         self._phase = Phase.STARTING
         self._since = time.monotonic()
         self._spent = dict.fromkeys(Phase, 0.0)  # in each phase, during this step
@@ -104,11 +106,19 @@ class Pulse:
         self._spent[self._phase] += now - self._since
         if self._phase is Phase.EVALUATING:
             self._longest_evaluation = max(self._longest_evaluation, now - self._since)
+            self._evaluations += phase is not Phase.AGREEING
         if phase is Phase.COMPUTING:
             self._end_step()
         self._phase, self._since = phase, now
         self._entries += 1
         self._write()
+
+    @contextlib.contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Wait for the other ranks within an evaluation."""
+        self.enter(Phase.AGREEING)
+        yield
+        self.enter(Phase.EVALUATING)
 
     def reached(self, step: int) -> None:
         """Say which step is done, for the next write: whoever looks after a kill may find no row of it."""
@@ -152,6 +162,7 @@ class Pulse:
                 self.step_timeout,
                 self._attempt,
                 self._step,
+                self._evaluations,
             )
 
     def _map(self) -> mmap.mmap:
@@ -171,13 +182,11 @@ def read(path: Path) -> Reading | None:
         return None
     if len(data) < _LAYOUT.size:
         return None
-    rank, pid, beats, phase, entries, peak, longest, evaluation, timeout, attempt, step = _LAYOUT.unpack(
-        data[: _LAYOUT.size]
-    )
+    rank, pid, beats, phase, *others = _LAYOUT.unpack(data[: _LAYOUT.size])
     if not pid:
         return None
-    uri = data[_LAYOUT.size :].decode()
-    return Reading(rank, pid, beats, Phase(phase), entries, peak, longest, evaluation, timeout, attempt, step, uri)
+    others.append(data[_LAYOUT.size :].decode())
+    return Reading(rank, pid, beats, Phase(phase), *others)
 
 
 def readings(temporary: Path, run_uri: str) -> list[Reading]:

@@ -5,9 +5,10 @@
 Ray and torch notice a rank that hangs after minutes; this does so within seconds. It learns from the run's own steps
 how long one may take: a rank is ended that takes five times as long as its longest, and no less than eight seconds, or
 what `train.step_timeout` says. So long, or eight seconds, it may also show no sign of life.
-Compilation and the first collective, evaluation and saves have limits of their own. A rank that waits for those of
-other machines, whose own watchdogs may be cut off from us, is given time for what these would end, and for a save. It
-counts only the time in which it runs itself, so that a machine that sleeps, or has no time for anybody, ends nothing.
+Compilation and the first collective, evaluation and saves have limits of their own; of an evaluation, what counts is
+the time between two waits for the other ranks, which come about once a second. A rank that waits for those of other
+machines, whose own watchdogs may be cut off from us, is given time for what these would end, and for a save. It counts
+only the time in which it runs itself, so that a machine that sleeps, or has no time for anybody, ends nothing.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ SILENT = 8.0  # seconds without a beat: stopped, or held by code that never lets
 _SILENT_AT_START = 60.0  # imports may hold it long
 _TIMES = 5.0  # the longest so far
 _LEAST_EVALUATION = 30.0
+_LEAST_AGREEING = 15.0  # that others may take longer for their part of it
 _FIRST = 30 * 60.0  # seconds for what has not been seen yet: start and first evaluation
 _SAVE = 60 * 60.0  # a storage that is away holds up the next save; see trainers.checkpoint for how long
 _FAR_SAVE = 30.0  # seconds that a save on another machine may hold up training: see trainers.checkpoint
+_FOR_OTHERS = (Phase.WAITING, Phase.AGREEING)
 _LAST_WORDS = 0.3  # seconds for a rank to print where it hangs
 
 
@@ -87,7 +90,7 @@ class Watchdog:
             for rank, watched in self._ranks.items()
             if watched.still > _limit(watched.now)  # waiting is not its own fault, unless all do
         }
-        alone = {rank: watched for rank, watched in late.items() if watched.now.phase is not Phase.WAITING}
+        alone = {rank: watched for rank, watched in late.items() if watched.now.phase not in _FOR_OTHERS}
         if alone:
             return {rank: _describe(watched) for rank, watched in alone.items()}
         if len(late) == self._world_size:
@@ -107,10 +110,12 @@ def _limit(reading: Reading) -> float:
     match reading.phase:
         case Phase.STARTING:
             return _FIRST
-        case Phase.EVALUATING if not reading.longest_evaluation:
+        case Phase.EVALUATING if not reading.evaluations:
             return _FIRST
         case Phase.EVALUATING:
             return max(_LEAST_EVALUATION, _TIMES * reading.longest_evaluation)
+        case Phase.AGREEING:
+            return max(_LEAST_AGREEING, reading.step_timeout, _TIMES * reading.longest_evaluation)
         case Phase.SAVING | Phase.ENDING:  # at the end all wait for the rank that saves
             return _SAVE
         case _:

@@ -138,7 +138,7 @@ def test_lost_power_a_pulled_cable_and_ranks_that_cannot_meet_cost_the_steps_sin
         _until_it_trains(run, 1)
         victim, at = cluster.host_of_rank_0(), time.time()
         victim.power_off()
-        reason = _noticed(run, 1, after=at)
+        reason = _noticed(run, process, 1, after=at)
         assert reason.startswith("rank 0 ")
         assert "its machine" in reason
         victim.boot()
@@ -147,7 +147,7 @@ def test_lost_power_a_pulled_cable_and_ranks_that_cannot_meet_cost_the_steps_sin
         _until_it_trains(run, 2)
         victim, at = cluster.host_of_rank_0(), time.time()
         victim.unplug()
-        assert "its machine" in _noticed(run, 2, after=at)
+        assert "its machine" in _noticed(run, process, 2, after=at)
         wait_for(lambda: len(run.attempts()) > 2, "the next attempt")
         before = _saved(run, 2)
         victim.plug_in()
@@ -159,7 +159,7 @@ def test_lost_power_a_pulled_cable_and_ranks_that_cannot_meet_cost_the_steps_sin
         at = time.time()
         for host in cluster.workers:
             host.isolate(True)  # from each other; Ray's head reaches both
-        reason = _noticed(run, 3, after=at)
+        reason = _noticed(run, process, 3, after=at)
         for host in cluster.workers:
             host.isolate(False)
         assert "was ended: it waited in vain for ranks on other machines: no step for " in reason
@@ -200,10 +200,12 @@ def _assert_nothing_counts_that_came_late(run: Run, attempt: int, before: list[s
     assert not [one for one in run.checkpoints() if one.attempt == attempt and one.step > base.step]
 
 
-def _noticed(run: Run, attempt: int, *, after: float) -> str:
+def _noticed(run: Run, process: subprocess.Popen[str], attempt: int, *, after: float) -> str:
     """Wait until the loss of a rank is noticed; return the reason."""
 
     def lost() -> list[dict[str, Any]]:
+        if process.poll() is not None:
+            raise AssertionError(f"the run has ended: {process.communicate()[0]}")
         return [row for row in run.rows_of(attempt, "events") if row["event"] == "recovering"]
 
     (row,) = wait_for(lost, "the loss to be noticed", timeout=240)

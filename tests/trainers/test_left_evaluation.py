@@ -21,6 +21,7 @@ from tests.trainers.training import Change, events, of_torchrun, start, steps_of
 from trainers import notice
 from trainers.loop import Trainer
 from trainers.parallel import Agreement
+from trainers.pulse import Pulse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EVERY, LAST, BATCHES = 3, 12, 5  # steps between evaluations, and in all; batches of an evaluation
@@ -206,7 +207,7 @@ def test_ranks_ask_each_other_before_the_first_batch_and_then_about_once_a_secon
 
     monkeypatch.setattr("trainers.parallel.time.monotonic", lambda: now[0])
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    agreement = Agreement(2, torch.device("cpu"), None)
+    agreement = Agreement(2, torch.device("cpu"), None, Pulse(0))
     for _ in range(60):
         assert agreement.ask(None) is None
         now[0] += 0.1

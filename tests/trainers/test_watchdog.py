@@ -19,7 +19,7 @@ from trainers.context import COLLECTIVE_TIMEOUT
 from trainers.pulse import Phase, Pulse, Reading, forget_attempts, pulse_folder, read, verdicts
 from trainers.watchdog import SILENT, Keeper, Watchdog
 
-RANK = Reading(0, 4242, 10, Phase.COMPUTING, 100, 10**9, longest_step=0.1, longest_evaluation=2.0)
+RANK = Reading(0, 4242, 10, Phase.COMPUTING, 100, 10**9, longest_step=0.1, longest_evaluation=2.0, evaluations=1)
 # a rank that beats, takes two steps and then hangs in the way that its argument says
 HANGS = """
 import sys, threading, time
@@ -154,9 +154,31 @@ def test_a_rank_that_waits_for_another_machine_while_one_here_computes_is_left_a
 
 def test_the_first_evaluation_may_take_long_and_later_ones_five_times_that(tmp_path: Path) -> None:
     first, later = pair(Phase.EVALUATING)
-    machine = Machine(tmp_path, replace(first, longest_evaluation=0.0), replace(later, longest_evaluation=20.0))
+    machine = Machine(tmp_path, replace(first, evaluations=0), replace(later, longest_evaluation=20.0))
     assert machine.after(99) == {}
     assert set(machine.after(2)) == {1}
+
+
+def test_ranks_that_wait_for_each_other_within_the_first_evaluation_are_ended_as_soon(tmp_path: Path) -> None:
+    agreeing = [replace(each, evaluations=0) for each in pair(Phase.AGREEING)]
+    machine = Machine(tmp_path, *agreeing)
+    assert machine.after(14) == {}
+    assert machine.after(2) == {0: "the ranks wait for each other in vain: no step for 16 s"}
+
+
+def test_a_network_cut_within_the_first_evaluation_is_noticed_in_a_minute(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, replace(RANK, phase=Phase.AGREEING, evaluations=0), world_size=2)
+    assert machine.after(59) == {}
+    assert machine.after(2) == {0: "it waited in vain for ranks on other machines: no step for 61 s"}
+
+
+def test_a_rank_whose_part_of_an_evaluation_takes_longer_is_waited_for(tmp_path: Path) -> None:
+    waiting, busy = (replace(each, evaluations=0) for each in pair(Phase.AGREEING, Phase.EVALUATING))
+    assert Machine(tmp_path, waiting, busy, world_size=4).after(25 * 60) == {}
+    (tmp_path / "rank-1").unlink()
+    far = Machine(tmp_path, replace(waiting, longest_evaluation=20.0), world_size=2)
+    assert far.after(2 * 100 + 29) == {}, "each may take five times as long as this one's, and hang as long"
+    assert far.after(2) != {}
 
 
 def test_a_save_may_take_as_long_as_storage_is_away(tmp_path: Path) -> None:
@@ -217,6 +239,22 @@ def test_a_rank_learns_its_longest_step_but_from_those_that_warm_up(tmp_path: Pa
         one.enter(Phase.COMPUTING)
     assert told(tmp_path).longest_step == pytest.approx(3.0, rel=0.01)
     assert told(tmp_path).longest_evaluation == 100.0
+    one.close()
+
+
+def test_a_rank_learns_how_long_it_evaluates_between_two_waits_for_the_others(
+    tmp_path: Path, clock: list[float]
+) -> None:
+    one = Pulse(3, tmp_path)
+    one.enter(Phase.EVALUATING)
+    clock[0] += 2.0
+    for took in (5.0, 1.0):
+        with one.agreeing():
+            clock[0] += 60.0
+        assert told(tmp_path).evaluations == 0
+        clock[0] += took
+    one.enter(Phase.SAVING)
+    assert (told(tmp_path).longest_evaluation, told(tmp_path).evaluations) == (5.0, 1)
     one.close()
 
 
