@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,18 +16,26 @@ MODEL_PART = ("model.safetensors", "raylift.json")  # what a checkpoint holds be
 
 
 def best_of(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
-    """Return the one of the highest eval_accuracy, else of the lowest eval_loss; None where none was evaluated.
+    """Return the best of a run, by the metric that its job file names; None where none was evaluated.
 
-    One whose own weights were not evaluated stands for the newest evaluation before it. Of equal evaluations the lower
-    loss wins, then the later one; of the checkpoints of one evaluation, that which is nearest to it.
+    Without one, that is the one of the highest eval_accuracy, else of the lowest eval_loss. One whose own weights were
+    not evaluated stands for the newest evaluation before it. Of equal evaluations the lower loss wins, then the later
+    one; of the checkpoints of one evaluation, that which is nearest to it.
     """
+    newest = max(checkpoints, key=lambda one: (one.attempt, one.step), default=None)
+    if newest is None:
+        return None
+    named = newest.info.get("best")
+    metric = named["metric"] if named else "eval_accuracy"
+    sign = -1 if named and named["mode"] == "min" else 1
 
     def rank(checkpoint: Checkpoint) -> tuple[float, float, int, int]:
         step, metrics = _evaluation_of(checkpoint)
-        accuracy = metrics.get("eval_accuracy", float("-inf"))
-        return accuracy, -metrics.get("eval_loss", float("inf")), step, -checkpoint.step
+        value = sign * metrics[metric] if metric in metrics else -math.inf
+        return value, -metrics.get("eval_loss", math.inf), step, -checkpoint.step
 
-    measured = [one for one in checkpoints if {"eval_accuracy", "eval_loss"} & set(_evaluation_of(one)[1])]
+    counts = {metric} if named else {metric, "eval_loss"}
+    measured = [one for one in checkpoints if counts & set(_evaluation_of(one)[1])]
     return max(measured, key=rank, default=None)
 
 

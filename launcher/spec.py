@@ -122,14 +122,26 @@ class JobSpec(TrainJob):
                 f"tune.workers_per_trial: a trial of {each} takes {each + 1} pods, one for the process that looks "
                 f"after it, and the cluster has no more than {most}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _knows_its_metrics(self) -> JobSpec:
+        stopping = self.train.early_stopping
+        named = {
+            "tune.metric": self.tune.metric if self.tune is not None else None,
+            "checkpoint.metric": self.checkpoint.metric,
+            "train.early_stopping.metric": stopping.metric if stopping is not None else None,
+        }
         known = metrics_of(self.task)
-        if self.is_own and self.tune.metric is not None and not self.tune.metric.startswith("eval_"):
-            raise ValueError(
-                f"tune.metric: it is eval_loss, or eval_ and a name of your metrics, not {self.tune.metric}"
-            )
-        if not self.is_own and self.tune.metric is not None and self.tune.metric not in known:
-            meant = nearest(self.tune.metric, known)
-            raise ValueError(f"tune.metric: {self.task} has no {self.tune.metric!r}; it has {', '.join(known)}{meant}")
+        for key, metric in named.items():
+            if metric is None:
+                continue
+            if self.is_own and not metric.startswith("eval_"):
+                raise ValueError(f"{key}: it is eval_loss, or eval_ and a name of your metrics, not {metric}")
+            if not self.is_own and metric not in known:
+                raise ValueError(
+                    f"{key}: {self.task} has no {metric!r}; it has {', '.join(known)}{nearest(metric, known)}"
+                )
         return self
 
     @model_validator(mode="after")

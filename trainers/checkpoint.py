@@ -31,6 +31,7 @@ from trainers.state import options_of, set_options
 from trainers.whole import State, StateFiles, WholeFiles
 
 if TYPE_CHECKING:
+    from trainers.config import Checkpoint as CheckpointConfig
     from trainers.loop import Trainer
     from trainers.record import Recorder
 
@@ -80,16 +81,14 @@ class Checkpointer:
         attempt: Attempt,
         rank: int,
         *,
-        keep: int,
-        keep_best: bool,
+        config: CheckpointConfig,
         recorder: Recorder,
         meta: Mapping[str, Any],
         peers: Peers | None = None,
     ) -> None:
         self._attempt = attempt
         self._rank = rank
-        self._keep = keep
-        self._keep_best = keep_best
+        self._config = config
         self._recorder = recorder
         self._meta = meta
         self._peers = peers
@@ -299,9 +298,9 @@ class Checkpointer:
             metrics=checkpoint.info["metrics"],
         )
         self._committed.append(checkpoint)
-        best = best_of(self._committed) if self._keep_best else None
+        best = best_of(self._committed) if self._config.best else None
         try:
-            self._attempt.retain(self._keep, best.step if best is not None else None)
+            self._attempt.retain(self._config.keep, best.step if best is not None else None)
         except StorageError as error:
             if not is_outage(error):
                 raise
@@ -417,6 +416,7 @@ class Checkpointer:
     def _info(self, snapshot: Snapshot) -> dict[str, Any]:
         return {
             **snapshot.evaluation.info(snapshot.step),
+            "best": self._config.best_at(),
             "precision": snapshot.meta["precision"],
             "torch": torch.__version__,
             "python": platform.python_version(),

@@ -193,6 +193,11 @@ class Loss(Block):
         return self
 
 
+def mode_of(metric: str, mode: str | None = None) -> str:
+    """Return whether the largest (max) or the smallest (min) of a metric is best, where nobody says."""
+    return mode or ("min" if "loss" in metric else "max")
+
+
 class EarlyStopping(Block):
     """Stop when a metric of the evaluation has not improved for a while."""
 
@@ -261,7 +266,21 @@ class Checkpoint(Block):
 
     every: Interval = Field(default=Every(count=1, unit="epoch"), description="or 500 steps, or 15 min")
     keep: Annotated[int, Field(ge=1)] = Field(default=3, description="the newest ones; older ones are deleted")
-    best: bool = Field(default=True, description="keep the best one as well: by eval_accuracy, else by eval_loss")
+    best: bool = Field(default=True, description="keep the best one as well")
+    metric: str | None = Field(
+        default=None, description="what the best one is best at; default: eval_accuracy, else eval_loss"
+    )
+    mode: Literal["min", "max"] | None = Field(default=None, description="default: min for a loss, else max")
+
+    @model_validator(mode="after")
+    def _mode_is_of_a_metric(self) -> Checkpoint:
+        if self.mode is not None and self.metric is None:
+            raise ValueError(f"mode: {self.mode} of what? Name the metric: {{metric: eval_f1, mode: {self.mode}}}")
+        return self
+
+    def best_at(self) -> dict[str, str] | None:
+        """Return the metric by which one is best, and its mode, as manifests have them; None where none is named."""
+        return {"metric": self.metric, "mode": mode_of(self.metric, self.mode)} if self.metric is not None else None
 
 
 class Budget(Block):

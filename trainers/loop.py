@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from cluster.errors import StorageError, TrainingError
+from trainers.config import mode_of
 from trainers.context import StopReason, WorkerContext
 from trainers.data.loader import Loaded, Loader, split
 from trainers.data.order import SampleOrder, largest_share, share
@@ -74,6 +75,7 @@ class Trainer:
     ) -> None:
         self.config = job.train
         self.every = job.checkpoint.every
+        self.best_at = job.checkpoint.metric
         self.context = context
         self.checkpointer = checkpointer
         self.recorder = recorder
@@ -253,6 +255,8 @@ class Trainer:
         self._count_towards_early_stopping()
         seconds, epoch = time.monotonic() - started, self.epoch_of(self.progress.step)
         self.recorder.evaluation(self.progress, seconds, epoch=epoch, late=late)
+        if self.best_at is not None:
+            self._measured("checkpoint.metric", self.best_at)
         return None
 
     def should_end_early(self) -> bool:
@@ -318,19 +322,20 @@ class Trainer:
         stopping = self.config.early_stopping
         if stopping is None:
             return
-        if stopping.metric not in self.progress.evaluation:
-            raise TrainingError(
-                f"train.early_stopping.metric: there is no {stopping.metric!r}; "
-                f"this task has {', '.join(self.progress.evaluation)}"
-            )
-        value = self.progress.evaluation[stopping.metric]
-        mode = stopping.mode or ("min" if "loss" in stopping.metric else "max")
-        gain = value if mode == "max" else -value
+        value = self._measured("train.early_stopping.metric", stopping.metric)
+        gain = value if mode_of(stopping.metric, stopping.mode) == "max" else -value
         if self.progress.best is None or gain > self.progress.best + stopping.min_delta:
             self.progress.best = gain
             self.progress.evaluations_without_gain = 0
         else:
             self.progress.evaluations_without_gain += 1
+
+    def _measured(self, key: str, metric: str) -> float:
+        """Return a metric of the newest evaluation. Raises TrainingError where that has none of the name."""
+        found = self.progress.evaluation
+        if metric not in found:
+            raise TrainingError(f"{key}: there is no {metric!r}; this task has {', '.join(found)}")
+        return found[metric]
 
     def _diverged(self, what: str, step: int) -> TrainingError:
         """Finish the save behind, then say what happened. Collective: every rank sees the same sums."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from cluster.config import Block
-from trainers.config import Positive, name_alone
+from trainers.config import Positive, mode_of, name_alone
 
 Point = dict[str, Any]  # keys of the job file, such as train.optimizer.lr, and what they are in one trial
 _METRICS = {"image-classification": ("eval_accuracy", "eval_f1", "eval_loss")}
@@ -319,7 +319,7 @@ def metrics_of(task: str) -> tuple[str, ...]:
 def metric_of(tune: Tune, task: str) -> tuple[str, str]:
     """Return what a sweep goes by, and whether the largest (max) or the smallest (min) is best."""
     metric = tune.metric or metrics_of(task)[0]
-    return metric, tune.mode or ("min" if "loss" in metric else "max")
+    return metric, mode_of(metric, tune.mode)
 
 
 def apply(job: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
@@ -371,6 +371,9 @@ def _job_at(sweep: Mapping[str, Any], point: Mapping[str, Any], repeat: int) -> 
     document = {key: value for key, value in apply(sweep, point).items() if key not in ("tune", "budget")}
     if repeat:
         document["train"] = {**document["train"], "seed": document["train"]["seed"] + repeat}
+    tune, checkpoint = sweep.get("tune") or {}, document.get("checkpoint", {})
+    if tune.get("metric") and not checkpoint.get("metric"):  # what a trial is compared by is what it is to be best at
+        document["checkpoint"] = {**checkpoint, "metric": tune["metric"], "mode": tune.get("mode")}
     return document
 
 

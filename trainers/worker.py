@@ -119,8 +119,7 @@ def run_rank(
         checkpointer = Checkpointer(
             attempt,
             context.rank,
-            keep=job.checkpoint.keep,
-            keep_best=job.checkpoint.best,
+            config=job.checkpoint,
             recorder=recorder,
             meta=prepared.meta,
             peers=Peers.of(context) if is_sharded(job, context) else None,

@@ -63,11 +63,12 @@ def raylift(uri: str, size: int) -> Saved:
     from cluster.runs import Run
     from cluster.storage.open import open_storage
     from trainers.checkpoint import Checkpointer
+    from trainers.config import Checkpoint
     from trainers.record import Recorder
 
     def checkpointer(attempt: Any) -> Any:
         recorder = Recorder(attempt, 0, log_every=1)
-        return Checkpointer(attempt, 0, keep=1, keep_best=False, recorder=recorder, meta={})
+        return Checkpointer(attempt, 0, config=Checkpoint(keep=1, best=False), recorder=recorder, meta={})
 
     run = Run(open_storage(uri), "bench")
     run.create(b"name: bench\n")

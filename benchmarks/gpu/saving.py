@@ -16,6 +16,7 @@ from benchmarks.checkpoint.state import Training
 from cluster.runs import Run
 from cluster.storage.open import open_storage
 from trainers.checkpoint import Checkpointer
+from trainers.config import Checkpoint
 from trainers.record import Recorder
 
 _MEMORY = Path("/dev/shm")  # a disk would slow down no more than the next save
@@ -65,7 +66,8 @@ def measure(size: int, repeats: int) -> Saved:
 
 def _checkpointer(run: Run) -> Checkpointer:
     attempt = run.claim()
-    return Checkpointer(attempt, 0, keep=1, keep_best=False, recorder=Recorder(attempt, 0, log_every=1), meta={})
+    recorder = Recorder(attempt, 0, log_every=1)
+    return Checkpointer(attempt, 0, config=Checkpoint(keep=1, best=False), recorder=recorder, meta={})
 
 
 def _restore(training: Training, run: Run) -> float:

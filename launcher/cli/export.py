@@ -13,7 +13,7 @@ CheckpointOption = Annotated[
     typer.Option(
         "--checkpoint",
         metavar="last|best|STEP",
-        help="Which one; best by eval_accuracy, else eval_loss, of those kept.",
+        help="Which one; best by checkpoint.metric, of those kept.",
     ),
 ]
 

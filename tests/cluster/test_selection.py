@@ -75,6 +75,18 @@ def test_the_best_evaluation_means_the_checkpoint_that_is_nearest_to_it(
     assert [best.step for best in [best_of(run.checkpoints()[3:])] if best is not None] == [40]
 
 
+@pytest.mark.parametrize(("mode", "step"), [("max", 20), ("min", 30)])
+def test_the_best_checkpoint_is_by_the_metric_that_the_job_file_names(
+    attempt: Attempt, run: Run, tmp_path: Path, mode: str, step: int
+) -> None:
+    for number, bleu in ((10, 0.7), (20, 0.9), (30, 0.2)):
+        save(attempt, tmp_path, number, eval_accuracy=number / 100, eval_bleu=bleu)
+    save(attempt, tmp_path, 40, eval_accuracy=0.5)
+    info = {**run.checkpoint_at(1, 40).info, "best": {"metric": "eval_bleu", "mode": mode}}
+    attempt.seal(40, run.checkpoint_at(1, 40).files, info)
+    assert [one.step for one in choose(run, "best")] == [step]
+
+
 def test_best_says_so_where_nothing_was_evaluated(attempt: Attempt, run: Run, tmp_path: Path) -> None:
     save(attempt, tmp_path, 10)
     with pytest.raises(UsageError, match="--checkpoint last"):

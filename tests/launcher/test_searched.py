@@ -9,8 +9,8 @@ from ruamel.yaml import YAML
 
 from launcher.cli.plan import plan_command
 from launcher.mistakes import JobFileError
-from launcher.spec import JobSpec, load, load_frozen
-from trainers.tuning import Tune, metric_of
+from launcher.spec import JobSpec, frozen, load, load_frozen
+from trainers.tuning import Tune, lone_job, metric_of, trial_job
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -188,6 +188,30 @@ def test_a_sweep_that_makes_no_sense_is_refused(job: Job, block: str, message: s
     found = messages(job(f"tune: {block}"))
     assert len(found) == 1
     assert message in found[0]
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (
+            "checkpoint: {metric: eval_f2}",
+            ":22: checkpoint.metric: image-classification has no 'eval_f2'; it has",
+        ),
+        ("checkpoint: {mode: max}", "checkpoint.mode: max of what? Name the metric: {metric: eval_f1, mode: max}"),
+        ("train: {early_stopping: {metric: f1}}", "train.early_stopping.metric: image-classification has no 'f1'"),
+    ],
+)
+def test_metrics_are_those_of_the_task_wherever_they_are_named(job: Job, block: str, message: str) -> None:
+    found = messages(job(block))
+    assert len(found) == 1
+    assert message in found[0]
+
+
+def test_a_trial_keeps_the_checkpoint_that_is_best_at_what_the_sweep_goes_by(job: Job) -> None:
+    sweep = frozen(load(job("tune: {metric: eval_f1, mode: max}")).spec)
+    assert trial_job(sweep, {})["checkpoint"]["metric"] == lone_job(sweep, {})["checkpoint"]["metric"] == "eval_f1"
+    sweep = frozen(load(job("tune: {metric: eval_f1}\ncheckpoint: {metric: eval_loss}")).spec)
+    assert trial_job(sweep, {})["checkpoint"]["metric"] == "eval_loss"
 
 
 def test_a_sweep_without_evaluation_is_refused(job: Job) -> None:

@@ -252,6 +252,20 @@ def test_an_early_stopping_metric_that_is_not_there_is_named_with_those_that_are
         train(run)
 
 
+def test_the_best_checkpoint_is_kept_by_the_metric_that_the_job_file_names(tmp_path: Path) -> None:
+    run = start(tmp_path, {"train": {"epochs": 6}, "checkpoint": {"keep": 1, "metric": "eval_loss", "mode": "max"}})
+    train(run)
+    losses = {row["step"]: row["eval_loss"] for row in run.rows("metrics") if row["kind"] == "eval"}
+    assert saved(run) == sorted({max(losses, key=lambda step: losses[step]), max(losses)})
+    assert run.checkpoints()[-1].info["best"] == {"metric": "eval_loss", "mode": "max"}
+
+
+def test_a_metric_of_the_best_checkpoint_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    run = start(tmp_path, {"checkpoint": {"metric": "eval_bleu"}})
+    with pytest.raises(TrainingError, match=r"checkpoint\.metric: there is no 'eval_bleu'; this task has eval_loss"):
+        train(run)
+
+
 def test_every_number_of_a_full_run_is_finite(tmp_path: Path) -> None:
     run = start(tmp_path, EVERYTHING)
     train(run)

@@ -24,6 +24,7 @@ from tests.hooked import hooked
 from tests.trainers.training import events
 from trainers import checkpoint
 from trainers.checkpoint import Checkpointer
+from trainers.config import Checkpoint
 from trainers.host_memory import HostMemory
 from trainers.loop import Progress, Trainer
 from trainers.peers import Peers
@@ -66,7 +67,9 @@ class Ranks:
         attempt = Attempt.reopen(own, self.number)
         recorder = Recorder(attempt, rank, log_every=1)
         peers = Peers(rank, RANKS, store)
-        return Checkpointer(attempt, rank, keep=99, keep_best=False, recorder=recorder, meta={}, peers=peers)
+        return Checkpointer(
+            attempt, rank, config=Checkpoint(keep=99, best=False), recorder=recorder, meta={}, peers=peers
+        )
 
     def save(self, step: int) -> None:
         trainer = SimpleNamespace(progress=Progress(step=step), precision="fp32", state=dict)
