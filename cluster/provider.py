@@ -72,6 +72,7 @@ class RunStatus:
     reason: str = ""
     resources: Sequence[Resource] = ()
     run_uri: str | None = None  # whose it is, on a cluster: runs of two storages may have the same id; None: no run's
+    launch: str | None = None  # which one of the run's this is, on a cluster
 
 
 @dataclass(frozen=True, kw_only=True)

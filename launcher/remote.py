@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from cluster.config import LocalCluster
-from cluster.errors import InfrastructureError, RunNotFoundError
+from cluster.errors import InfrastructureError, RunExistsError, RunNotFoundError, UsageError
 from cluster.provider import Provider, Receipt, RunStatus, State
 from cluster.registry import open_provider
 from cluster.runs import Run
+from launcher.text import typed
 
 _RETRY = 5.0  # seconds
 _LOOK = 5.0  # seconds between looks at pods that have not started
@@ -23,6 +24,10 @@ class Remote(Provider, Protocol):
 
     def changes(self, run_id: str) -> Iterator[RunStatus]:
         """Yield where a run stands, now and when that changes, until it is gone. Raises InfrastructureError."""
+        ...
+
+    def teardown(self, run_id: str, *, launch: str | None = None) -> Receipt:
+        """Remove all of a run; with the `launch` that was described, nothing of another. Raises RunExistsError."""
         ...
 
 
@@ -46,13 +51,31 @@ def describe(run: Run, provider: Provider) -> RunStatus:
     return status
 
 
-def tear_down_remote(run: Run, provider: Provider) -> Receipt:
+def launch_of(run: Run, provider: Provider) -> str | None:
+    """Return which launch of a run is on its cluster; None where there is nothing of it."""
+    try:
+        return describe(run, provider).launch
+    except RunNotFoundError:
+        return None
+
+
+def tear_down_remote(run: Run, provider: Remote) -> Receipt:
     """Remove all that there is of a run on its cluster, and nothing of what else has its id by now."""
     try:
         status = provider.describe(run.id)
     except RunNotFoundError:
         return provider.teardown(run.id)  # its own object is gone, and others may be left
     return Receipt() if status.run_uri != run.uri else provider.teardown(run.id)
+
+
+def clear_remote(run: Run, provider: Remote, launch: str | None) -> None:
+    """Remove what a `launch` that is over has left on its cluster. Raises UsageError where another one has come."""
+    try:
+        if launch_of(run, provider) != launch:
+            raise RunExistsError("somebody else has launched it")
+        provider.teardown(run.id, launch=launch)
+    except RunExistsError as error:
+        raise UsageError(f"{run.uri} goes on: {error}. Follow it: raylift logs -f {typed(run.uri)}") from error
 
 
 def look(run: Run, provider: Provider) -> tuple[State, str]:

@@ -18,7 +18,7 @@ from cluster.redaction import SHORTEST
 from cluster.registry import open_provider
 from cluster.runs import RUN_ID, Run, new_run_id
 from cluster.storage.open import check_storage, open_storage
-from launcher.remote import remote_of
+from launcher.remote import clear_remote, launch_of, remote_of
 from launcher.text import typed
 
 if TYPE_CHECKING:
@@ -167,11 +167,16 @@ def relaunch(run: Run) -> Provider:
 
     provider = open_provider((spec := load_frozen(run.job())).cluster)
     request, made = _request(spec, run.id, run.storage.uri)
+    remote = remote_of(run)
+    over = launch_of(run, remote) if remote is not None else None
     if not _is_to_begin(run):  # else: a launch that nobody saw to its end is completed
         _refuse_while_held(run)
         check_storage(run.storage)
         run.checkpoints()  # those that a newer raylift wrote would end the driver before it could say so
-        tear_down(run)  # what a killed supervisor left behind, or a RayJob that is over
+        if remote is not None:
+            clear_remote(run, remote, over)  # a RayJob that is over
+        else:
+            tear_down(run)  # what a killed supervisor left behind
     request = replace(request, newest_attempt=max(run.attempts(), default=0))
     if made is not None:
         run.storage.write(made.path, made.data)

@@ -118,10 +118,16 @@ class Api:
         path = kind.path(metadata["namespace"], metadata["name"])
         return _parsed(self._call("PATCH", path, query, body=document, content="application/apply-patch+yaml"))
 
-    def delete(self, kind: Kind, namespace: str, name: str) -> bool:
-        """Have an object deleted, and what it owns after it; False where there is none. Raises ApiError."""
+    def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> bool:
+        """Have an object deleted, and what it owns after it; False where there is none.
+
+        With a `uid` that alone is meant. Raises ApiError, of 409 where another has its name by now.
+        """
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
         try:
-            self._call("DELETE", kind.path(namespace, name), {"propagationPolicy": "Background"})
+            self._call("DELETE", kind.path(namespace, name), {}, body=options)
         except ApiError as error:
             if error.status == 404:
                 return False
@@ -270,6 +276,7 @@ class Api:
 def _connect(context: str | None) -> Any:
     try:
         from kubernetes import client, config
+        from yaml import YAMLError
     except ImportError as error:
         raise MissingExtraError("provider: kubernetes needs an extra: pip install 'raylift[kubernetes]'") from error
     configuration = client.Configuration()
@@ -280,6 +287,11 @@ def _connect(context: str | None) -> Any:
         config.load_kube_config(files, context=context, client_configuration=configuration)
         if configuration.cert_file is None and "BearerToken" not in configuration.api_key:
             _refuse_failed_login(files, context)
+    except (YAMLError, ValueError, TypeError, AttributeError, OSError) as error:  # it takes any file for a kubeconfig
+        raise InfrastructureError(
+            f"{files} does not read as a kubeconfig: {_innermost(error)}. Have it written anew, such as by aws eks "
+            "update-kubeconfig or gcloud container clusters get-credentials; KUBECONFIG names the file"
+        ) from error
     except config.ConfigException as error:
         try:
             if context is not None:

@@ -52,7 +52,7 @@ class NamedClusters:
             made = there
         else:
             if there is not None:
-                self.provider.clear(request.name)
+                self.provider.clear(request.name, there)
             made = self._apply(job)
         for secret in secrets:  # also where it is there already: a laptop may have died before this
             self.server.apply(api.SECRETS, owned(secret, made), _MANAGER)

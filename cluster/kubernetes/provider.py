@@ -112,10 +112,13 @@ class KubernetesProvider:
         """Have the RayJob deleted; KubeRay then ends the job, and Kubernetes what belongs to it."""
         self.server.delete(api.RAY_JOBS, self.namespace, object_name(run_id))
 
-    def teardown(self, run_id: str) -> Receipt:
-        """Delete all of a run, wait until it is gone, and list what is not."""
+    def teardown(self, run_id: str, *, launch: str | None = None) -> Receipt:
+        """Delete all of a run, wait until it is gone, and list what is not.
+
+        With the `launch` that was described, nothing of another one: raises RunExistsError where that has come since.
+        """
         found = self._existing(run_id)
-        self.stop(run_id)
+        self._delete_job(run_id, launch)
         for cluster in self.server.select(api.RAY_CLUSTERS, self.namespace, f"{RUN_LABEL}={run_id}"):
             self.server.delete(api.RAY_CLUSTERS, self.namespace, cluster["metadata"]["name"])
         own = secret_name(run_id)
@@ -132,9 +135,12 @@ class KubernetesProvider:
         removed = [*found, *(Resource(kind="Secret", name=each, run_id=run_id) for each in secrets)]
         return Receipt(removed=removed, leftovers=left)
 
-    def clear(self, run_id: str) -> None:
-        """Delete a job that is over, and wait until all of it is gone. Raises InfrastructureError where that stays."""
-        self.stop(run_id)
+    def clear(self, run_id: str, job: Object) -> None:
+        """Delete this job, which is over, and wait until all of it is gone.
+
+        Raises InfrastructureError where that stays, RunExistsError where another has come since.
+        """
+        self._delete_job(run_id, job["metadata"]["uid"])
         if left := self._wait_until_gone(run_id):
             names = ", ".join(f"{each.kind} {each.name}" for each in left)
             raise InfrastructureError(f"what an earlier launch left is still being deleted: {names}")
@@ -147,6 +153,15 @@ class KubernetesProvider:
             for kind in (api.RAY_JOBS, api.RAY_CLUSTERS, api.PODS)
             for each in self._list_everywhere(kind, ours)
         ]
+
+    def _delete_job(self, run_id: str, uid: str | None) -> None:
+        name = object_name(run_id)
+        try:
+            self.server.delete(api.RAY_JOBS, self.namespace, name, uid=uid)
+        except ApiError as error:
+            if uid is None or error.status != 409:
+                raise
+            raise RunExistsError(f"the RayJob {name} is another one by now: somebody else has launched it") from error
 
     def _apply_job(self, document: Object, request: LaunchRequest) -> Object:
         """Apply a run's RayJob; where its reply was lost, or two do so at once, take the one that is there."""
@@ -182,7 +197,7 @@ class KubernetesProvider:
             )
         if not job["metadata"].get("deletionTimestamp"):
             return job
-        self.clear(request.run_id)
+        self.clear(request.run_id, job)
         return None
 
     def _withdraw(self, request: LaunchRequest, failure: BaseException) -> None:
@@ -214,7 +229,7 @@ class KubernetesProvider:
             # KubeRay would look for it for ever
             name = labels.get(ON_CLUSTER, cluster)
             state, reason = State.FAILED, f"the cluster {name} is gone. Start it again: raylift up {name}, then resume"
-        return RunStatus(state=state, reason=reason, resources=found, run_uri=_uri(job))
+        return RunStatus(state=state, reason=reason, resources=found, run_uri=_uri(job), launch=job["metadata"]["uid"])
 
     def _is_there(self, cluster: str) -> bool:
         found = self.server.find(api.RAY_CLUSTERS, self.namespace, cluster)

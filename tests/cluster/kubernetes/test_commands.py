@@ -232,6 +232,33 @@ def test_stop_now_ends_a_run_and_resume_launches_it_again(server: ApiServer, opt
     assert run.stop_reason() is None
 
 
+@pytest.mark.parametrize(
+    "between", ["launcher.submit.check_storage", "cluster.kubernetes.provider.KubernetesProvider._existing"]
+)
+def test_of_two_laptops_that_resume_a_run_at_once_one_leaves_the_job_of_the_other_alone(
+    server: ApiServer, options: list[str], monkeypatch: pytest.MonkeyPatch, between: str
+) -> None:
+    run = run_of(options)
+    assert raylift_here("run", *options, "--detach").returncode == 0
+    run.claim()
+    server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Failed", jobStatus="FAILED")
+    others: list[str] = []
+    with monkeypatch.context() as patch:
+
+        def other_laptop(*_: object) -> list[object]:
+            patch.undo()
+            assert raylift("resume", run.uri, "--detach").returncode == 0
+            others.append(server.all("RayJob")[0]["metadata"]["uid"])
+            return []
+
+        patch.setattr(between, other_laptop)
+        refused = raylift_here("resume", run.uri, "--detach")
+    assert refused.returncode == 2
+    assert f"{run.uri} goes on: " in refused.stderr
+    assert "somebody else has launched it. Follow it: raylift logs -f" in refused.stderr
+    assert [job["metadata"]["uid"] for job in server.all("RayJob")] == others
+
+
 def test_a_run_on_a_cluster_with_a_name_is_resumed_there_for_as_long_as_it_is_there(
     server: ApiServer, options: list[str]
 ) -> None:

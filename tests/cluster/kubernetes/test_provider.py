@@ -514,6 +514,17 @@ def test_a_client_that_is_not_installed_is_named(run: LaunchRequest, monkeypatch
         KubernetesProvider(run.cluster).describe(RUN_ID)
 
 
+@pytest.mark.parametrize("content", [b"a: [1,", b"\xff\xfe", b"- 1", b"a kubeconfig"])
+def test_a_file_that_is_no_kubeconfig_is_named(
+    run: LaunchRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    (tmp_path / "config").write_bytes(content)
+    assert isinstance(run.cluster, KubernetesCluster)
+    with pytest.raises(InfrastructureError, match=r"config does not read as a kubeconfig: .* written anew"):
+        KubernetesProvider(run.cluster).describe(RUN_ID)
+
+
 def test_no_kubeconfig_at_all_is_said_so(run: LaunchRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "missing"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)

@@ -268,7 +268,7 @@ class Call:
         self._allow("delete")
         stored = self._stored()
         options = json.loads(self.body) if self.body else {}
-        policy = options.get("propagationPolicy") or self.query.get("propagationPolicy") or "Background"
+        policy = (options if self.body else self.query).get("propagationPolicy", "Background")
         if policy != "Background":
             raise RefusedError(501, f"this stand-in deletes in the background alone, not {policy}")
         wanted = options.get("preconditions", {}).get("uid")
