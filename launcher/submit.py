@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.bundles import own_code
 from cluster.config import KubernetesCluster
 from cluster.errors import MaybeLaunchedError, UsageError
 from cluster.provider import LaunchRequest, Plan, Provider, State
@@ -166,6 +167,8 @@ def relaunch(run: Run) -> Provider:
     from launcher.status import tear_down
 
     provider = open_provider((spec := load_frozen(run.job())).cluster)
+    if spec.is_own:
+        own_code(run)  # which the laptop may not have lived to upload
     request, made = _request(spec, run.id, run.storage.uri)
     remote = remote_of(run)
     over = launch_of(run, remote) if remote is not None else None

@@ -19,7 +19,7 @@ from cluster.storage.open import open_storage
 from cluster.trials import trial_run
 from launcher.mistakes import JobFileError
 from launcher.spec import JobSpec, load
-from launcher.submit import prepare
+from launcher.submit import prepare, relaunch
 from launcher.workdir import pack
 
 Job = Callable[..., Path]
@@ -256,6 +256,9 @@ def test_code_that_is_missing_or_damaged_is_told(mine: Job, tmp_path: Path) -> N
         own_code(Run(storage, "run"))
     submission = prepare(load(mine()), "run")
     assert submission.code is not None
+    (run := Run(storage, "run")).create(submission.document)
+    with pytest.raises(TrainingError, match=r"cut off while it was submitted\. Run the job anew"):
+        relaunch(run)  # and no machine is started for it
     storage.write(submission.code.path, submission.code.data[:-1])
     with pytest.raises(CorruptObjectError, match="is not what its name says: it was damaged"):
         own_code(Run(storage, "run")).extract(tmp_path / "there")
