@@ -12,7 +12,9 @@ RayliftError
 │   │   ├── ObjectExistsError       a conditional create lost against another writer
 │   │   ├── CorruptObjectError      the bytes read are not the bytes written
 │   │   ├── StorageDeniedError      wrong or missing credentials
-│   │   └── StorageFullError        no space left
+│   │   ├── StorageFullError        no space left
+│   │   ├── SupersededError         a newer attempt has taken over: this one may commit nothing more
+│   │   └── NewerFormatError        a newer raylift wrote it
 │   ├── PreemptedError              a machine was taken away, with a notice; what was done is saved
 │   ├── MaybeLaunchedError          a launch failed, and it is not known whether its job is there all the same
 │   └── MissingExtraError           an optional package is not installed
@@ -84,6 +86,14 @@ class StorageFullError(StorageError):
     """No space is left where the bytes should go."""
 
 
+class SupersededError(StorageError):
+    """A newer attempt has been claimed: this one may commit nothing more."""
+
+
+class NewerFormatError(StorageError):
+    """A newer raylift wrote this: it may mean what this one does not know."""
+
+
 class PreemptedError(InfrastructureError):
     """A machine is taken away; what was done is saved, and goes on elsewhere or later."""
 
@@ -100,3 +110,9 @@ class StoppedError(RayliftError):
     """A person or the budget ended the run."""
 
     exit_code = 4
+
+
+def is_outage(error: StorageError) -> bool:
+    """Whether storage may take it later: it does not answer, where others refuse for good."""
+    answers = (CorruptObjectError, NewerFormatError, ObjectExistsError, ObjectNotFoundError)
+    return not isinstance(error, (*answers, StorageDeniedError, StorageFullError, SupersededError))

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from cluster.errors import StorageError
-from cluster.runs import Run, is_outage
+from cluster.errors import StorageError, is_outage
+from cluster.runs import Run
 from cluster.storage.base import Digest, Entry, Storage
 from cluster.storage.sources import Source
 from cluster.storage.targets import Target

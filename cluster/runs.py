@@ -1,4 +1,4 @@
-"""A run's folder in storage: its layout, claims, events and checkpoint commits.
+"""A run's folder in storage, for whoever reads it, or claims an attempt: see cluster.attempts for what that writes.
 
 Whatever must be exclusive is made so by conditional creates; no clock is trusted. An attempt writes only in its
 own folder. It names its base, the checkpoint it starts from, when it claims its number; from then on readers take
@@ -15,139 +15,40 @@ import secrets
 import shlex
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cluster.attempts import Attempt
 from cluster.errors import (
     CorruptObjectError,
+    NewerFormatError,
     ObjectExistsError,
     ObjectNotFoundError,
-    RayliftError,
     RunExistsError,
     RunNotFoundError,
-    StorageDeniedError,
-    StorageError,
-    StorageFullError,
-    UserCodeError,
 )
-from cluster.redaction import hide
+from cluster.records import (
+    FORMAT,
+    Base,
+    Checkpoint,
+    Claim,
+    Origin,
+    Result,
+    attempt_folder,
+    checkpoint_folder,
+    dump,
+    history_of,
+    is_before,
+)
 from cluster.storage.base import Digest, Storage
 from cluster.storage.open import open_storage, split_run_uri
 from cluster.storage.rules import check_digest, digest_in
-from cluster.storage.sources import Source
 
-FORMAT = 1
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _PARALLEL = 8
-
-
-class SupersededError(StorageError):
-    """A newer attempt has been claimed: this one may commit nothing more."""
-
-
-class NewerFormatError(StorageError):
-    """A newer raylift wrote this: it may mean what this one does not know."""
-
-
-def is_outage(error: StorageError) -> bool:
-    """Whether storage may take it later: it does not answer, where others refuse for good."""
-    answers = (CorruptObjectError, NewerFormatError, ObjectExistsError, ObjectNotFoundError)
-    return not isinstance(error, (*answers, StorageDeniedError, StorageFullError, SupersededError))
-
-
-@dataclass(frozen=True)
-class Base:
-    """The checkpoint that an attempt starts from."""
-
-    attempt: int
-    step: int
-
-
-@dataclass(frozen=True)
-class Origin:
-    """A checkpoint of another run of the same storage."""
-
-    run: str  # its id
-    attempt: int
-    step: int
-
-
-@dataclass(frozen=True)
-class Claim:
-    """Who holds an attempt, and where it starts: at a checkpoint of its run, or of another one."""
-
-    attempt: int
-    host: str
-    pid: int
-    at: float
-    base: Base | None
-    launch: str = ""
-    origin: Origin | None = None
-    nonce: str = field(default_factory=lambda: secrets.token_hex(8))
-
-    @property
-    def start(self) -> Base | Origin | None:
-        """The checkpoint that it starts from, of whichever run; None where it begins anew."""
-        return self.base or self.origin
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Claim:
-        value = json.loads(data)
-        base, origin = value.pop("base"), value.pop("origin", None)
-        return cls(**value, base=Base(**base) if base else None, origin=Origin(**origin) if origin else None)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint: it exists because its manifest does."""
-
-    attempt: int
-    step: int
-    files: Mapping[str, Digest]
-    info: Mapping[str, Any]
-
-    @property
-    def folder(self) -> str:
-        return _checkpoint_folder(self.attempt, self.step)
-
-    @property
-    def size(self) -> int:
-        return sum(digest.size for digest in self.files.values())
-
-
-@dataclass(frozen=True)
-class Result:
-    """How an attempt ended; the newest attempt's is the run's."""
-
-    state: str
-    message: str = ""
-    exit_code: int = 0
-    step: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    at: float = field(default_factory=time.time)
-    traceback: str = ""  # of the user's own code, without our frames
-
-    @classmethod
-    def failed(cls, error: RayliftError) -> Result:
-        """Return what an error that ends a run comes to."""
-        traceback = error.traceback if isinstance(error, UserCodeError) else ""
-        return cls(state="FAILED", message=str(error), exit_code=error.exit_code, traceback=traceback)
-
-
-def _attempt_folder(attempt: int) -> str:
-    return f"attempts/{attempt:06d}"
-
-
-def _checkpoint_folder(attempt: int, step: int) -> str:
-    return f"{_attempt_folder(attempt)}/checkpoints/{step:09d}"
-
-
-def _dump(value: object) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
 
 
 class Run:
@@ -194,7 +95,7 @@ class Run:
             raise RunNotFoundError(f"there is no run {self.uri}. List runs: raylift ps") from error
 
     def request_stop(self, reason: str) -> None:
-        self.storage.write(self.path("stop.json"), _dump({"reason": reason, "at": time.time()}))
+        self.storage.write(self.path("stop.json"), dump({"reason": reason, "at": time.time()}))
 
     def stop_reason(self) -> str | None:
         try:
@@ -226,7 +127,7 @@ class Run:
         found = []
         for number in self.attempts():
             try:
-                found.append(Claim.from_json(self.storage.read(self.path(f"{_attempt_folder(number)}/claim.json"))))
+                found.append(Claim.from_json(self.storage.read(self.path(f"{attempt_folder(number)}/claim.json"))))
             except ObjectNotFoundError:
                 continue  # a folder without a claim is no attempt
         return found
@@ -271,7 +172,7 @@ class Run:
             )
             try:
                 self.storage.write(
-                    self.path(f"{_attempt_folder(number)}/claim.json"), _dump(asdict(claim)), if_absent=True
+                    self.path(f"{attempt_folder(number)}/claim.json"), dump(asdict(claim)), if_absent=True
                 )
             except ObjectExistsError:
                 continue  # somebody else took this number; their base may be newer than ours
@@ -290,7 +191,7 @@ class Run:
 
     def has_taken(self, origin: Origin) -> bool:
         """Whether an attempt of this run has started from a checkpoint of another."""
-        return any(claim.origin == origin and any(self._checkpoints_of(claim.attempt)) for claim in self.claims())
+        return any(claim.origin == origin and any(self.checkpoints_of(claim.attempt)) for claim in self.claims())
 
     def result(self) -> Result | None:
         """Return how the newest attempt ended; None while it has not."""
@@ -299,7 +200,7 @@ class Run:
 
     def result_of(self, attempt: int) -> Result | None:
         try:
-            data = self.storage.read(self.path(f"{_attempt_folder(attempt)}/result.json"))
+            data = self.storage.read(self.path(f"{attempt_folder(attempt)}/result.json"))
         except ObjectNotFoundError:
             return None
         return Result(**{key: value for key, value in json.loads(data).items() if key != "nonce"})
@@ -329,7 +230,7 @@ class Run:
             try:
                 self._check(checkpoint, read=read)
             except (CorruptObjectError, ObjectNotFoundError) as error:
-                if checkpoint.step not in [found.step for found in self._checkpoints_of(checkpoint.attempt)]:
+                if checkpoint.step not in [found.step for found in self.checkpoints_of(checkpoint.attempt)]:
                     return self.newest_intact(on_corrupt, read=read)  # retired meanwhile, for a newer one
                 if on_corrupt is not None:
                     on_corrupt(checkpoint, str(error))
@@ -351,7 +252,7 @@ class Run:
     def damage_of(self, attempt: int) -> str | None:
         """Return why an attempt could not restore the checkpoint that it started from, if it said so."""
         try:
-            data = self.storage.read(self.path(f"{_attempt_folder(attempt)}/damage.json"))
+            data = self.storage.read(self.path(f"{attempt_folder(attempt)}/damage.json"))
         except ObjectNotFoundError:
             return None
         return str(json.loads(data)["reason"])
@@ -383,18 +284,19 @@ class Run:
     def _candidates(self) -> list[Checkpoint]:
         """Return the checkpoints of the run's history, the newest first; an adopted copy stands before its original."""
         claims = self.claims()
-        while claims and claims[-1].start is not None and not any(self._checkpoints_of(claims[-1].attempt)):
+        while claims and claims[-1].start is not None and not any(self.checkpoints_of(claims[-1].attempt)):
             claims.pop()  # it has not adopted its base yet, and may never
         found = [
             checkpoint
-            for claim, bound in _history(claims)
-            for checkpoint in self._checkpoints_of(claim.attempt)
+            for claim, bound in history_of(claims)
+            for checkpoint in self.checkpoints_of(claim.attempt)
             if checkpoint.step <= bound
         ]
         return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.attempt), reverse=True)
 
-    def _checkpoints_of(self, attempt: int) -> Iterator[Checkpoint]:
-        for name in self.storage.folders(self.path(f"{_attempt_folder(attempt)}/checkpoints/")):
+    def checkpoints_of(self, attempt: int) -> Iterator[Checkpoint]:
+        """Yield the committed checkpoints in an attempt's folder, whether or not they are part of the history."""
+        for name in self.storage.folders(self.path(f"{attempt_folder(attempt)}/checkpoints/")):
             try:
                 checkpoint = self.checkpoint_at(attempt, int(name))
             except (ObjectNotFoundError, CorruptObjectError, ValueError):
@@ -406,7 +308,7 @@ class Run:
 
         Raises ObjectNotFoundError without a manifest, CorruptObjectError where that does not read, NewerFormatError.
         """
-        folder = _checkpoint_folder(attempt, step)
+        folder = checkpoint_folder(attempt, step)
         data = self.storage.read(self.path(f"{folder}/manifest.json"))
         try:
             manifest = json.loads(data)
@@ -436,12 +338,12 @@ class Run:
         count; each names its attempt.
         """
         claims = self.claims()
-        history = list(_history(claims)) if stream == "metrics" else [(claim, math.inf) for claim in reversed(claims)]
+        history = list(history_of(claims)) if stream == "metrics" else [(claim, math.inf) for claim in reversed(claims)]
         return [
             {**row, "attempt": claim.attempt}
             for claim, bound in reversed(history)
             for row in self.rows_of(claim.attempt, stream)
-            if stream != "metrics" or _is_before(row, bound)
+            if stream != "metrics" or is_before(row, bound)
         ]
 
     def last_heard(self) -> float | None:
@@ -449,12 +351,12 @@ class Run:
         attempts = self.attempts()
         if not attempts:
             return None
-        prefix = self.path(f"{_attempt_folder(attempts[-1])}/")
+        prefix = self.path(f"{attempt_folder(attempts[-1])}/")
         return max((entry.modified for entry in self.storage.list(prefix)), default=None)
 
     def rows_of(self, attempt: int, stream: str) -> list[dict[str, Any]]:
         """Return one attempt's rows, those of each writer in their order, writers by the time of their rows."""
-        prefix = self.path(f"{_attempt_folder(attempt)}/{stream}/")
+        prefix = self.path(f"{attempt_folder(attempt)}/{stream}/")
         paths = [entry.path for entry in self.storage.list(prefix)]
         with ThreadPoolExecutor(_PARALLEL) as pool:
             segments = list(pool.map(self.storage.read, paths))
@@ -463,184 +365,12 @@ class Run:
 
     def output_of(self, attempt: int) -> dict[str, bytes]:
         """Return what the processes of an attempt printed, by writer (driver, rank-0 and so on)."""
-        prefix = self.path(f"{_attempt_folder(attempt)}/logs/")
+        prefix = self.path(f"{attempt_folder(attempt)}/logs/")
         found: dict[str, bytes] = {}
         for entry in self.storage.list(prefix):
             writer = entry.path.removeprefix(prefix).rpartition("-")[0]
             found[writer] = found.get(writer, b"") + self.storage.read(entry.path)
         return found
-
-
-class Attempt:
-    """The one writer of an attempt's folder."""
-
-    def __init__(self, run: Run, claim: Claim) -> None:
-        self.run = run
-        self.claim = claim
-        self.number = claim.attempt
-
-    @classmethod
-    def reopen(cls, run: Run, number: int) -> Attempt:
-        """Open an attempt that the driver claimed, in one of its workers."""
-        return cls(run, Claim.from_json(run.storage.read(run.path(f"{_attempt_folder(number)}/claim.json"))))
-
-    def adopt(self, base: Checkpoint | None, holder: Run) -> None:
-        """Copy the base from its run into this attempt's folder, its manifest last.
-
-        The copy is verified by whoever reads it. Where it alone is damaged, the next claim takes the original.
-        """
-        if base is None or (holder is self.run and base.attempt == self.number):
-            return
-        target = _checkpoint_folder(self.number, base.step)
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            list(
-                pool.map(
-                    lambda name: self.run.storage.copy(
-                        holder.path(f"{base.folder}/{name}"), self.run.path(f"{target}/{name}")
-                    ),
-                    base.files,
-                )
-            )
-        self._write_manifest(Checkpoint(attempt=self.number, step=base.step, files=base.files, info=base.info))
-
-    def start_from(self) -> Checkpoint | None:
-        """Return the newest checkpoint of this attempt: the adopted base, or one of its own; None where it began anew.
-
-        Raises ObjectNotFoundError where it has lost all.
-        """
-        found = list(self.run._checkpoints_of(self.number))
-        if not found and self.claim.start is not None:
-            raise ObjectNotFoundError(f"{self.run.uri} has lost the checkpoint that attempt {self.number} starts from")
-        return max(found, key=lambda checkpoint: checkpoint.step, default=None)
-
-    def check_current(self) -> None:
-        """Raise SupersededError where a newer attempt has been claimed, or the run was removed."""
-        newest = max(self.run.attempts(), default=0)
-        if newest > self.number:
-            raise SupersededError(f"attempt {newest} has taken over {self.run.uri}; attempt {self.number} ends here")
-        try:
-            self.run.storage.read(self.run.path(f"{_attempt_folder(self.number)}/claim.json"))
-        except ObjectNotFoundError as error:
-            raise SupersededError(f"{self.run.uri} is gone: somebody removed it while it ran") from error
-
-    def sweep(self, *, is_over: bool = False) -> None:
-        """Remove what earlier attempts, and this one where it `is_over`, had sent half of: no reader sees it.
-
-        What storage does not remove now is left for the next attempt.
-        """
-        numbers = range(1, self.number + is_over)
-        with suppress(StorageError), ThreadPoolExecutor(_PARALLEL) as pool:
-            list(pool.map(lambda number: self.run.storage.sweep(self.run.path(f"{_attempt_folder(number)}/")), numbers))
-
-    def report_damage(self, reason: str) -> None:
-        """Say that the checkpoint which this attempt starts from cannot be restored. Raises SupersededError."""
-        self.check_current()
-        path = self.run.path(f"{_attempt_folder(self.number)}/damage.json")
-        self.run.storage.write(path, _dump({"reason": reason, "at": time.time()}))
-
-    def give_notice(self, reason: str) -> None:
-        """Tell this attempt to save and end: its machine will be taken away."""
-        path = self.run.path(f"{_attempt_folder(self.number)}/notice.json")
-        self.run.storage.write(path, _dump({"reason": reason, "at": time.time()}))
-
-    def notice(self) -> str | None:
-        """Return why this attempt was told to save and end, if it was."""
-        try:
-            data = self.run.storage.read(self.run.path(f"{_attempt_folder(self.number)}/notice.json"))
-        except ObjectNotFoundError:
-            return None
-        return str(json.loads(data)["reason"])
-
-    def commit(self, step: int, files: Sequence[Path], info: Mapping[str, Any]) -> Checkpoint:
-        """Upload a checkpoint's files in parallel, then make it exist by its manifest. Raises SupersededError."""
-        return self.seal(step, self.upload(step, {file.name: file for file in files}), info)
-
-    def upload(self, step: int, files: Mapping[str, Path | Source]) -> dict[str, Digest]:
-        """Upload files of a checkpoint in parallel; without a manifest there is none yet. Raises SupersededError."""
-        self.check_current()
-        folder = _checkpoint_folder(self.number, step)
-
-        def one(name: str) -> tuple[str, Digest]:
-            return name, self.run.storage.upload(files[name], self.run.path(f"{folder}/{name}"))
-
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            return dict(pool.map(one, files))
-
-    def seal(self, step: int, files: Mapping[str, Digest], info: Mapping[str, Any]) -> Checkpoint:
-        """Make a checkpoint exist, all of whose files are uploaded, by its manifest. Raises SupersededError."""
-        self.check_current()
-        checkpoint = Checkpoint(attempt=self.number, step=step, files=dict(files), info=dict(info))
-        self._write_manifest(checkpoint)
-        return checkpoint
-
-    def retain(self, keep: int, best: int | None = None) -> list[int]:
-        """Delete this attempt's checkpoints but the newest `keep` and the step `best`; return the steps deleted.
-
-        The manifest goes first, so that a crash in between leaves no checkpoint that looks whole; what it leaves
-        of the files is swept by the next call. Raises SupersededError: what a newer attempt may want stays.
-        """
-        self.check_current()
-        committed = sorted(checkpoint.step for checkpoint in self.run._checkpoints_of(self.number))
-        kept = {*committed[-keep:], best}
-        prefix = f"{_attempt_folder(self.number)}/checkpoints/"
-        newest = committed[-1] if committed else -1
-        on_storage = [int(name) for name in self.run.storage.folders(self.run.path(prefix)) if name.isdigit()]
-        gone = [step for step in on_storage if step not in kept and step < newest]
-        for step in gone:
-            folder = _checkpoint_folder(self.number, step)
-            self.run.storage.delete(self.run.path(f"{folder}/manifest.json"))
-            for entry in list(self.run.storage.list(self.run.path(f"{folder}/"))):
-                self.run.storage.delete(entry.path)
-        return gone
-
-    def finish(self, result: Result) -> None:
-        """Write the attempt's result, once; a second one is ignored."""
-        path = self.run.path(f"{_attempt_folder(self.number)}/result.json")
-        try:
-            self.run.storage.write(path, hide(_dump({**asdict(result), "nonce": secrets.token_hex(8)})), if_absent=True)
-        except ObjectExistsError:
-            return
-
-    def _write_manifest(self, checkpoint: Checkpoint) -> None:
-        manifest = {
-            "format": FORMAT,
-            "run": self.run.id,
-            "attempt": checkpoint.attempt,
-            "step": checkpoint.step,
-            "files": {name: {"size": one.size, "sha256": one.sha256} for name, one in checkpoint.files.items()},
-            "crc64": {name: one.crc64 for name, one in checkpoint.files.items() if one.crc64},
-            "info": checkpoint.info,
-        }
-        folder = _checkpoint_folder(checkpoint.attempt, checkpoint.step)
-        self.run.storage.write(self.run.path(f"{folder}/manifest.json"), _dump(manifest))
-
-
-def _history(claims: Sequence[Claim]) -> Iterator[tuple[Claim, float]]:
-    """Follow the bases back from the newest claim: yield each attempt that counts, and the last step of it that does.
-
-    An attempt that no base leads to has done nothing that the run stands on.
-    """
-    by_number = {claim.attempt: claim for claim in claims}
-    number, bound = max(by_number, default=0), math.inf
-    while claim := by_number.pop(number, None):  # each once: a damaged claim may name itself
-        yield claim, bound
-        number, bound = (claim.base.attempt, claim.base.step) if claim.base else (0, 0)
-
-
-def last_steps(claims: Sequence[Claim]) -> dict[int, float]:
-    """Return the last step that counts of each attempt that does: the base of a newer one, or infinity."""
-    return {claim.attempt: bound for claim, bound in _history(claims)}
-
-
-def counted(metrics: Sequence[dict[str, Any]], claims: Sequence[Claim]) -> list[dict[str, Any]]:
-    """Return of the metrics of all attempts those that a newer attempt did not repeat."""
-    bounds = last_steps(claims)
-    return [row for row in metrics if _is_before(row, bounds.get(row["attempt"], -1))]
-
-
-def _is_before(row: Mapping[str, Any], bound: float) -> bool:
-    """Whether a row of metrics was made before the checkpoint of a step; one that is `late` came after it."""
-    return bool(row["step"] < bound or (row["step"] == bound and not row.get("late")))
 
 
 def new_run_id(name: str) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cluster.errors import CorruptObjectError, ObjectNotFoundError, TrainingError, UsageError
-from cluster.runs import Checkpoint, Run
+from cluster.records import Checkpoint
+from cluster.runs import Run
 from cluster.shards import INDEX_FILE, Index, consolidate, model_shards
 
 MODEL_PART = ("model.safetensors", "raylift.json")  # what a checkpoint holds beside the state of the training

@@ -28,7 +28,9 @@ from cluster.local import FINAL, LAUNCH, PREEMPTED, TAKEN_AWAY, UNRECORDED, clea
 from cluster.memory import SHORT_OF_MEMORY, kills_for_memory
 
 if TYPE_CHECKING:
-    from cluster.runs import Attempt, Result, Run
+    from cluster.attempts import Attempt
+    from cluster.records import Result
+    from cluster.runs import Run
 
 _SAID = (0, 4)  # it comes to these by way of a result alone
 _POLL = 0.2  # seconds
@@ -179,7 +181,7 @@ class Supervisor:
 
     def _crashed_attempt(self, run: Run) -> Attempt | None:
         """Return the attempt that the driver lost, a new one where it claimed none; None where others took over."""
-        from cluster.runs import Attempt
+        from cluster.attempts import Attempt
 
         claims = run.claims()
         mine = [claim.attempt for claim in claims if claim.launch == self.launch_id]
@@ -191,7 +193,7 @@ class Supervisor:
         return lost
 
     def _result(self, code: int, reason: str) -> Result:
-        from cluster.runs import Result
+        from cluster.records import Result
 
         if self.stopping:
             return Result(state="STOPPED", message=reason, exit_code=4)

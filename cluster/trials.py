@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from cluster.errors import RayliftError
-from cluster.runs import Origin, Run
+from cluster.records import Origin
+from cluster.runs import Run
 from cluster.storage.open import open_storage
 
 FOLDER = "trials"

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from cluster.errors import CorruptObjectError, ObjectNotFoundError
+from cluster.errors import CorruptObjectError, NewerFormatError, ObjectNotFoundError, SupersededError
 from cluster.provider import State
-from cluster.runs import Checkpoint, Claim, NewerFormatError, Run, SupersededError, last_steps
+from cluster.records import Checkpoint, Claim, last_steps
+from cluster.runs import Run
 from cluster.selection import best_of
 from cluster.storage.base import Digest
 from cluster.storage.rules import digest_in

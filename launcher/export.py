@@ -11,7 +11,8 @@ from typing import Any
 
 from cluster.bundles import EXPORTED, own_code
 from cluster.errors import UsageError
-from cluster.runs import Checkpoint, Run
+from cluster.records import Checkpoint
+from cluster.runs import Run
 from cluster.selection import MODEL_PART, fetch_model
 from launcher.card import model_card, own_card, tensor_shapes
 from launcher.spec import JobSpec, frozen, load_frozen

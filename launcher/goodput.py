@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from typing import Any
 
-from cluster.runs import Claim, Result, last_steps
+from cluster.records import Claim, Result, last_steps
 from launcher.text import duration
 
 Rows = Sequence[Mapping[str, Any]]

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from cluster.errors import UsageError
-from cluster.runs import Checkpoint, Claim, Result, Run, counted
+from cluster.records import Checkpoint, Claim, Result, counted
+from cluster.runs import Run
 from launcher.goodput import Goodput, Rows, measure
 from launcher.spec import JobSpec, load_frozen
 from launcher.status import Summary, as_it_stands, summarize

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from cluster.runs import Checkpoint, Claim
+from cluster.records import Checkpoint, Claim
 from cluster.selection import best_of
 from launcher import pieces
 from launcher.curves import Chart

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from cluster.errors import InfrastructureError, RunNotFoundError, UsageError
+from cluster.errors import InfrastructureError, NewerFormatError, RunNotFoundError, UsageError
 from cluster.local import LocalProvider
 from cluster.provider import Receipt, State
-from cluster.runs import Claim, NewerFormatError, Run, counted
+from cluster.records import Claim, counted
+from cluster.runs import Run
 from launcher.display import describe_event
 from launcher.goodput import Goodput, measure
 from launcher.remote import describe, look, remote_of, tear_down_remote

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.runs import Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.segments import SegmentReader
 from launcher.status import is_running_here
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.runs import Attempt, Result, Run
+from cluster.attempts import Attempt
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from cluster.storage.open import open_storage
 from tests.harness import environment

@@ -8,7 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from cluster.runs import Attempt, Run
+from cluster.attempts import Attempt
+from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from cluster.trials import Evaluation, Trial, trial_id
 from launcher.spec import load, load_frozen

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cluster.errors import CorruptObjectError, ObjectNotFoundError, StorageError
+from cluster.attempts import Attempt
+from cluster.errors import CorruptObjectError, ObjectNotFoundError, StorageError, is_outage
 from cluster.outages import PATIENCE, patient
-from cluster.runs import Attempt, Checkpoint, is_outage
+from cluster.records import Checkpoint
 from cluster.selection import best_of
 from cluster.shards import INDEX_FILE, joined
 from cluster.storage.base import Digest

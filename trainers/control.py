@@ -11,8 +11,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from cluster.attempts import Attempt
 from cluster.errors import StorageError
-from cluster.runs import Attempt
 from trainers import notice
 from trainers.context import StopReason
 from trainers.elastic import Growth

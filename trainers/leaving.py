@@ -20,7 +20,8 @@ import psutil
 
 from cluster.errors import RayliftError
 from cluster.local import scratch_folder
-from cluster.runs import Claim, Run
+from cluster.records import Claim
+from cluster.runs import Run
 from trainers.pulse import readings
 
 _RUN_URI = "RAYLIFT_RUN_URI"

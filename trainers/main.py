@@ -23,12 +23,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from cluster.attempts import Attempt
 from cluster.config import LocalCluster, Workers
-from cluster.errors import InfrastructureError, RayliftError, StorageDeniedError, StorageError, StorageFullError
+from cluster.errors import (
+    InfrastructureError,
+    RayliftError,
+    StorageDeniedError,
+    StorageError,
+    StorageFullError,
+    SupersededError,
+    is_outage,
+)
 from cluster.local import FINAL, PREEMPTED, TAKEN_AWAY, UNRECORDED, clear, end_processes, scratch_folder
 from cluster.memory import SHORT_OF_MEMORY, kills_for_memory
 from cluster.outages import PATIENCE, patient, through_outages
-from cluster.runs import Attempt, Result, Run, SupersededError, is_outage
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from trainers import notice
 from trainers.jobs import load_job

@@ -8,9 +8,9 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from cluster.attempts import Attempt
 from cluster.errors import StorageError
 from cluster.redaction import redactor
-from cluster.runs import Attempt
 from cluster.segments import SegmentWriter
 
 

@@ -15,8 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, cast
 
 from cluster import errors
-from cluster.errors import InfrastructureError
-from cluster.runs import SupersededError
+from cluster.errors import InfrastructureError, SupersededError
 from cluster.shards import Layout, layout_from
 from cluster.storage.base import Digest
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from cluster.runs import Attempt, Checkpoint
+from cluster.attempts import Attempt
+from cluster.records import Checkpoint
 from cluster.segments import SegmentWriter
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from cluster.errors import CorruptObjectError
-from cluster.runs import Checkpoint, Run
+from cluster.records import Checkpoint
+from cluster.runs import Run
 from cluster.shards import INDEX_FILE, Index, Part, TensorLayout, shard_name
 from cluster.storage.sources import Source
 from trainers import state

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.attempts import Attempt
 from cluster.errors import StorageError
 from cluster.outages import patient
-from cluster.runs import Attempt, Run
+from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from trainers.config import Budget
 

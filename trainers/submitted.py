@@ -21,7 +21,8 @@ from cluster.config import LocalCluster
 from cluster.errors import RayliftError, UsageError
 from cluster.kubernetes.versions import PYTHON, RAY_VERSION, TORCH
 from cluster.local import FINAL, PREEMPTED
-from cluster.runs import Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from trainers.main import driver_of
 
 _END_OF_POD = 60.0  # seconds; it comes at once, unless somebody else has told the driver to leave

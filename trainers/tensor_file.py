@@ -15,7 +15,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cluster.errors import CorruptObjectError
-from cluster.runs import Checkpoint, Run
+from cluster.records import Checkpoint
+from cluster.runs import Run
 from cluster.storage.sources import InMemory
 from cluster.tensor_file import Entry, Header, Stored, header_of, read_header
 

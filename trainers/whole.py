@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cluster.runs import Checkpoint, Run
+from cluster.records import Checkpoint
+from cluster.runs import Run
 from cluster.shards import INDEX_FILE, Index, Layout, consolidate
 from cluster.storage.sources import Source
 from cluster.tensor_file import Header

@@ -15,9 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.attempts import Attempt
 from cluster.errors import InfrastructureError, PreemptedError, RayliftError, TrainingError, UserCodeError
 from cluster.outages import patient, through_outages
-from cluster.runs import Attempt, Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from trainers import notice
 from trainers.context import LocalContext, RayContext, StopReason, WorkerContext

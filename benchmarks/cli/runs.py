@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.cache import ROOT
-from cluster.runs import Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.storage.open import open_storage
 
 _STEP = 120

@@ -18,7 +18,8 @@ import torch
 from ruamel.yaml import YAML
 
 from benchmarks.sweep_quality.reviews import features
-from cluster.runs import Attempt, Run
+from cluster.attempts import Attempt
+from cluster.runs import Run
 from cluster.storage.open import open_storage
 from cluster.trials import trial_run
 from launcher.spec import load

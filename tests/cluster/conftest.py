@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runs import Attempt, Checkpoint, Run
+from cluster.attempts import Attempt
+from cluster.records import Checkpoint
+from cluster.runs import Run
 from cluster.storage.base import Storage
 from cluster.storage.file import FileStorage
 from cluster.storage.open import open_storage

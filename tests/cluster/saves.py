@@ -6,7 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster.runs import Attempt, Checkpoint, Run
+from cluster.attempts import Attempt
+from cluster.records import Checkpoint
+from cluster.runs import Run
 from cluster.segments import SegmentWriter
 
 Commit = Callable[[Attempt, int], Checkpoint]

@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cluster.runs import Attempt, Base, Run, list_runs
+from cluster.attempts import Attempt
+from cluster.records import Base
+from cluster.runs import Run, list_runs
 from cluster.storage.file import FileStorage
 from tests.cluster.saves import make_files, steps, stored
 from tests.hooked import KilledError, dying
@@ -38,7 +40,7 @@ def assert_all_intact(run: Run) -> None:
     for checkpoint in run.checkpoints():
         run.verify(checkpoint)
     for claim in run.claims():
-        for checkpoint in run._checkpoints_of(claim.attempt):
+        for checkpoint in run.checkpoints_of(claim.attempt):
             run.verify(checkpoint)
 
 

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import CorruptObjectError, ObjectNotFoundError, RunExistsError, RunNotFoundError, StorageError
-from cluster.outages import through_outages
-from cluster.runs import (
-    Attempt,
-    Base,
+from cluster.attempts import Attempt
+from cluster.errors import (
+    CorruptObjectError,
     NewerFormatError,
-    Origin,
-    Result,
-    Run,
+    ObjectNotFoundError,
+    RunExistsError,
+    RunNotFoundError,
+    StorageError,
     SupersededError,
-    list_runs,
-    new_run_id,
 )
+from cluster.outages import through_outages
+from cluster.records import Base, Origin, Result
+from cluster.runs import Run, list_runs, new_run_id
 from cluster.storage.base import Digest, Storage
 from cluster.storage.file import FileStorage
 from tests.cluster.saves import Commit, flip_a_byte, make_newer, steps, stored

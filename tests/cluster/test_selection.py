@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.attempts import Attempt
 from cluster.errors import TrainingError, UsageError
-from cluster.runs import Attempt, Run
+from cluster.runs import Run
 from cluster.selection import MODEL_PART, best_of, choose, fetch_model
 from cluster.storage.open import open_storage
 

@@ -14,12 +14,14 @@ import psutil
 import pytest
 
 from cluster import local
+from cluster.attempts import Attempt
 from cluster.config import LocalCluster
 from cluster.errors import RunExistsError, RunNotFoundError
 from cluster.local import LocalProvider, processes_of, ray_folder, scratch_folder
 from cluster.memory import SHORT_OF_MEMORY
 from cluster.provider import LaunchRequest, State
-from cluster.runs import Attempt, Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.storage.file import FileStorage
 from tests.harness import ROOT, find_process, wait_for
 from tests.real.memory_limit import memory_limit
@@ -27,7 +29,8 @@ from tests.real.memory_limit import memory_limit
 DRIVER = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from cluster.runs import Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.storage.open import open_storage, split_run_uri
 
 def claim():

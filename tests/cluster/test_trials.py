@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.runs import Origin
+from cluster.records import Origin
 from cluster.trials import Copied, Trial, means_of, ranked, read_trials
 from tests.sweeps import begun, ended, evaluated
 

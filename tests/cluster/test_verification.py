@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import StorageError
-from cluster.runs import Attempt, Checkpoint, Origin, Result, Run, SupersededError
+from cluster.attempts import Attempt
+from cluster.errors import StorageError, SupersededError
+from cluster.records import Checkpoint, Origin, Result
+from cluster.runs import Run
 from cluster.selection import choose
 from cluster.storage.base import Storage
 from cluster.storage.file import FileStorage
@@ -322,7 +324,7 @@ def test_every_byte_is_read_in_parts_and_told(resumed: Run, monkeypatch: pytest.
 
     found = survey(resumed)
     assert not verify(resumed, found, tell).of(Verdict.DAMAGED)
-    written = sum(checkpoint.size for attempt in (1, 2) for checkpoint in resumed._checkpoints_of(attempt))
+    written = sum(checkpoint.size for attempt in (1, 2) for checkpoint in resumed.checkpoints_of(attempt))
     assert sum(told) == found.size == written
     assert max(told) == 100
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.runs import Base, Run, SupersededError
+from cluster.errors import SupersededError
+from cluster.records import Base
+from cluster.runs import Run
 from tests.cluster.saves import Commit, steps, stored, write_rows
 from tests.hooked import hooked, once
 

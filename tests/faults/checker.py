@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from cluster.provider import State
-from cluster.runs import Claim, Result, counted, last_steps
+from cluster.records import Claim, Result, counted, last_steps
 
 Row = dict[str, Any]
 INTACT = "intact"

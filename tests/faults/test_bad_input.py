@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runs import Result
+from cluster.records import Result
 from tests.faults.screens import (
     assert_ended,
     assert_refused,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.provider import State
-from cluster.runs import Base, Claim, Result
+from cluster.records import Base, Claim, Result
 from tests.faults.checker import INTACT, History, Injected, Seen, violations
 from tests.finished import training
 

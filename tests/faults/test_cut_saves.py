@@ -10,7 +10,8 @@ from typing import Literal
 
 import pytest
 
-from cluster.runs import Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.storage.open import open_storage
 from cluster.verification import Verdict, survey, sweep, verify
 from tests.cluster.saves import make_files, steps
@@ -23,7 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SAVE = """
 import sys
 from pathlib import Path
-from cluster.runs import Attempt, Run
+from cluster.attempts import Attempt
+from cluster.runs import Run
 attempt = Attempt.reopen(Run.at(sys.argv[1]), 1)
 print("ready", flush=True)
 sys.stdin.readline()

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from cluster.local import processes_of, scratch_folder
-from cluster.runs import Origin, Run
+from cluster.records import Origin
+from cluster.runs import Run
 from cluster.trials import read_trials, trial_run
 from tests.harness import (
     ROOT,

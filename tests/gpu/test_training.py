@@ -13,7 +13,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from cluster.errors import InfrastructureError
-from cluster.runs import Checkpoint, Run
+from cluster.records import Checkpoint
+from cluster.runs import Run
 from launcher.verdict import TOLERANCE, compare
 from tests.gpu.card import AloneInAGroup, OnProcessors, needs_gpu, occupied
 from tests.harness import losses

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from cluster import local
 from cluster.errors import StorageError
 from cluster.local import LocalProvider, scratch_folder
-from cluster.runs import Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from launcher.cli.app import app
 from launcher.following import follow_to_the_end, watch_only
 from tests.finished import new_run, started, training, write_rows, write_story

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runs import Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.storage.open import open_storage
 from launcher.cli.ps import ps_command
 from launcher.cli.status import status_command

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.runs import Base, Claim, Result
+from cluster.records import Base, Claim, Result
 from launcher.goodput import Goodput, describe, measure
 from launcher.history import gather
 from launcher.status import summarize

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.provider import State
-from cluster.runs import Base, Claim, Result
+from cluster.records import Base, Claim, Result
 from launcher.history import ReportData, ending_of
 from launcher.status import Summary
 

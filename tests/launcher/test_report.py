@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import UsageError
-from cluster.runs import Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from launcher.history import ReportData, gather
 from launcher.report import render, write_report
 from tests.cluster.saves import make_files

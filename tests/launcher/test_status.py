@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.attempts import Attempt
 from cluster.errors import RunNotFoundError
 from cluster.local import UNRECORDED, scratch_folder
 from cluster.provider import State
-from cluster.runs import Attempt, Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from launcher.status import Summary, is_running, next_steps, summarize, tear_down
 from tests.finished import new_run, save, started, training, write_rows, write_story
 from tests.living import living, process_in, scratch_of

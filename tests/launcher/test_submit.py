@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.attempts import Attempt
 from cluster.errors import RunExistsError, StorageError, UsageError
 from cluster.local import LocalProvider, processes_of, scratch_folder
 from cluster.provider import LaunchRequest
-from cluster.runs import Attempt, Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.storage.open import open_storage
 from launcher.spec import LoadedJob, load, load_frozen
 from launcher.status import summarize

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from cluster.attempts import Attempt
 from cluster.errors import UsageError
 from cluster.provider import State
-from cluster.runs import Attempt, Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.trials import trial_run
 from launcher.cli.status import status_command
 from launcher.cli.trials import trials_command

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runs import Attempt, Result, Run
+from cluster.attempts import Attempt
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.trials import trial_run
 from tests.cluster.saves import flip_a_byte, make_files, make_newer, stored
 from tests.finished import new_run

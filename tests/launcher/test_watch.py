@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runs import Attempt, Result, Run
+from cluster.attempts import Attempt
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from launcher import watch
 from launcher.watch import Follower, Update

@@ -14,8 +14,8 @@ import psutil
 import pytest
 import torch
 
-from cluster.errors import CorruptObjectError, StorageDeniedError, StorageError, TrainingError
-from cluster.runs import Run, SupersededError
+from cluster.errors import CorruptObjectError, StorageDeniedError, StorageError, SupersededError, TrainingError
+from cluster.runs import Run
 from tests.harness import losses
 from tests.hooked import hooked
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, cut_off, events, start, steps_of, train

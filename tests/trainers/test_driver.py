@@ -16,10 +16,12 @@ import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from cluster.attempts import Attempt
 from cluster.config import Workers
-from cluster.errors import InfrastructureError, PreemptedError, StorageError
+from cluster.errors import InfrastructureError, NewerFormatError, PreemptedError, StorageError
 from cluster.local import PREEMPTED, UNRECORDED
-from cluster.runs import Attempt, Base, NewerFormatError, Result, Run
+from cluster.records import Base, Result
+from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from tests.cluster.saves import flip_a_byte, make_files, make_newer, send_half
 from tests.finished import started, training, write_rows

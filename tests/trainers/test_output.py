@@ -12,7 +12,8 @@ from tests.harness import environment
 
 PROGRAM = """
 import os, sys
-from cluster.runs import Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from trainers.output import shipped_output
 attempt = Run.at(sys.argv[1]).claim()

@@ -15,8 +15,9 @@ from typing import Any, cast
 import pytest
 from torch._C._distributed_c10d import HashStore
 
-from cluster.errors import InfrastructureError, StorageDeniedError, StorageError, StorageFullError
-from cluster.runs import Attempt, Run, SupersededError
+from cluster.attempts import Attempt
+from cluster.errors import InfrastructureError, StorageDeniedError, StorageError, StorageFullError, SupersededError
+from cluster.runs import Run
 from cluster.shards import INDEX_FILE, Part, TensorLayout
 from cluster.storage.sources import InMemory, Source
 from tests.finished import new_run

@@ -12,9 +12,10 @@ import pytest
 from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from cluster.errors import CorruptObjectError, InfrastructureError, PreemptedError
+from cluster.attempts import Attempt
+from cluster.errors import CorruptObjectError, InfrastructureError, PreemptedError, SupersededError
 from cluster.outages import PATIENCE
-from cluster.runs import Attempt, Run, SupersededError
+from cluster.runs import Run
 from cluster.trials import trial_run
 from tests.finished import new_run, write_rows
 from tests.trainers import training

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runs import Checkpoint, Run
+from cluster.records import Checkpoint
+from cluster.runs import Run
 from tests.harness import losses
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, Change, cut_off, events, start, steps_of, train
 from trainers import control

@@ -18,7 +18,8 @@ import torch
 from cluster import code
 from cluster.config import Workers
 from cluster.errors import UsageError
-from cluster.runs import Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from tests.finished import DIGITS, new_run
 from tests.harness import ROOT, environment, wait_for
 from trainers import leaving, processors, submitted

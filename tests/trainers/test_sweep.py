@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from ray.tune import Experiment, Trainable
 
+from cluster.attempts import Attempt
 from cluster.errors import PreemptedError, StorageDeniedError, StorageError, TrainingError
-from cluster.runs import Attempt, Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ranked, read_trials, trial_run
 from tests.finished import new_run, training, write_rows

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.attempts import Attempt
 from cluster.config import LocalCluster, Workers
-from cluster.runs import Attempt, Result
+from cluster.records import Result
 from cluster.segments import SegmentWriter
 from cluster.trials import read_trials
 from tests.finished import new_run

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.runs import Attempt
+from cluster.attempts import Attempt
 from tests.finished import new_run
 from tests.harness import wait_for
 from trainers.sweep import watch

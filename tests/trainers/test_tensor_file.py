@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cluster.errors import CorruptObjectError
-from cluster.runs import Checkpoint, Run
+from cluster.records import Checkpoint
+from cluster.runs import Run
 from cluster.storage.file import FileStorage
 from cluster.tensor_file import Header
 from trainers.tensor_file import load_tensors, tensor_file

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.attempts import Attempt
 from cluster.errors import CorruptObjectError
-from cluster.runs import Attempt, Run
+from cluster.runs import Run
 from cluster.trials import Copied, trial_run
 from tests.cluster.saves import flip_a_byte, send_half
 from tests.finished import new_run

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from cluster.runs import Attempt, Run
+from cluster.attempts import Attempt
+from cluster.runs import Run
 from tests.finished import new_run
 from tests.harness import environment
 from tests.trainers.pictures import digits, write_idx

@@ -18,9 +18,11 @@ from ray import tune as ray_tune
 from ray.train._internal.session import _TrainingResult
 from ray.tune import Checkpoint
 
+from cluster.attempts import Attempt
 from cluster.errors import PreemptedError
 from cluster.outages import through_outages
-from cluster.runs import Attempt, Origin, Run
+from cluster.records import Origin
+from cluster.runs import Run
 from cluster.trials import Copied, trial_run
 from trainers import notice
 from trainers.config import TrainJob

@@ -13,9 +13,8 @@ from ray.tune import Callback
 from ray.tune.search import Searcher as RaySearcher
 from ray.tune.search import SearchGenerator
 
-from cluster.errors import PreemptedError, StorageError
+from cluster.errors import PreemptedError, StorageError, is_outage
 from cluster.outages import PATIENCE
-from cluster.runs import is_outage
 from cluster.trials import ENDED, Evaluation, Trial, trial_id
 from trainers.sweep.record import Record
 from trainers.sweep.search import Searcher

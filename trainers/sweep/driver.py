@@ -16,10 +16,12 @@ from ray import tune as ray_tune
 from ray.exceptions import RayTaskError
 from ray.tune.schedulers import TrialScheduler
 
+from cluster.attempts import Attempt
 from cluster.config import Nodes, Workers
 from cluster.errors import RayliftError, TrainingError
 from cluster.outages import patient, through_outages
-from cluster.runs import Attempt, Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, means_of, ranked
 from trainers import processors

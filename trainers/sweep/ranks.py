@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayError
 
+from cluster.attempts import Attempt
 from cluster.config import Workers
-from cluster.errors import CorruptObjectError, InfrastructureError, StorageError
+from cluster.errors import CorruptObjectError, InfrastructureError, StorageError, SupersededError
 from cluster.outages import PATIENCE, through_outages
-from cluster.runs import Attempt, Result, Run, SupersededError
+from cluster.records import Result
+from cluster.runs import Run
 from trainers import processors
 from trainers.context import RayContext, StopReason
 from trainers.pulse import forget_attempts

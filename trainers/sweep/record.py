@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
+from cluster.attempts import Attempt
 from cluster.errors import StorageError
 from cluster.outages import patient
-from cluster.runs import Attempt, Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, Copied, Evaluation, Trial, read_trials, trial_run
 from trainers.pulse import ENDED as ENDED_BY_WATCHDOG

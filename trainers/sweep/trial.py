@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cluster.attempts import Attempt
 from cluster.errors import CorruptObjectError, PreemptedError, RunExistsError, StorageError, TrainingError
 from cluster.outages import through_outages
-from cluster.runs import Attempt, Origin, Result, Run
+from cluster.records import Origin, Result
+from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from cluster.trials import Copied
 from trainers import processors

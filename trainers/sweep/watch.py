@@ -6,8 +6,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from cluster.errors import StorageError
-from cluster.runs import Attempt, SupersededError
+from cluster.attempts import Attempt
+from cluster.errors import StorageError, SupersededError
 
 _POLL = 1.0  # seconds
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cluster.runs import Result, Run
+from cluster.records import Result
+from cluster.runs import Run
 from launcher.cli.app import app
 from tests.cluster.kubernetes.kuberay import take_up
 from tests.finished import started, write_rows

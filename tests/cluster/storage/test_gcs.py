@@ -30,8 +30,7 @@ from google.auth.exceptions import RefreshError
 from requests import PreparedRequest, Response
 from requests.exceptions import ConnectionError as NoConnection
 
-from cluster.errors import CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageError
-from cluster.runs import is_outage
+from cluster.errors import CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageError, is_outage
 from cluster.storage import gcs
 from cluster.storage.base import Digest
 from cluster.storage.gcs import GCSStorage
