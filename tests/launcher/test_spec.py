@@ -93,7 +93,8 @@ def test_a_frozen_job_reads_back_equal(job: Job, block: str) -> None:
 def test_a_frozen_job_keeps_every_default(job: Job) -> None:
     document = load(job()).document
     assert document["train"]["seed"] == 0
-    assert document["checkpoint"] == {"every": "1 epoch", "keep": 3, "best": True}
+    defaults = {"every": "1 epoch", "keep": 3, "best": True, "metric": None, "mode": None}
+    assert document["checkpoint"] == defaults
 
 
 def test_a_frozen_job_of_another_version_is_refused_with_its_unknown_key(job: Job) -> None:
