@@ -32,8 +32,9 @@ def best_of(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
 
     def rank(checkpoint: Checkpoint) -> tuple[float, float, int, int]:
         step, metrics = _evaluation_of(checkpoint)
-        value = sign * metrics[metric] if metric in metrics else -math.inf
-        return value, -metrics.get("eval_loss", math.inf), step, -checkpoint.step
+        value = sign * metrics.get(metric, math.nan)
+        loss = metrics.get("eval_loss", math.inf)
+        return value if math.isfinite(value) else -math.inf, -loss, step, -checkpoint.step
 
     counts = {metric} if named else {metric, "eval_loss"}
     measured = [one for one in checkpoints if counts & set(_evaluation_of(one)[1])]

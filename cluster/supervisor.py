@@ -36,6 +36,7 @@ _SAID = (0, 4)  # it comes to these by way of a result alone
 _POLL = 0.2  # seconds
 _FROZEN = 8.0  # seconds that the driver, or its Ray, may be stopped by a signal; the ranks have as long
 _PR_SET_CHILD_SUBREAPER = 36
+_KILLS_AGO = round(10 / _POLL)  # polls: what was killed before has nothing to do with how a driver ends now
 _LOG_TAIL = 64 * 1024  # bytes
 
 
@@ -49,7 +50,7 @@ class Supervisor:
         self.driver: subprocess.Popen[bytes] | None = None
         self.stopping = False
         self.frozen = ""  # the process for which the driver was ended
-        self.kills = kills_for_memory()
+        self.kills = [kills_for_memory()]  # for memory, as the last polls found them
         self.recorded = 0  # the newest attempt whose crash is written down
 
     def run(self) -> int:
@@ -98,6 +99,7 @@ class Supervisor:
             driver, polls = psutil.Process(self.driver.pid), 0
             while (code := self.driver.poll()) is None:
                 time.sleep(_POLL)
+                self.kills = [*self.kills[-_KILLS_AGO:], kills_for_memory()]
                 node = node or self._node_processes()
                 stopped = [process for process in (driver, *node) if _is_stopped(process)]
                 polls = polls + 1 if stopped else 0
@@ -156,9 +158,9 @@ class Supervisor:
 
         log = _tail(self.scratch / "driver.log")
         reason = f"the {self.frozen} froze, and was ended" if self.frozen else _reason(code, log)
-        before, self.kills = self.kills, kills_for_memory()
-        reason += SHORT_OF_MEMORY * (code == -signal.SIGKILL and self.kills > before)
-        self.frozen = ""
+        killed = code == -signal.SIGKILL and not self.frozen and kills_for_memory() > self.kills[0]
+        reason += SHORT_OF_MEMORY * killed
+        self.frozen, self.kills = "", [kills_for_memory()]
         try:
             attempt = self._crashed_attempt(self._open_run())
             if attempt is None:

@@ -136,6 +136,8 @@ class JobSpec(TrainJob):
         for key, metric in named.items():
             if metric is None:
                 continue
+            if not self.is_own and self.data.eval is None and key == "checkpoint.metric":
+                raise ValueError(f"{key}: it needs data.eval, which measures it: eval: {{split: 0.2}}")
             if self.is_own and not metric.startswith("eval_"):
                 raise ValueError(f"{key}: it is eval_loss, or eval_ and a name of your metrics, not {metric}")
             if not self.is_own and metric not in known:

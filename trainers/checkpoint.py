@@ -133,8 +133,8 @@ class Checkpointer:
             trainer.load_state(json.loads((files / TRAINER_FILE).read_text()))
         self.newest_step = checkpoint.step
         self._committed = [checkpoint]
-        found = {"exact": self._is_exact(trainer, checkpoint)} if is_rehearsed() else {}
         seconds = round(time.monotonic() - started, 3)
+        found = {"exact": self._is_exact(trainer, checkpoint)} if is_rehearsed() else {}
         self._recorder.event("restored", step=checkpoint.step, seconds=seconds, **found)
 
     def _is_exact(self, trainer: Trainer, checkpoint: Checkpoint) -> bool:

@@ -324,7 +324,8 @@ class Trainer:
             return
         value = self._measured("train.early_stopping.metric", stopping.metric)
         gain = value if mode_of(stopping.metric, stopping.mode) == "max" else -value
-        if self.progress.best is None or gain > self.progress.best + stopping.min_delta:
+        best = self.progress.best
+        if math.isfinite(gain) and (best is None or gain > best + stopping.min_delta):
             self.progress.best = gain
             self.progress.evaluations_without_gain = 0
         else:
@@ -339,6 +340,7 @@ class Trainer:
 
     def _diverged(self, what: str, step: int) -> TrainingError:
         """Finish the save behind, then say what happened. Collective: every rank sees the same sums."""
+        self.pulse.enter(Phase.SAVING)
         with suppress(StorageError):
             self.checkpointer.wait()
         good = max(self.context.gather(self.checkpointer.newest_step))

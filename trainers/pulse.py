@@ -24,7 +24,7 @@ ENDED = "rank.ended"  # an event: the watchdog of a machine has ended a rank
 _LAYOUT = struct.Struct("<6q3d3q")  # then the URI of the run
 _BEAT = 0.5  # seconds
 STEP_TIMEOUT = 8.0  # seconds that a step may take in any case, unless `train.step_timeout` says
-_WARM_UP = 2  # steps that compile, connect and allocate, and so tell nothing of the others
+_WARM_UP = 2  # steps, or waits of an evaluation, that compile, connect and load, and so tell nothing of the others
 _FADES = 0.999  # a step: what was slow long ago stops counting
 
 
@@ -89,7 +89,7 @@ class Pulse:
         self._rank = rank
         self._pid = os.getpid()
         self._peak = peak_memory()
-        self._beats = self._entries = self._steps = self._step = self._evaluations = 0
+        self._beats = self._entries = self._steps = self._step = self._evaluations = self._waits = 0
         self._phase = Phase.STARTING
         self._since = time.monotonic()
         self._spent = dict.fromkeys(Phase, 0.0)  # in each phase, during this step
@@ -116,6 +116,7 @@ class Pulse:
     @contextlib.contextmanager
     def agreeing(self) -> Iterator[None]:
         """Wait for the other ranks within an evaluation."""
+        self._waits += 1
         self.enter(Phase.AGREEING)
         yield
         self.enter(Phase.EVALUATING)
@@ -148,13 +149,15 @@ class Pulse:
 
     def _write(self) -> None:
         """Show all, in one go. It is done twice a step, and is to cost next to nothing."""
-        warm = self._steps > _WARM_UP + 1
+        phase = self._phase if self._steps > _WARM_UP + 1 else Phase.STARTING
+        if phase is Phase.AGREEING and not self._evaluations and self._waits <= _WARM_UP:
+            phase = Phase.EVALUATING  # the others may still load, or compile
         with self._lock:
             self._memory[: _LAYOUT.size] = _LAYOUT.pack(
                 self._rank,
                 self._pid,
                 self._beats,
-                self._phase if warm else Phase.STARTING,
+                phase,
                 self._entries,
                 self._peak,
                 self._longest_step,

@@ -64,7 +64,7 @@ class Domain(Block):
             return self.choice or self.grid
         if self.randint is not None and self.randint[1] - self.randint[0] <= _MOST_VALUES:
             return list(range(*self.randint))
-        if self.quniform is not None and len(self._multiples) <= _MOST_VALUES:
+        if self.quniform is not None and self._multiples.stop - self._multiples.start <= _MOST_VALUES:
             return [self._multiple(number) for number in self._multiples]
         return None
 
@@ -342,6 +342,9 @@ def trial_job(sweep: Mapping[str, Any], point: Mapping[str, Any], repeat: int = 
     It is a part of the sweep, wherever that runs: nobody launches it, or looks for it on a cluster.
     """
     document = _job_at(sweep, point, repeat)
+    known = metrics_of(document.get("task", ""))
+    if (sweep.get("tune") or {}).get("metric") in known:  # another may turn out not to be there
+        _be_best_at(document, sweep)
     address = document.get("cluster", {}).get("address")
     document["cluster"] = {"provider": "local", "address": address, "workers": _workers_of(sweep)}
     return document
@@ -355,6 +358,7 @@ def lone_job(
     `gpus` says whether the workers of trials had one each, as where there are some a cluster need not name them.
     """
     document = _job_at(sweep, point, repeat)
+    _be_best_at(document, sweep)
     cluster, workers = document.get("cluster", {}), _workers_of(sweep)
     accelerators = cluster.get("accelerators") or (f"GPU:{workers}" if gpus else None)
     if accelerators is None:
@@ -371,10 +375,14 @@ def _job_at(sweep: Mapping[str, Any], point: Mapping[str, Any], repeat: int) -> 
     document = {key: value for key, value in apply(sweep, point).items() if key not in ("tune", "budget")}
     if repeat:
         document["train"] = {**document["train"], "seed": document["train"]["seed"] + repeat}
-    tune, checkpoint = sweep.get("tune") or {}, document.get("checkpoint", {})
-    if tune.get("metric") and not checkpoint.get("metric"):  # what a trial is compared by is what it is to be best at
-        document["checkpoint"] = {**checkpoint, "metric": tune["metric"], "mode": tune.get("mode")}
     return document
+
+
+def _be_best_at(document: dict[str, Any], sweep: Mapping[str, Any]) -> None:
+    """Have a trial keep the checkpoint that is best at what trials are compared by, where the job file does not say."""
+    tune, checkpoint = sweep.get("tune") or {}, document.get("checkpoint", {})
+    if tune.get("metric") and not checkpoint.get("metric"):
+        document["checkpoint"] = {**checkpoint, "metric": tune["metric"], "mode": tune.get("mode")}
 
 
 def _workers_of(sweep: Mapping[str, Any]) -> int:

@@ -113,7 +113,7 @@ def _limit(reading: Reading) -> float:
         case Phase.EVALUATING if not reading.evaluations:
             return _FIRST
         case Phase.EVALUATING:
-            return max(_LEAST_EVALUATION, _TIMES * reading.longest_evaluation)
+            return max(_LEAST_EVALUATION, reading.step_timeout, _TIMES * reading.longest_evaluation)
         case Phase.AGREEING:
             return max(_LEAST_AGREEING, reading.step_timeout, _TIMES * reading.longest_evaluation)
         case Phase.SAVING | Phase.ENDING:  # at the end all wait for the rank that saves

@@ -88,6 +88,14 @@ def test_the_best_checkpoint_is_by_the_metric_that_the_job_file_names(
     assert [one.step for one in choose(run, "best")] == [step]
 
 
+def test_a_checkpoint_whose_metric_is_no_number_is_not_best(attempt: Attempt, run: Run, tmp_path: Path) -> None:
+    for step, bleu in ((10, float("nan")), (20, 0.2), (30, 0.1)):
+        save(attempt, tmp_path, step, eval_bleu=bleu)
+        info = {**run.checkpoint_at(1, step).info, "best": {"metric": "eval_bleu", "mode": "max"}}
+        attempt.seal(step, run.checkpoint_at(1, step).files, info)
+    assert [one.step for one in choose(run, "best")] == [20]
+
+
 def test_best_says_so_where_nothing_was_evaluated(attempt: Attempt, run: Run, tmp_path: Path) -> None:
     save(attempt, tmp_path, 10)
     with pytest.raises(UsageError, match="--checkpoint last"):

@@ -207,6 +207,12 @@ def test_metrics_are_those_of_the_task_wherever_they_are_named(job: Job, block: 
     assert message in found[0]
 
 
+def test_a_best_checkpoint_by_what_nobody_measures_is_refused(job: Job) -> None:
+    start = "task: image-classification\ndata: {train: builtin:digits}\n"
+    (found,) = messages(job("checkpoint: {metric: eval_f1}", start=start))
+    assert "checkpoint.metric: it needs data.eval, which measures it" in found
+
+
 def test_a_trial_keeps_the_checkpoint_that_is_best_at_what_the_sweep_goes_by(job: Job) -> None:
     sweep = frozen(load(job("tune: {metric: eval_f1, mode: max}")).spec)
     assert trial_job(sweep, {})["checkpoint"]["metric"] == lone_job(sweep, {})["checkpoint"]["metric"] == "eval_f1"

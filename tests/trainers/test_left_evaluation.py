@@ -207,9 +207,11 @@ def test_ranks_ask_each_other_before_the_first_batch_and_then_about_once_a_secon
 
     monkeypatch.setattr("trainers.parallel.time.monotonic", lambda: now[0])
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    agreement = Agreement(2, torch.device("cpu"), None, Pulse(0))
+    pulse = Pulse(0)
+    agreement = Agreement(2, torch.device("cpu"), None, pulse)
     for _ in range(60):
         assert agreement.ask(None) is None
         now[0] += 0.1
     assert asked[:5] == pytest.approx([0.0, 0.1, 0.3, 0.7, 1.5])
     assert asked[5:] == pytest.approx([2.5, 3.5, 4.5, 5.5])
+    pulse.close()

@@ -14,7 +14,7 @@ from cluster.errors import PreemptedError, StorageDeniedError, StorageError, Tra
 from cluster.records import Result
 from cluster.runs import Run
 from cluster.segments import SegmentWriter
-from cluster.trials import ranked, read_trials, trial_run
+from cluster.trials import Evaluation, ranked, read_trials, trial_run
 from tests.finished import new_run, training, write_rows
 from tests.sweeps import begun, ended, evaluated
 from trainers.sweep.bridge import Bridge, Generator, Listener
@@ -115,6 +115,26 @@ def test_no_more_trials_begin_once_one_has_shown_that_there_is_no_such_metric(ru
     launch.bridge.on_trial_complete("a", told)
     assert states(launch) == ["FAILED"]
     assert launch.suggest("b") == "FINISHED"
+
+
+def test_a_metric_that_some_trials_have_ends_no_sweep_where_another_lacks_it(run: Run) -> None:
+    launch = Launch(run)
+    launch.suggest("a")
+    launch.result("a", 9, 0.9, state="SUCCEEDED", complete=True)
+    launch.suggest("b")
+    told = {"training_iteration": 1, "step": 9, "epoch": 1, "state": "FAILED", "message": "", "lacks_metric": True}
+    launch.bridge.on_trial_complete("b", told)
+    assert states(launch) == ["SUCCEEDED", "FAILED"]
+    assert launch.suggest("c") != "FINISHED"
+
+
+def test_an_evaluation_without_the_metric_is_none_to_compare_by(run: Run) -> None:
+    launch = Launch(run)
+    launch.suggest("a")
+    launch.result("a", 1, 0.5)
+    (trial,) = launch.record.trials.values()
+    trial.evaluations[2] = Evaluation(2, 9, 2, {"eval_loss": 0.1})
+    assert launch.record.values(trial.number) == {1: 0.5}
 
 
 def test_a_trial_whose_machine_is_taken_away_goes_on_elsewhere(run: Run) -> None:

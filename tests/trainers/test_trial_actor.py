@@ -64,7 +64,10 @@ def sweep(tmp_path: Path) -> Iterator[Sweep]:
     made.actor.cleanup()
 
 
-def test_a_metric_that_there_is_not_fails_the_trial_and_says_which_there_are(sweep: Sweep) -> None:
+@pytest.mark.parametrize("epochs", [1, 2])  # with one, the first evaluation ends the trial
+def test_a_metric_that_there_is_not_fails_the_trial_and_says_which_there_are(sweep: Sweep, epochs: int) -> None:
+    sweep.document["tune"] = {"metric": "eval_acuracy"}
+    sweep.document["train"]["epochs"] = epochs
     sweep.begin(metric="eval_acuracy")
     told = sweep.actor.step()
     assert (told["state"], told["done"], told["lacks_metric"]) == ("FAILED", True, True)

@@ -33,6 +33,7 @@ def test_randint_ends_before_its_end_and_quniform_on_multiples() -> None:
     assert Domain(quniform=(5, 20, 4)).values == [8, 12, 16, 20]
     assert str(Domain(quniform=(0, 1, 0.3))) == "0 to 0.9, in steps of 0.3"
     assert [*Domain(quniform=(0.5, 1e6, 2)).ends.values()] == [2, 1e6]
+    assert Domain(quniform=(0, 1e20, 1)).values is None
     assert Domain(uniform=(0, 1)).values is None
     assert Domain(randint=(0, 10**9)).values is None
 

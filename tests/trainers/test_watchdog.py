@@ -82,7 +82,7 @@ def test_imports_may_hold_the_interpreter_for_longer(tmp_path: Path) -> None:
     assert set(machine.after(2, 0, 1)) == {0, 1}
 
 
-@pytest.mark.parametrize(("phase", "timeout"), [(Phase.COMPUTING, 20), (Phase.EVALUATING, 20), (Phase.STARTING, 90)])
+@pytest.mark.parametrize(("phase", "timeout"), [(Phase.COMPUTING, 20), (Phase.EVALUATING, 60), (Phase.STARTING, 90)])
 def test_a_job_file_may_let_code_hold_the_interpreter_for_longer(tmp_path: Path, phase: Phase, timeout: int) -> None:
     machine = Machine(tmp_path, replace(pair(phase)[0], step_timeout=timeout))
     assert machine.after(timeout - 1, 0) == {}
@@ -246,15 +246,23 @@ def test_a_rank_learns_how_long_it_evaluates_between_two_waits_for_the_others(
     tmp_path: Path, clock: list[float]
 ) -> None:
     one = Pulse(3, tmp_path)
+    for _ in range(4):
+        one.enter(Phase.COMPUTING)
     one.enter(Phase.EVALUATING)
     clock[0] += 2.0
-    for took in (5.0, 1.0):
+    shown = []
+    for took in (5.0, 1.0, 1.0):
         with one.agreeing():
+            shown.append(told(tmp_path).phase)
             clock[0] += 60.0
         assert told(tmp_path).evaluations == 0
         clock[0] += took
     one.enter(Phase.SAVING)
+    assert shown == [Phase.EVALUATING, Phase.EVALUATING, Phase.AGREEING], "at first others may load and compile"
     assert (told(tmp_path).longest_evaluation, told(tmp_path).evaluations) == (5.0, 1)
+    one.enter(Phase.EVALUATING)
+    with one.agreeing():
+        assert told(tmp_path).phase is Phase.AGREEING
     one.close()
 
 

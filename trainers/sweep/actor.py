@@ -104,11 +104,12 @@ class TrialActor(ray_tune.Trainable):
         if news.state == "PREEMPTED" and self._is_leaving():
             # an end would have Tune keep this actor for another trial, though its machine goes
             raise PreemptedError(news.message)
-        lacks_metric = not news.state and self._shared.metric not in news.metrics
+        lacks_metric = news.state in ("", "SUCCEEDED") and self._shared.metric not in news.metrics
         if lacks_metric:
-            assert self._training is not None
-            self._training.end(StopReason.PRUNED)
-            why = f"there is no {self._shared.metric!r}; this task has {', '.join(news.metrics)}"
+            if self._training is not None and not news.state:
+                self._training.end(StopReason.PRUNED)
+            known = ", ".join(name for name in news.metrics if name.startswith("eval_"))
+            why = f"there is no {self._shared.metric!r}; this task has {known}"
             news = News(news.step, news.epoch, news.iteration, state="FAILED", message=f"tune.metric: {why}")
         return {
             self._shared.metric: float("nan"),  # what fails has none, and a scheduler wants one

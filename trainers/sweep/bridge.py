@@ -106,7 +106,8 @@ class Bridge(RaySearcher):
             self.on_left(trial_id, result["message"])
             return
         if result is not None and result["state"]:
-            self._lacks_metric |= result.get("lacks_metric", False)
+            if result.get("lacks_metric", False) and not self._record.has_values():
+                self._lacks_metric = True
             self._end(trial_id, result["state"], result["message"])
             return
         if result is None and self._is_stopping():

@@ -86,9 +86,16 @@ class Record:
 
     def values(self, number: int) -> dict[int, float]:
         """Return the metric of a point by evaluation: the mean, where it was trained several times."""
-        repeats = [trial.evaluations for trial in self.of(number)]
+        repeats = [
+            {key: one.metrics[self.metric] for key, one in trial.evaluations.items() if self.metric in one.metrics}
+            for trial in self.of(number)
+        ]
         shared = set.intersection(*(set(each) for each in repeats))
-        return {key: fmean(each[key].metrics[self.metric] for each in repeats) for key in sorted(shared)}
+        return {key: fmean(each[key] for each in repeats) for key in sorted(shared)}
+
+    def has_values(self) -> bool:
+        """Whether a trial was evaluated by what the sweep goes by."""
+        return any(self.metric in one.metrics for trial in self.trials.values() for one in trial.evaluations.values())
 
     def of(self, number: int) -> list[Trial]:
         """Return the trials of a point."""
