@@ -103,7 +103,7 @@ def _follow_elsewhere(run: Run, remote: Remote, *, after: int, json: bool) -> in
     except StorageError as error:
         return _lose_sight(run, error, display)
     code = _report_end(run, seconds=time.monotonic() - started, json=json, display=display)
-    return _take_away(run, remote, display) or code if run.result() is not None else code
+    return _take_away(run, remote, watcher.launch, display) or code if run.result() is not None else code
 
 
 def _leave_running(run: Run, display: PlainDisplay) -> int:
@@ -113,12 +113,12 @@ def _leave_running(run: Run, display: PlainDisplay) -> int:
     return LOST
 
 
-def _take_away(run: Run, remote: Remote, display: PlainDisplay) -> int:
-    """Remove what a run that is over has left on its cluster, and say so; return an exit code where something stays."""
+def _take_away(run: Run, remote: Remote, launch: str | None, display: PlainDisplay) -> int:
+    """Remove what a launch that is over left on its cluster, and say so; return an exit code where something stays."""
     from launcher.remote import tear_down_remote
 
     try:
-        receipt = tear_down_remote(run, remote)
+        receipt = tear_down_remote(run, remote, launch=launch)
     except InfrastructureError as error:
         display.say(f"what is left of it in the cluster is not known: {error}")
         display.say("its pods go by themselves")

@@ -15,6 +15,7 @@ from cluster.runs import Run
 from launcher.text import typed
 
 _RETRY = 5.0  # seconds
+_NO_LAUNCH = "none"  # what no launch of a run is
 _LOOK = 5.0  # seconds between looks at pods that have not started
 _LOOK_RUNNING = 30.0  # at those that have
 
@@ -59,21 +60,41 @@ def launch_of(run: Run, provider: Provider) -> str | None:
         return None
 
 
-def tear_down_remote(run: Run, provider: Remote) -> Receipt:
-    """Remove all that there is of a run on its cluster, and nothing of what else has its id by now."""
+def tear_down_remote(run: Run, provider: Remote, *, launch: str | None = None) -> Receipt:
+    """Remove all that there is of a run on its cluster, and nothing of what else has its id by now.
+
+    That may be another run, or another launch of this one than the `launch` that was seen to be over.
+    """
     try:
         status = provider.describe(run.id)
+        if status.run_uri != run.uri:
+            return Receipt()
+        return provider.teardown(run.id, launch=launch or status.launch)
     except RunNotFoundError:
-        return provider.teardown(run.id)  # its own object is gone, and others may be left
-    return Receipt() if status.run_uri != run.uri else provider.teardown(run.id)
+        return _tear_down_the_rest(run, provider)
+    except RunExistsError:
+        return Receipt()
+
+
+def _tear_down_the_rest(run: Run, provider: Remote) -> Receipt:
+    """Remove what there is of a run whose own object is gone."""
+    try:
+        return provider.teardown(run.id, launch=_NO_LAUNCH)
+    except RunExistsError:
+        return Receipt()
 
 
 def clear_remote(run: Run, provider: Remote, launch: str | None) -> None:
     """Remove what a `launch` that is over has left on its cluster. Raises UsageError where another one has come."""
     try:
-        if launch_of(run, provider) != launch:
+        status = provider.describe(run.id)
+        if status.run_uri != run.uri:
+            return  # a launch finds the name taken, and says by whom
+        if status.launch != launch:
             raise RunExistsError("somebody else has launched it")
         provider.teardown(run.id, launch=launch)
+    except RunNotFoundError:
+        return
     except RunExistsError as error:
         raise UsageError(f"{run.uri} goes on: {error}. Follow it: raylift logs -f {typed(run.uri)}") from error
 
@@ -109,6 +130,11 @@ class Watcher:
     def is_alive(self) -> bool:
         """Whether the run may still write to storage; while that cannot be told, it may."""
         return not self._gone and (self._status is None or not self._status.state.is_final)
+
+    @property
+    def launch(self) -> str | None:
+        """Which launch of the run it has seen; None where it has seen none."""
+        return self._status.launch if self._status is not None else None
 
     def news(self) -> str:
         """Return in a line what has changed since the last call; an empty text where nothing has."""

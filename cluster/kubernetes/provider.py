@@ -119,12 +119,14 @@ class KubernetesProvider:
         """
         found = self._existing(run_id)
         self._delete_job(run_id, launch)
+        self._refuse_another(run_id, launch)
         for cluster in self.server.select(api.RAY_CLUSTERS, self.namespace, f"{RUN_LABEL}={run_id}"):
             self.server.delete(api.RAY_CLUSTERS, self.namespace, cluster["metadata"]["name"])
         own = secret_name(run_id)
         secrets = [own] if self.server.delete(api.SECRETS, self.namespace, own) else []
-        left = self._wait_until_gone(run_id)
+        left = self._wait_until_gone(run_id, launch)
         held = {each.name for each in left if each.kind == "RayCluster"}
+        self._refuse_another(run_id, launch)
         # KubeRay's token is in a Secret of the cluster's name, which goes after that
         tokens = [each.name for each in found if each.kind == "RayCluster" and each.name not in held]
         secrets += [each for each in tokens if self.server.delete(api.SECRETS, self.namespace, each)]
@@ -154,14 +156,21 @@ class KubernetesProvider:
             for each in self._list_everywhere(kind, ours)
         ]
 
+    def _refuse_another(self, run_id: str, launch: str | None) -> None:
+        """Raise RunExistsError where the job of another launch has come: what has its name and label is that one's."""
+        if launch is None:
+            return
+        job = self.server.find(api.RAY_JOBS, self.namespace, object_name(run_id))
+        if job is not None and job["metadata"]["uid"] != launch:
+            raise _launched_anew(run_id)
+
     def _delete_job(self, run_id: str, uid: str | None) -> None:
-        name = object_name(run_id)
         try:
-            self.server.delete(api.RAY_JOBS, self.namespace, name, uid=uid)
+            self.server.delete(api.RAY_JOBS, self.namespace, object_name(run_id), uid=uid)
         except ApiError as error:
             if uid is None or error.status != 409:
                 raise
-            raise RunExistsError(f"the RayJob {name} is another one by now: somebody else has launched it") from error
+            raise _launched_anew(run_id) from error
 
     def _apply_job(self, document: Object, request: LaunchRequest) -> Object:
         """Apply a run's RayJob; where its reply was lost, or two do so at once, take the one that is there."""
@@ -205,7 +214,9 @@ class KubernetesProvider:
         try:
             job = self.server.find(api.RAY_JOBS, self.namespace, object_name(request.run_id))
             if job is not None and _uri(job) == request.run_uri:
-                self.stop(request.run_id)
+                self._delete_job(request.run_id, job["metadata"]["uid"])
+        except RunExistsError:
+            return  # another laptop's, since
         except ApiError:
             uri, said = shlex.quote(request.run_uri), str(failure) or type(failure).__name__
             raise MaybeLaunchedError(
@@ -283,9 +294,10 @@ class KubernetesProvider:
         of_clusters += [(kind, each) for kind in beside for each in self._list_where_one_may(kind, RAY_CLUSTER)]
         return found + [_resource(kind, each) for kind, each in of_clusters if _is_of(each, name)]
 
-    def _wait_until_gone(self, run_id: str) -> list[Resource]:
+    def _wait_until_gone(self, run_id: str, launch: str | None = None) -> list[Resource]:
         deadline = time.monotonic() + self.cluster.termination_grace_period_seconds + _BEYOND_GRACE
         while (left := self._existing(run_id)) and time.monotonic() < deadline:
+            self._refuse_another(run_id, launch)
             time.sleep(_POLL)
         return left
 
@@ -309,6 +321,10 @@ class KubernetesProvider:
             if error.status != 403:
                 raise
             return self._list(kind, labels)
+
+
+def _launched_anew(run_id: str) -> RunExistsError:
+    return RunExistsError(f"the RayJob {object_name(run_id)} is another one by now: somebody else has launched it")
 
 
 def _uri(job: Object) -> str | None:

@@ -25,19 +25,21 @@ _STATES = {
     "Failed": State.FAILED,
     "ValidationFailed": State.FAILED,
 }
+_NEVER_READY = "PreRunningDeadlineExceeded"
 _FAILURES = {
     "DeadlineExceeded": "it took longer than its budget allows, and did not end by itself",
-    "PreRunningDeadlineExceeded": "its pods did not start within cluster.pre_running_deadline_seconds",
+    _NEVER_READY: "its pods did not start within cluster.pre_running_deadline_seconds",
     "SubmissionFailed": "the driver was lost, or could not be submitted",
     "AppFailed": "the driver died",
     "JobDeploymentStatusTransitionGracePeriodExceeded": "the pod that submits has ended, and the driver had not",
     "JobStatusCheckTimeoutExceeded": "KubeRay could not ask the head's Ray about the driver for too long",
 }
+_ROLE = "ray.io/node-type"  # KubeRay's label of a pod: head or worker
 _NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 # What KubeRay says of a pod that has ended, when it deletes that (raycluster_controller.go)
 _KILLED = re.compile(r"Deleted (head|worker) Pod (?:\S+/)?(\S+); .*Reason:OOMKilled\b")
 _NEVER_BEGAN = re.compile(
-    r"Deleted (?:head|worker) Pod (?:\S+/)?(\S+); Pod status: Failed; .*Ray container terminated status: (?:<nil>|nil)$"
+    r"Deleted (head|worker) Pod (?:\S+/)?(\S+); Pod status: Failed; .*Ray container terminated status: (?:<nil>|nil)$"
 )
 _NOT_MADE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 
@@ -61,7 +63,7 @@ def where_it_stands(
         return state, f"its pods are taken away{_because_of(workload)}"
     if state is State.RECOVERING:
         return state, f"starting again: {_failure(job, pods, events)}"
-    known = _in_queue(job, workload) or trouble(pods) or _warning(events) or _unfetched(job, events)
+    known = _in_queue(job, workload) or trouble(pods) or _warning(events) or _unfetched(job, pods, events)
     return state, known or _waiting(deployment, pods)
 
 
@@ -79,7 +81,9 @@ def held(pods: Iterable[Object]) -> str:
 def _failure(job: Object, pods: Sequence[Object], events: Sequence[Object]) -> str:
     status = job.get("status", {})
     said = _FAILURES.get(status.get("reason", ""), status.get("reason", "") or "it failed")
-    why = trouble(pods) or _killed(job, events) or _warning(events) or _unfetched(job, events)
+    why = trouble(pods) or _killed(job, events) or _warning(events)
+    if status.get("reason") == _NEVER_READY:
+        why = why or _unfetched(job, pods, events)
     why = why or status.get("message", "")
     return f"{said}: {why}" if why else said
 
@@ -144,16 +148,30 @@ def _killed(job: Object, events: Sequence[Object]) -> str:
     return _out_of_memory(match[2], group["template"]["spec"]["containers"][0])
 
 
-def _unfetched(job: Object, events: Sequence[Object]) -> str:
-    """Return which pod failed last before its Ray began: KubeRay deletes it at once, and with it what it printed."""
+def _unfetched(job: Object, pods: Sequence[Object], events: Sequence[Object]) -> str:
+    """Return which pod failed last before its Ray began: KubeRay deletes it at once, and with it what it printed.
+
+    An empty text where none did, or one of its kind has fetched since.
+    """
     found = [(event, match) for event in events if (match := _NEVER_BEGAN.match(event.get("message", ""))) is not None]
     group = job["spec"].get("rayClusterSpec", {}).get("headGroupSpec", {})
     first = group.get("template", {}).get("spec", {}).get("initContainers", [])
     if not found or FETCHING not in [each["name"] for each in first]:
         return ""
     _, match = max(found, key=lambda each: _time(each[0]))
-    read = f"kubectl logs -f -c {FETCHING} -l {RUN_LABEL}={job['metadata']['name']},ray.io/node-type"
-    return f"the pod {match[1]} ended before it had fetched raylift. What the next one prints says why: {read}"
+    if any(_has_fetched(pod) for pod in pods if pod["metadata"].get("labels", {}).get(_ROLE) == match[1]):
+        return ""
+    said = f"the pod {match[2]} ended before it had fetched raylift"
+    if job.get("status", {}).get("jobDeploymentStatus") == "Failed":
+        return said
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    read = f"kubectl logs --namespace {namespace} -f --max-log-requests 100 -c {FETCHING} -l {RUN_LABEL}={name},{_ROLE}"
+    return f"{said}. What the next one prints says why: {read}"
+
+
+def _has_fetched(pod: Object) -> bool:
+    fetching = [each for each in pod.get("status", {}).get("initContainerStatuses", []) if each["name"] == FETCHING]
+    return any(each.get("state", {}).get("terminated", {}).get("exitCode") == 0 for each in fetching)
 
 
 def _time(event: Object) -> str:
@@ -212,7 +230,7 @@ def _container(pod: Object, status: Object) -> str:
 
 
 def _because(ended: Object) -> str:
-    return f": {ended['message'].strip()[-200:]}" if ended.get("message") else ""
+    return f": {' '.join(ended['message'].split())[-200:]}" if ended.get("message") else ""
 
 
 def _out_of_memory(pod: str, container: Object) -> str:

@@ -348,7 +348,7 @@ def test_a_check_does_not_wait_long_for_an_image_that_is_not_there(
         return ""
 
     server.admit = make_its_pod
-    with pytest.raises(InfrastructureError, match=r"the image x of pod .* cannot be pulled \(ErrImagePull\): not fo"):
+    with pytest.raises(InfrastructureError, match=r"^the image x of pod .* cannot be pulled \(ErrImagePull\): not fo"):
         probing.probe(Api(None), cluster, "s3://bucket/runs")
     assert server.all("RayJob") == []
 

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cluster.kubernetes.provider import KubernetesProvider
 from cluster.records import Result
 from cluster.runs import Run
 from launcher.cli.app import app
+from launcher.remote import launch_of, tear_down_remote
 from tests.cluster.kubernetes.kuberay import take_up
 from tests.finished import started, write_rows
 from tests.harness import ROOT, fresh_id, raylift, raylift_here, start_raylift, wait_for
@@ -82,6 +84,8 @@ def test_a_run_takes_nothing_away_of_another_storage_s_run_that_has_its_id_by_no
         "FAILED",
         "nothing of it is in the cluster any more, and it left no result",
     )
+    resumed = raylift("resume", other.uri, "--detach")
+    assert (resumed.returncode, "Choose another --id" in resumed.stderr) == (2, True)
     assert raylift("stop", "--now", other.uri).returncode == 0
     assert raylift("rm", other.uri, "--yes").returncode == 0
     assert [job["metadata"]["name"] for job in server.all("RayJob")] == [run.id]
@@ -104,6 +108,8 @@ def test_a_run_takes_nothing_away_that_has_its_id_for_a_name_by_now(
         "FAILED",
         "nothing of it is in the cluster any more, and it left no result",
     )
+    resumed = raylift_here("resume", run.uri, "--detach")
+    assert (resumed.returncode, "Choose another --id" in resumed.stderr) == (2, True)
     assert raylift_here("stop", "--now", run.uri).returncode == 0
     assert raylift_here("rm", run.uri, "--yes").returncode == 0
     assert [job["metadata"]["name"] for job in server.all("RayJob")] == [run.id]
@@ -234,15 +240,22 @@ def test_stop_now_ends_a_run_and_resume_launches_it_again(server: ApiServer, opt
 
 
 @pytest.mark.parametrize(
-    "between", ["launcher.submit.check_storage", "cluster.kubernetes.provider.KubernetesProvider._existing"]
+    ("between", "there"),
+    [
+        ("launcher.submit.check_storage", True),
+        ("launcher.submit.check_storage", False),
+        ("cluster.kubernetes.provider.KubernetesProvider._existing", True),
+    ],
 )
 def test_of_two_laptops_that_resume_a_run_at_once_one_leaves_the_job_of_the_other_alone(
-    server: ApiServer, options: list[str], monkeypatch: pytest.MonkeyPatch, between: str
+    server: ApiServer, options: list[str], monkeypatch: pytest.MonkeyPatch, between: str, there: bool
 ) -> None:
     run = run_of(options)
     assert raylift_here("run", *options, "--detach").returncode == 0
     run.claim()
     server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Failed", jobStatus="FAILED")
+    if not there:
+        server.delete("RayJob", "raylift", run.id)
     others: list[str] = []
     with monkeypatch.context() as patch:
 
@@ -258,6 +271,21 @@ def test_of_two_laptops_that_resume_a_run_at_once_one_leaves_the_job_of_the_othe
     assert f"{run.uri} goes on: " in refused.stderr
     assert "somebody else has launched it. Follow it: raylift logs -f" in refused.stderr
     assert [job["metadata"]["uid"] for job in server.all("RayJob")] == others
+
+
+def test_what_a_launch_left_that_is_over_is_taken_away_and_nothing_of_the_next(
+    server: ApiServer, kubernetes: KubernetesProvider, options: list[str]
+) -> None:
+    run = run_of(options)
+    assert raylift_here("run", *options, "--detach").returncode == 0
+    seen = launch_of(run, kubernetes)
+    server.delete("RayJob", "raylift", run.id)
+    run.claim()
+    assert raylift_here("resume", run.uri, "--detach").returncode == 0
+    assert not tear_down_remote(run, kubernetes, launch=seen).removed
+    assert len(server.all("RayJob")) == len(server.all("Secret")) == 1
+    assert not tear_down_remote(run, kubernetes, launch=launch_of(run, kubernetes)).leftovers
+    assert server.all("RayJob") == server.all("Secret") == []
 
 
 def test_a_run_on_a_cluster_with_a_name_is_resumed_there_for_as_long_as_it_is_there(

@@ -525,6 +525,15 @@ def test_a_file_that_is_no_kubeconfig_is_named(
         KubernetesProvider(run.cluster).describe(RUN_ID)
 
 
+def test_a_user_that_the_kubeconfig_does_not_have_is_named(server: ApiServer, kubernetes: KubernetesProvider) -> None:
+    config = json.loads((path := server.kubeconfig("launcher", "")).read_text())
+    path.write_text(json.dumps({**config, "users": []}))
+    with pytest.raises(
+        InfrastructureError, match="context launcher logs in as launcher, and the kubeconfig has no such user"
+    ):
+        kubernetes.describe(RUN_ID)
+
+
 def test_no_kubeconfig_at_all_is_said_so(run: LaunchRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "missing"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)

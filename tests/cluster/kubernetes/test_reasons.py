@@ -13,7 +13,7 @@ Object = dict[str, Any]
 
 
 def job(deployment: str = "Initializing", *, labels: Any = None, suspend: bool = False, **status: Any) -> Object:
-    metadata = {"name": "digits", "labels": labels or {}}
+    metadata = {"name": "digits", "namespace": "raylift", "labels": labels or {}}
     return {"metadata": metadata, "spec": {"suspend": suspend}, "status": {"jobDeploymentStatus": deployment, **status}}
 
 
@@ -73,7 +73,7 @@ def test_a_pod_that_no_node_takes_says_what_it_asks_for_and_what_each_node_lacks
 
 
 def test_a_pod_that_could_not_fetch_raylift_says_why() -> None:
-    ended = {"name": "raylift", "state": {"terminated": {"exitCode": 1, "message": "403 Forbidden\n"}}}
+    ended = {"name": "raylift", "state": {"terminated": {"exitCode": 1, "message": "403\n  Forbidden\n"}}}
     said = trouble([pod(phase="Failed", initContainerStatuses=[ended])])
     assert said == "the pod digits-head could not fetch raylift: 403 Forbidden"
     done = {"name": "raylift", "state": {"terminated": {"exitCode": 0}}}
@@ -91,10 +91,19 @@ def test_a_pod_that_could_not_fetch_raylift_is_remembered_when_kuberay_has_delet
     assert (state, said) == (
         State.PROVISIONING,
         "the pod digits-x7k2p-head ended before it had fetched raylift. What the next one prints says why: "
-        "kubectl logs -f -c raylift -l raylift.dev/run=digits,ray.io/node-type",
+        "kubectl logs --namespace raylift -f --max-log-requests 100 -c raylift "
+        "-l raylift.dev/run=digits,ray.io/node-type",
     )
+    done = {"name": "raylift", "state": {"terminated": {"exitCode": 0}}}
+    fetched = pod(phase="Pending", initContainerStatuses=[done])
+    fetched["metadata"]["labels"] = {"ray.io/node-type": "head"}
+    assert where_it_stands(whole, [fetched], [event], None)[1] == "0 of 1 pods are ready"
     whole["status"] = {"jobDeploymentStatus": "Failed", "reason": "PreRunningDeadlineExceeded"}
-    assert where_it_stands(whole, [], [event], None)[1].endswith(said)
+    assert where_it_stands(whole, [], [event], None)[1].endswith(
+        "digits-x7k2p-head ended before it had fetched raylift"
+    )
+    whole["status"] = {"jobDeploymentStatus": "Failed", "reason": "AppFailed", "message": "exit code 1"}
+    assert where_it_stands(whole, [], [event], None)[1] == "the driver died: exit code 1"
 
 
 def test_a_run_that_goes_on_says_which_of_its_pods_does_not() -> None:
