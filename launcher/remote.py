@@ -69,17 +69,11 @@ def tear_down_remote(run: Run, provider: Remote, *, launch: str | None = None) -
         status = provider.describe(run.id)
         if status.run_uri != run.uri:
             return Receipt()
-        return provider.teardown(run.id, launch=launch or status.launch)
+        launch = launch or status.launch
     except RunNotFoundError:
-        return _tear_down_the_rest(run, provider)
-    except RunExistsError:
-        return Receipt()
-
-
-def _tear_down_the_rest(run: Run, provider: Remote) -> Receipt:
-    """Remove what there is of a run whose own object is gone."""
+        launch = _NO_LAUNCH  # its own object is gone, and others may be left
     try:
-        return provider.teardown(run.id, launch=_NO_LAUNCH)
+        return provider.teardown(run.id, launch=launch)
     except RunExistsError:
         return Receipt()
 
@@ -90,11 +84,13 @@ def clear_remote(run: Run, provider: Remote, launch: str | None) -> None:
         status = provider.describe(run.id)
         if status.run_uri != run.uri:
             return  # a launch finds the name taken, and says by whom
-        if status.launch != launch:
+        found = status.launch
+    except RunNotFoundError:
+        found = launch = _NO_LAUNCH
+    try:
+        if found != launch:
             raise RunExistsError("somebody else has launched it")
         provider.teardown(run.id, launch=launch)
-    except RunNotFoundError:
-        return
     except RunExistsError as error:
         raise UsageError(f"{run.uri} goes on: {error}. Follow it: raylift logs -f {typed(run.uri)}") from error
 
@@ -121,6 +117,7 @@ class Watcher:
         self._run = run
         self._provider = provider
         self._status: RunStatus | None = None
+        self.launch: str | None = None  # of the run, the first that was seen: another may follow it
         self._gone = False
         self._trouble = ""
         self._told = ""
@@ -130,11 +127,6 @@ class Watcher:
     def is_alive(self) -> bool:
         """Whether the run may still write to storage; while that cannot be told, it may."""
         return not self._gone and (self._status is None or not self._status.state.is_final)
-
-    @property
-    def launch(self) -> str | None:
-        """Which launch of the run it has seen; None where it has seen none."""
-        return self._status.launch if self._status is not None else None
 
     def news(self) -> str:
         """Return in a line what has changed since the last call; an empty text where nothing has."""
@@ -164,6 +156,7 @@ class Watcher:
         while True:
             try:
                 self._status = describe(self._run, self._provider)  # a watch says nothing of what is not there
+                self.launch = self.launch or self._status.launch
                 for status in self._provider.changes(self._run.id):
                     self._status, self._trouble = status, ""
             except RunNotFoundError:

@@ -20,7 +20,7 @@ from trainers.context import StopReason, WorkerContext
 from trainers.data.loader import Loaded, Loader, split
 from trainers.data.order import SampleOrder, largest_share, share
 from trainers.optim import Schedule, build_optimizer, clip_and_scale
-from trainers.parallel import Reduction, replicate, share_memory, without_sync
+from trainers.parallel import Reduction, replicate, share_memory, wait_for_own_work, without_sync
 from trainers.pulse import Phase, Pulse
 from trainers.randomness import DROPOUT, MODEL, seed_for, seed_generator
 from trainers.sharding import is_sharded, shard
@@ -242,6 +242,7 @@ class Trainer:
             if len(batch["targets"]):
                 metrics.update(output.float(), batch["targets"])
         if self.context.world_size > 1:
+            wait_for_own_work(self.device)
             with self.pulse.agreeing():
                 torch.distributed.all_reduce(sums)
                 sums = sums.cpu()  # a GPU's ranks wait where its sums are read

@@ -176,6 +176,7 @@ class Agreement:
         took = float(round((now - self._asked) * 1e6))  # whole, so that each rank has the same sum
         told = [took, *(float(wish is reason) for reason in StopReason)]
         sums = torch.tensor(told, dtype=torch.float64, device=self._device)
+        wait_for_own_work(self._device)
         with self._pulse.agreeing():
             if self._shared is not None:
                 self._shared.add(sums)
@@ -186,6 +187,12 @@ class Agreement:
         self._every = max(1, min(2 * self._every, int(_ASKED_EVERY / max(a_batch, 1e-6))))
         self._batches, self._asked = 1, now
         return next((reason for reason, ranks in zip(StopReason, wishes, strict=True) if ranks), None)
+
+
+def wait_for_own_work(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given, before what is for the other ranks."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def has_batch_norm(model: nn.Module) -> bool:

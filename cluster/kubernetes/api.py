@@ -287,7 +287,7 @@ def _connect(context: str | None) -> Any:
         config.load_kube_config(files, context=context, client_configuration=configuration)
         if configuration.cert_file is None and "BearerToken" not in configuration.api_key:
             _refuse_failed_login(files, context)
-    except (YAMLError, UnicodeDecodeError, TypeError, AttributeError, PermissionError) as error:  # it takes any file
+    except (YAMLError, ValueError, TypeError, AttributeError, PermissionError, IsADirectoryError) as error:
         raise InfrastructureError(
             f"{files} does not read as a kubeconfig: {_innermost(error)}. Have it written anew, such as by aws eks "
             "update-kubeconfig or gcloud container clusters get-credentials; KUBECONFIG names the file"
@@ -312,7 +312,7 @@ def _refuse_failed_login(files: str, context: str | None) -> None:
     merged = KubeConfigMerger(files).config
     chosen = KubeConfigLoader(merged, active_context=context).current_context
     name = chosen["context"].get("user")
-    users = {each["name"]: each["user"] for each in merged.value["users"]}
+    users = {each["name"]: each.safe_get("user") for each in merged.value["users"]}
     if name is None:
         return
     if name not in users:

@@ -65,12 +65,13 @@ class KubernetesProvider:
         made = self._launched(request)
         is_new = made is None
         try:
-            made = made or self._apply_job(job, request)
+            if made is None:
+                made, is_new = self._apply_job(job, request)
             for secret in others:
                 self._apply(api.SECRETS, owned(secret, made), request)
         except BaseException as error:
             if is_new:
-                self._withdraw(request, error)
+                self._withdraw(request, made, error)
             raise
 
     def describe(self, run_id: str) -> RunStatus:
@@ -143,7 +144,7 @@ class KubernetesProvider:
         Raises InfrastructureError where that stays, RunExistsError where another has come since.
         """
         self._delete_job(run_id, job["metadata"]["uid"])
-        if left := self._wait_until_gone(run_id):
+        if left := self._wait_until_gone(run_id, job["metadata"]["uid"]):
             names = ", ".join(f"{each.kind} {each.name}" for each in left)
             raise InfrastructureError(f"what an earlier launch left is still being deleted: {names}")
 
@@ -172,16 +173,19 @@ class KubernetesProvider:
                 raise
             raise _launched_anew(run_id) from error
 
-    def _apply_job(self, document: Object, request: LaunchRequest) -> Object:
-        """Apply a run's RayJob; where its reply was lost, or two do so at once, take the one that is there."""
+    def _apply_job(self, document: Object, request: LaunchRequest) -> tuple[Object, bool]:
+        """Apply a run's RayJob, and return it, and whether it is sure to be of this launch.
+
+        Where a reply was lost, or two launch at once, it is the one that is there.
+        """
         try:
-            return self._apply(api.RAY_JOBS, document, request)
+            return self._apply(api.RAY_JOBS, document, request), True
         except RunExistsError:
             # KubeRay writes the whole object anew as soon as it sees it, and owns what comes out otherwise
             job = self.server.find(api.RAY_JOBS, self.namespace, object_name(request.run_id))
             if job is None or _uri(job) != request.run_uri:
                 raise
-            return job
+            return job, False
 
     def _apply(self, kind: Kind, document: Object, request: LaunchRequest) -> Object:
         try:
@@ -209,10 +213,10 @@ class KubernetesProvider:
         self.clear(request.run_id, job)
         return None
 
-    def _withdraw(self, request: LaunchRequest, failure: BaseException) -> None:
-        """Delete what a launch that failed has made; a job of that name may be another run's."""
+    def _withdraw(self, request: LaunchRequest, made: Object | None, failure: BaseException) -> None:
+        """Delete what a launch that failed has made; a job of that name may be another's, where no reply has come."""
         try:
-            job = self.server.find(api.RAY_JOBS, self.namespace, object_name(request.run_id))
+            job = made or self.server.find(api.RAY_JOBS, self.namespace, object_name(request.run_id))
             if job is not None and _uri(job) == request.run_uri:
                 self._delete_job(request.run_id, job["metadata"]["uid"])
         except RunExistsError:
