@@ -14,6 +14,7 @@ from tests.real.fake_gcs import GCSServer
 from tests.real.mounts import mounted
 from tests.real.ray_nodes import RayNodes
 from tests.real.seaweedfs import OTHER_SETTINGS, SeaweedFS, find_weed
+from tests.stand_ins.metadata import Metadata
 
 Server = TypeVar("Server", SeaweedFS, GCSServer)
 
@@ -42,6 +43,14 @@ def own_s3_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seaw
     server = SeaweedFS(tmp_path / "server")
     yield _use(server, OTHER_SETTINGS, monkeypatch)
     server.stop()
+
+
+@pytest.fixture
+def metadata() -> Iterator[Metadata]:
+    """Return the service that tells a cloud's machine that it will be taken away."""
+    standing = Metadata()
+    yield standing
+    standing.close()
 
 
 @pytest.fixture

@@ -9,6 +9,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,8 @@ from cluster.runs import Run
 from cluster.storage.open import open_storage
 from tests.faults.screens import long_job, wait_for_nothing_left, write_job
 from tests.harness import assert_clean, environment, find_process, fresh_id, kill, losses, open_run, raylift, wait_for
+from tests.real.fake_gcs import GCSServer
+from tests.real.proxy import proxy
 from tests.real.seaweedfs import SeaweedFS
 from tests.trainers.training import EVERYTHING, Change, start
 
@@ -33,30 +38,50 @@ KILLED_AWAY = 20.0  # seconds; a process that storage has never answered tries f
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(510 + AWAY)]
 
 
-def test_a_server_that_is_killed_and_started_again_costs_no_step_and_no_checkpoint(
-    tmp_path: Path, own_s3_env: SeaweedFS
+def test_servers_that_are_gone_for_long_cost_no_step_and_no_checkpoint(
+    tmp_path: Path, own_s3_env: SeaweedFS, gcs_env: GCSServer
 ) -> None:
+    """One of S3 is killed and started again, one of GCS no longer answers: two runs, at the same time."""
     whole = start(tmp_path, EVERYTHING, LONG, run_id="whole")
-    run = Run(open_storage(own_s3_env.fresh_uri()), "outage")
-    run.create(whole.job())
-    process = _train(run)
+    runs = [Run(open_storage(server.fresh_uri()), "outage") for server in (own_s3_env, gcs_env)]
+    with proxy(gcs_env.port) as link, ExitStack() as processes:
+
+        def silence() -> None:
+            link.outage = "silent"
+            link.cut()
+
+        for run in runs:
+            run.create(whole.job())
+        started = [processes.enter_context(_train(run, STORAGE_EMULATOR_HOST=link.endpoint)) for run in runs]
+        for process in started:
+            processes.callback(process.kill)
+        with ThreadPoolExecutor(2) as pool:
+            gone = list(pool.map(_lose, runs, (own_s3_env.stop, silence)))
+        _train(whole).communicate(timeout=180 + AWAY)
+        time.sleep(max(0.0, max(gone) + AWAY - time.time()))
+        back = time.time()
+        own_s3_env.start_again()
+        link.outage = None
+        link.cut()
+        for process in started:
+            _, errors = process.communicate(timeout=240 + AWAY)
+            assert process.returncode == 0, errors
+    for run, since in zip(runs, gone, strict=True):
+        assert losses(run) == losses(whole)
+        steps = [row["step"] for row in run.rows("metrics") if row["kind"] == "step" and since < row["time"] < back]
+        assert len(steps) > 20, "training went on"
+        assert run.checkpoints()[-1].step == 4 * EPOCHS
+        assert_clean(run)
+        result = run.result()
+        assert result is not None
+        assert result.state == "SUCCEEDED"
+
+
+def _lose(run: Run, away: Callable[[], object]) -> float:
+    """Have a run's storage go away at its first checkpoint; return when that was."""
     wait_for(run.checkpoints, "the first checkpoint")
-    own_s3_env.stop()
-    gone = time.time()
-    _, errors = _train(whole).communicate(timeout=120 + AWAY)
-    time.sleep(max(0.0, gone + AWAY - time.time()))
-    back = time.time()
-    own_s3_env.start_again()
-    _, errors = process.communicate(timeout=240 + AWAY)
-    assert process.returncode == 0, errors
-    assert losses(run) == losses(whole)
-    steps = [row["step"] for row in run.rows("metrics") if row["kind"] == "step" and gone < row["time"] < back]
-    assert len(steps) > 20, "training went on"
-    assert run.checkpoints()[-1].step == 4 * EPOCHS
-    assert_clean(run)
-    result = run.result()
-    assert result is not None
-    assert result.state == "SUCCEEDED"
+    away()
+    return time.time()
 
 
 @pytest.mark.ray
@@ -86,7 +111,7 @@ def test_a_rank_and_a_driver_that_die_while_storage_is_away_are_replaced_when_it
         LocalProvider().teardown(run.id)
 
 
-def _train(run: Run) -> subprocess.Popen[str]:
+def _train(run: Run, **env: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-P", "-m", "trainers.worker", run.uri]
-    one_thread = {**environment(), "OMP_NUM_THREADS": "1"}
+    one_thread = {**environment(), "OMP_NUM_THREADS": "1", **env}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=one_thread)

@@ -6,65 +6,21 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from cluster.attempts import Attempt
 from cluster.errors import PreemptedError
-from cluster.runs import Attempt, Run
+from cluster.runs import Run
 from tests.harness import environment, losses, wait_for
+from tests.stand_ins.metadata import Metadata
 from tests.trainers.training import EVERYTHING, Change, events, start, train
 from trainers import notice
 from trainers.context import LocalContext, StopReason
 from trainers.control import Control
 
 LONG: Change = {"train": {"epochs": 40, "eval_every": "120 steps"}, "checkpoint": {"every": "1000 epochs"}}
-
-
-class Metadata:
-    """The metadata services of both clouds, as far as they tell of preemption; they insist on their headers."""
-
-    def __init__(self) -> None:
-        self.preempted = False
-        self.failures = 0
-        self.tokens: set[str] = set()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_PUT(self) -> None:
-                if self.path != "/latest/api/token" or not self.headers["X-aws-ec2-metadata-token-ttl-seconds"]:
-                    return self.answer(400)
-                outer.tokens.add(f"token-{len(outer.tokens)}")
-                return self.answer(200, sorted(outer.tokens)[-1])
-
-            def do_GET(self) -> None:
-                if outer.failures:
-                    outer.failures -= 1
-                    return self.answer(503)
-                if self.path == "/latest/meta-data/spot/instance-action":
-                    if self.headers["X-aws-ec2-metadata-token"] not in outer.tokens:
-                        return self.answer(401)
-                    action = '{"action": "terminate", "time": "2026-11-25T08:22:00Z"}'
-                    return self.answer(200, action) if outer.preempted else self.answer(404)
-                if self.path == "/computeMetadata/v1/instance/preempted":
-                    if self.headers["Metadata-Flavor"] != "Google":
-                        return self.answer(403)
-                    return self.answer(200, "TRUE" if outer.preempted else "FALSE")
-                return self.answer(404)
-
-            def answer(self, status: int, body: str = "") -> None:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body.encode())
-
-            def log_message(self, *_: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
 @pytest.fixture
@@ -75,21 +31,12 @@ def given(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return event
 
 
-@pytest.fixture
-def metadata() -> Iterator[Metadata]:
-    standing = Metadata()
-    yield standing
-    standing.server.shutdown()
-    standing.server.server_close()
-
-
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
 def test_the_word_of_a_cloud_is_a_notice(
     cloud: str, metadata: Metadata, given: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(notice.CLOUD, cloud)
-    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{metadata.address}/")
-    monkeypatch.setenv("GCE_METADATA_HOST", metadata.address)
+    for name, value in metadata.env(cloud).items():
+        monkeypatch.setenv(name, value)
     metadata.failures = 2
     closed = threading.Event()
     notice.ask(closed)
@@ -105,8 +52,8 @@ def test_a_cloud_can_be_asked_at_once(
     metadata: Metadata, given: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not notice.look()
-    monkeypatch.setenv(notice.CLOUD, "gcp")
-    monkeypatch.setenv("GCE_METADATA_HOST", metadata.address)
+    for name, value in metadata.env("gcp").items():
+        monkeypatch.setenv(name, value)
     assert not notice.look()
     metadata.preempted, metadata.failures = True, 1
     assert not notice.look(), "the service is busy"

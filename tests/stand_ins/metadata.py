@@ -1,0 +1,62 @@
+"""The metadata services of AWS and Google, as far as they tell that a machine will be taken away."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Metadata:
+    """Both services at one address; they insist on their headers."""
+
+    def __init__(self) -> None:
+        self.preempted = False
+        self.failures = 0
+        self.tokens: set[str] = set()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_PUT(self) -> None:
+                if self.path != "/latest/api/token" or not self.headers["X-aws-ec2-metadata-token-ttl-seconds"]:
+                    return self.answer(400)
+                outer.tokens.add(f"token-{len(outer.tokens)}")
+                return self.answer(200, sorted(outer.tokens)[-1])
+
+            def do_GET(self) -> None:
+                if outer.failures:
+                    outer.failures -= 1
+                    return self.answer(503)
+                if self.path == "/latest/meta-data/spot/instance-action":
+                    if self.headers["X-aws-ec2-metadata-token"] not in outer.tokens:
+                        return self.answer(401)
+                    action = '{"action": "terminate", "time": "2026-11-25T08:22:00Z"}'
+                    return self.answer(200, action) if outer.preempted else self.answer(404)
+                if self.path == "/computeMetadata/v1/instance/preempted":
+                    if self.headers["Metadata-Flavor"] != "Google":
+                        return self.answer(403)
+                    return self.answer(200, "TRUE" if outer.preempted else "FALSE")
+                return self.answer(404)
+
+            def answer(self, status: int, body: str = "") -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def env(self, cloud: str) -> dict[str, str]:
+        """Return what has processes take this for the service of their cloud."""
+        return {
+            "RAYLIFT_CLOUD": cloud,
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{self.address}/",
+            "GCE_METADATA_HOST": self.address,
+        }
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
