@@ -20,7 +20,7 @@ class Slow(Diabetes):
         time.sleep(self.params["pause"])
         return super().loss(model, batch)
 """
-PAUSE = 0.04  # seconds a step, of which there are 440: time for a notice, which is looked for every five seconds
+PAUSE = 0.03  # seconds a step, of which there are 440: time for a notice, which is looked for every five seconds
 
 
 def test_a_notice_of_the_cloud_has_a_run_save_and_end_and_another_machine_goes_on_with_it(

@@ -64,9 +64,9 @@ def test_a_sweep_with_repeats_goes_on_from_a_bucket_alone(tmp_path: Path, s3_env
     """Another machine has nothing of what the first one had on its disk."""
     run = Run(open_storage(s3_env.fresh_uri()), fresh_id("bucket"))
     job = write(tmp_path, f"  {{trials: 4, repeats: 2, search: {{name: tpe, seed: 5}}, scheduler: none, {RATES}}}\n")
-    long = ("--set", "train.epochs=20")
+    long = ("--set", "train.epochs=12")
     with start_raylift("run", job, "--id", run.id, "--storage", run.storage.uri, *long):
-        wait_for(partial(has_results, run, 50), "some of the evaluations", timeout=300)
+        wait_for(partial(has_results, run, 30), "some of the evaluations", timeout=300)
         kill_everything(run.id)
     before = read_trials(run.all_rows("events"))
     for folder in (scratch_folder(run.id), ray_folder(scratch_folder(run.id))):

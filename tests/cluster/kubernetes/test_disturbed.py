@@ -35,7 +35,7 @@ data: {train: builtin:digits, eval: {split: 0.2}}
 train: {epochs: 60, batch_size: 256}
 tune: {trials: 2, search: random, scheduler: none, space: {train.optimizer.lr: {loguniform: [1e-4, 1e-2]}}}
 """
-EPOCHS = 70  # long enough to be disturbed four times
+EPOCHS = 60  # long enough to be disturbed four times
 MORE = ("--set", f"train.epochs={EPOCHS}", "--set", "checkpoint.every=20 steps")
 OF_A_RUN = ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret", "ServiceAccount", "Role", "RoleBinding")
 
