@@ -156,6 +156,7 @@ def test_lost_power_a_pulled_cable_and_ranks_that_cannot_meet_cost_the_steps_sin
 
         _until_it_trains(run, 3)
         _assert_nothing_counts_that_came_late(run, 2, before)
+        wait_for(lambda: _evaluations(run, 3), "the first evaluation, in which others may load and compile for long")
         at = time.time()
         for host in cluster.workers:
             host.isolate(True)  # from each other; Ray's head reaches both
@@ -179,6 +180,10 @@ def _until_it_trains(run: Run, attempt: int) -> None:
         return any(path.endswith("/manifest.json") for path in _saved(run, attempt))
 
     wait_for(trains, f"attempt {attempt} to train and save", timeout=240)
+
+
+def _evaluations(run: Run, attempt: int) -> list[dict[str, Any]]:
+    return [row for row in run.rows_of(attempt, "metrics") if row["kind"] == "eval"]
 
 
 def _saved(run: Run, attempt: int) -> list[str]:
