@@ -65,8 +65,7 @@ class KubernetesProvider:
         made = self._launched(request)
         is_new = made is None
         try:
-            if made is None:
-                made, is_new = self._apply_job(job, request)
+            made = made or self._apply_job(job, request)
             for secret in others:
                 self._apply(api.SECRETS, owned(secret, made), request)
         except BaseException as error:
@@ -173,19 +172,16 @@ class KubernetesProvider:
                 raise
             raise _launched_anew(run_id) from error
 
-    def _apply_job(self, document: Object, request: LaunchRequest) -> tuple[Object, bool]:
-        """Apply a run's RayJob, and return it, and whether it is sure to be of this launch.
-
-        Where a reply was lost, or two launch at once, it is the one that is there.
-        """
+    def _apply_job(self, document: Object, request: LaunchRequest) -> Object:
+        """Apply a run's RayJob; where its reply was lost, or two do so at once, take the one that is there."""
         try:
-            return self._apply(api.RAY_JOBS, document, request), True
+            return self._apply(api.RAY_JOBS, document, request)
         except RunExistsError:
             # KubeRay writes the whole object anew as soon as it sees it, and owns what comes out otherwise
             job = self.server.find(api.RAY_JOBS, self.namespace, object_name(request.run_id))
             if job is None or _uri(job) != request.run_uri:
                 raise
-            return job, False
+            return job
 
     def _apply(self, kind: Kind, document: Object, request: LaunchRequest) -> Object:
         try:
