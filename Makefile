@@ -4,6 +4,9 @@ PYTHON ?= python3
 ARGS   ?=
 BIN    := .venv/bin
 STAMP  := .venv/.installed
+# tests wait more than they compute: two files of them at a time; 0 is one after the other, in this process
+AT_ONCE ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(AT_ONCE) --dist loadfile --durations=20
 LOCK   := $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --no-annotate \
           --custom-compile-command "make lock" $(ARGS)
 
@@ -45,10 +48,10 @@ lint: types ## check style, format and types
 	$(BIN)/python -m ruff format --check .
 
 test: lint ## lint, types, and the tests that take minutes (ARGS="-k name" chooses)
-	$(BIN)/python -m pytest -m "not slow" --durations=20 $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: lint ## all tests: also those that need root, a browser or an hour
-	$(BIN)/python -m pytest --durations=20 $(ARGS)
+	$(PYTEST) $(ARGS)
 
 bench: $(STAMP) ## list the benchmarks; make bench NAME=cnn runs one
 ifdef NAME
