@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from cluster.config import LocalCluster
-from cluster.errors import InfrastructureError, RunExistsError, RunNotFoundError, UsageError
+from cluster.errors import InfrastructureError, RayliftError, RunExistsError, RunNotFoundError, UsageError
 from cluster.provider import Provider, Receipt, RunStatus, State
 from cluster.registry import open_provider
 from cluster.runs import Run
@@ -161,8 +161,8 @@ class Watcher:
                     self._status, self._trouble = status, ""
             except RunNotFoundError:
                 pass
-            except InfrastructureError as error:
-                self._trouble = str(error)
+            except Exception as error:  # whatever it is: without this thread a run would be followed for ever
+                self._trouble = str(error) if isinstance(error, RayliftError) else repr(error)
                 time.sleep(_RETRY)
                 continue
             self._gone = True

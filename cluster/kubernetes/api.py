@@ -252,12 +252,12 @@ class Api:
                     auth_settings=["BearerToken"],
                 )
                 response = self._client.call_api(*request, _request_timeout=timeout)
+                if not stream or response.status >= 300:
+                    response.read()  # a reply that breaks off here is lost as one that never came
             except (HTTPError, ApiException) as error:  # the latter is the client's word for what is wrong with TLS
                 failure = _unanswered(self, error)
             else:
                 if response.status < 300:
-                    if not stream:
-                        response.read()
                     return response
                 failure = _refused(self, method, path, response.status, response.read())
                 if response.status == 401 and attempt == 1:

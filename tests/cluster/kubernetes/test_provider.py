@@ -42,6 +42,7 @@ from tests.stand_ins.kubernetes.server import ApiServer, Fault
 
 Object = dict[str, Any]
 PATCH = "PATCH /apis/ray.io"
+lost = pytest.mark.parametrize("reply", [Fault("", after=True), Fault("", cut=8)], ids=["lost", "cut"])
 
 
 @pytest.fixture
@@ -263,10 +264,11 @@ def test_a_launch_whose_reply_is_lost_and_whose_server_then_goes_says_that_its_j
     assert len(server.all("RayJob")) == len(server.all("Secret")) == 1
 
 
+@lost
 def test_a_lost_reply_is_not_a_second_job(
-    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, reply: Fault
 ) -> None:
-    server.faults += [Fault(PATCH, after=True), Fault("PATCH /api/v1", after=True)]
+    server.faults += [dataclasses.replace(reply, call=call) for call in (PATCH, "PATCH /api/v1")]
     kubernetes.launch(run)
     assert job_of(server)["metadata"]["generation"] == 1
     assert len(server.all("Secret")) == 1
@@ -639,14 +641,19 @@ def watched(kubernetes: KubernetesProvider, run: LaunchRequest, tmp_path: Path, 
     return found
 
 
-@pytest.mark.parametrize("fault", [Fault("", status=429), Fault("", status=500), Fault("", late=0.2)])
+@pytest.mark.parametrize(
+    "fault",
+    [Fault("", status=429), Fault("", status=500), Fault("", late=0.2), Fault("", after=True), Fault("", cut=8)],
+    ids=["429", "500", "late", "lost", "cut"],
+)
 def test_a_run_is_watched_on_after_a_server_has_not_answered_for_long(
     server: ApiServer, kubernetes: KubernetesProvider, watched: Run, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     monkeypatch.setattr(api, "_TIMEOUT", (5.0, 0.1) if fault.late else api._TIMEOUT)
     server.faults.append(dataclasses.replace(fault, call="GET /apis/ray.io", count=15))
     watcher = Watcher(watched, kubernetes)
-    said = "does not answer" if fault.late else f"answered {fault.status}"
+    is_answered = not (fault.late or fault.after or fault.cut)
+    said = f"answered {fault.status}" if is_answered else "does not answer"
     wait_for(lambda: said in watcher.news(), said, timeout=30)
     assert watcher.is_alive()
     monkeypatch.setattr(api, "_TIMEOUT", (5.0, 30.0))
@@ -654,6 +661,21 @@ def test_a_run_is_watched_on_after_a_server_has_not_answered_for_long(
     server.set_status("RayJob", "raylift", RUN_ID, **failed)
     wait_for(lambda: not watcher.is_alive(), "the end", timeout=60)
     assert "its pods did not start" in watcher.news()
+
+
+def test_a_run_is_watched_on_after_a_mistake_that_nobody_foresaw(
+    server: ApiServer, kubernetes: KubernetesProvider, watched: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("spec")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KubernetesProvider, "describe", fail)
+        watcher = Watcher(watched, kubernetes)
+        wait_for(lambda: "KeyError('spec')" in watcher.news(), "the mistake", timeout=30)
+    assert watcher.is_alive()
+    server.delete("RayJob", "raylift", RUN_ID)
+    wait_for(lambda: not watcher.is_alive(), "the end", timeout=30)
 
 
 def test_what_keeps_a_run_from_starting_is_told_after_a_look_that_failed(
@@ -872,12 +894,14 @@ def test_a_teardown_by_somebody_who_may_not_look_at_accounts_and_roles_removes_a
     assert server.all("RayJob") == server.all("RayCluster") == server.all("Pod") == []
 
 
+@lost
 def test_a_server_that_is_busy_during_a_teardown_is_asked_again(
-    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, reply: Fault
 ) -> None:
     kubernetes.launch(run)
     take_up(server, RUN_ID)
-    server.faults += [Fault("DELETE", status=429, headers={"Retry-After": "1"}), Fault("DELETE", after=True)]
+    server.faults += [Fault("DELETE", status=429, headers={"Retry-After": "1"})]
+    server.faults += [dataclasses.replace(reply, call="DELETE", count=2), dataclasses.replace(reply, call="GET")]
     server.faults += [Fault("GET /api/v1/namespaces/raylift/pods", status=503, count=2)]
     assert kubernetes.teardown(RUN_ID).leftovers == []
     assert all(not fault.count for fault in server.faults)

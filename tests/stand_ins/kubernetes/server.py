@@ -42,13 +42,15 @@ _QUERY = {
 class Fault:
     """What becomes of the next calls that match, such as "PATCH /apis/ray.io": `count` of them.
 
-    They are answered with `status`, or are done and their answer is lost (`after`), or comes `late`, in seconds.
+    They are answered with `status`, or are done and their answer is lost (`after`), breaks off after so many bytes of
+    its body (`cut`), or comes `late`, in seconds.
     """
 
     call: str
     status: int = 500
     count: int = 1
     after: bool = False
+    cut: int | None = None
     late: float = 0.0
     message: str = "injected"
     headers: dict[str, str] = field(default_factory=dict)
@@ -198,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if fault is not None and fault.late:
                 time.sleep(fault.late)
-            elif fault is not None and not fault.after:
+            elif fault is not None and not fault.after and fault.cut is None:
                 self._send(RefusedError(fault.status, fault.message).status, fault.status, fault.headers)
                 return
             code, answer = self._do(url.path, query, body)
@@ -210,10 +212,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.after:
             self.close_connection = True
             return
+        cut = fault.cut if fault is not None else None
         if isinstance(answer, dict):
-            self._send(answer, code, {})
+            self._send(answer, code, {}, cut)
         elif answer is not None:
-            self._stream(answer)
+            self._stream(answer, cut)
 
     def _fault(self) -> Fault | None:
         with self.api.store.lock:
@@ -223,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
                     return fault
         return None
 
-    def _send(self, value: Object, code: int, headers: dict[str, str]) -> None:
+    def _send(self, value: Object, code: int, headers: dict[str, str], cut: int | None = None) -> None:
         data = json.dumps(value).encode()
         self.send_response(code)
         for name, text in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
@@ -232,14 +235,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Warning", f'299 - "{warning}"')
         self._warned = []
         self.end_headers()
-        self.wfile.write(data)
+        self.wfile.write(data[:cut])
+        self.close_connection = self.close_connection or cut is not None
 
-    def _stream(self, chunks: Iterator[bytes]) -> None:
+    def _stream(self, chunks: Iterator[bytes], cut: int | None) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         for chunk in chunks:
+            if chunk and cut is not None:
+                self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk[:cut])
+                self.close_connection = True
+                return
             if chunk:
                 self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
                 self.wfile.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import ssl
@@ -349,3 +350,13 @@ def test_a_lost_answer_is_of_a_call_that_was_done(server: ApiServer, call: Call)
     with pytest.raises(OSError, match="closed connection"):
         call("POST", JOBS, job())
     assert server.get("RayJob", "raylift", RUN_ID) is not None
+
+
+def test_an_answer_that_is_cut_is_of_a_call_that_was_done(server: ApiServer, call: Call) -> None:
+    server.faults += [Fault("POST", cut=8), Fault("GET", cut=8)]
+    with pytest.raises(http.client.IncompleteRead) as raised:
+        call("POST", JOBS, job())
+    assert len(raised.value.partial) == 8
+    assert server.get("RayJob", "raylift", RUN_ID) is not None
+    with pytest.raises(http.client.IncompleteRead):  # of what is streamed, too
+        call("GET", f"{JOBS}?watch=true&timeoutSeconds=1")
