@@ -240,6 +240,7 @@ class Api:
 
         headers = {"Accept": "application/json"} | ({"Content-Type": content} if body is not None else {})
         timeout = (_TIMEOUT[0], _WATCH + _TIMEOUT[1]) if stream else _TIMEOUT
+        renewed = False
         for attempt in range(1, _TRIES + 1):
             wait = min(_LONGEST, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
             try:
@@ -260,8 +261,9 @@ class Api:
                 if response.status < 300:
                     return response
                 failure = _refused(self, method, path, response.status, response.read())
-                if response.status == 401 and attempt == 1:
+                if response.status == 401 and not renewed and attempt < _TRIES:
                     self._client = _connect(self.context)  # a token may have run out; a login that renews it does so
+                    renewed = True
                     continue
                 if response.status not in _BUSY or _NOT_OF_ITS_KIND in failure.details:
                     raise failure

@@ -308,9 +308,11 @@ def test_a_laptop_that_dies_at_any_step_of_a_launch_leaves_what_the_next_launch_
     assert secret["metadata"]["ownerReferences"][0]["uid"] == job_of(server)["metadata"]["uid"]
 
 
-def test_a_token_that_has_run_out_is_renewed_once(
-    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+@pytest.mark.parametrize("busy", [0, 1, 4])
+def test_a_token_that_has_run_out_is_renewed_also_where_the_server_was_busy_first(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, busy: int
 ) -> None:
+    server.faults.append(Fault("", status=429, count=busy))
     assert kubernetes.server.host == server.url
     server.tokens["renewed"] = server.tokens.pop("launcher-token")
     server.kubeconfig("launcher", "renewed")
