@@ -3,9 +3,10 @@
     python -c TEXT fetch URI FOLDER CLIENT [OPTION]...
     python -c TEXT probe URI FOLDER CLIENT
 
-`fetch` takes the archive at URI out of storage with the package CLIENT, such as boto3==1.44.5, checks that it is the
-one of that name, unpacks it to FOLDER/<digest>/code, and has uv install its requirements.lock to
-FOLDER/<digest>/packages, with the OPTIONs. What is there already, in a folder that pods of a node share, is left alone.
+`fetch` takes the archive at URI out of storage with the image's own client, or with the package CLIENT, such as
+boto3==1.44.5, where that has none or too old a one, checks that it is the one of that name, unpacks it to
+FOLDER/<digest>/code, and has uv install its requirements.lock to FOLDER/<digest>/packages, with the OPTIONs. What is
+there already, in a folder that pods of a node share, is left alone.
 `probe` writes an object to URI, where none may be yet, reads it, deletes it, and prints what came of it, after TOLD. It
 ends well whatever that is: KubeRay deletes a head whose container has failed before anybody has read what it printed.
 As nothing of ours is there yet, this uses the standard library alone.
@@ -16,8 +17,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import importlib.metadata
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +30,8 @@ from typing import Any
 
 TOLD, DONE = "raylift check: ", "done"
 _UV = "uv==0.13.9"
+# As raylift's extra asks for: that of S3 knows EKS Pod Identity since 1.34.41, and IfNoneMatch since August 2024
+_LEAST = {"boto3": (1, 36)}
 
 
 def fetch(uri: str, folder: str, client: str, options: list[str]) -> None:
@@ -104,14 +109,23 @@ def opened(uri: str, folder: str, client: str) -> tuple[Any, str, str]:
 
 
 def load(name: str, folder: str, client: str) -> Any:
-    """Import the client of a storage; where the image has none, install it first."""
-    with contextlib.suppress(ImportError):
-        return importlib.import_module(name)
+    """Import the client of a storage; where the image has none, or too old a one, install it first."""
+    if not is_too_old(client.partition("==")[0]):
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name)
     place = os.path.join(folder, "client")
     install(find_uv(folder), place, [client])
     sys.path.insert(0, place)
     importlib.invalidate_caches()
     return importlib.import_module(name)
+
+
+def is_too_old(package: str) -> bool:
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(map(int, re.findall(r"\d+", version))) < _LEAST.get(package, ())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from cluster.config import _KINDS, KubernetesCluster, LocalCluster, Nodes, Workers
 from cluster.errors import UsageError
-from cluster.kubernetes import pods
+from cluster.kubernetes import fetch, pods
 from cluster.kubernetes.documents import to_yaml
 from cluster.kubernetes.manifest import NAME_LENGTH, driver_cluster, merge, object_name, render
 from cluster.kubernetes.named import ClusterRequest, render_cluster
@@ -204,7 +204,9 @@ def test_the_version_of_ray_is_that_of_the_image() -> None:
         for client in CLIENTS.values():
             assert f"\n{client}\n" in (ROOT / "requirements" / lock).read_text()
     least, below = TORCH
-    assert f'"torch>={least[0]}.{least[1]},<{below[0]}"' in (ROOT / "pyproject.toml").read_text()
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert f'"torch>={least[0]}.{least[1]},<{below[0]}"' in pyproject
+    assert f'"boto3[crt]>={".".join(map(str, fetch._LEAST["boto3"]))}"' in pyproject
 
 
 # An image without raylift
