@@ -57,12 +57,13 @@ def where_it_stands(
         return state, ""
     if state is State.FAILED:
         return state, _failure(job, pods, events)
+    if deployment == "Retrying":
+        return state, f"starting again: {_failure(job, pods, events)}"
+    pods = [pod for pod in pods if not _is_a_failed_submitter(pod)]
     if state is State.RUNNING:
         return state, trouble(pods) or _killed(job, events)
     if deployment == "Suspending":
         return state, f"its pods are taken away{_because_of(workload)}"
-    if state is State.RECOVERING:
-        return state, f"starting again: {_failure(job, pods, events)}"
     known = _in_queue(job, workload) or trouble(pods) or _warning(events) or _unfetched(job, pods, events)
     return state, known or _waiting(deployment, pods)
 
@@ -81,11 +82,17 @@ def held(pods: Iterable[Object]) -> str:
 def _failure(job: Object, pods: Sequence[Object], events: Sequence[Object]) -> str:
     status = job.get("status", {})
     said = _FAILURES.get(status.get("reason", ""), status.get("reason", "") or "it failed")
-    why = trouble(pods) or _killed(job, events) or _warning(events)
+    failed = [pod for pod in pods if _is_a_failed_submitter(pod)]
+    why = trouble(pod for pod in pods if pod not in failed) or _killed(job, events) or _warning(events)
     if status.get("reason") == _NEVER_READY:
         why = why or _unfetched(job, pods, events)
-    why = why or status.get("message", "")
+    why = why or trouble(failed) or status.get("message", "")
     return f"{said}: {why}" if why else said
+
+
+def _is_a_failed_submitter(pod: Object) -> bool:
+    """Whether it is a pod that submitted, and failed, as each does whose head is lost: it stays when another comes."""
+    return _ROLE not in pod["metadata"].get("labels", {}) and pod.get("status", {}).get("phase") == "Failed"
 
 
 def _holders(job: Object) -> str:

@@ -164,6 +164,36 @@ def test_a_pod_that_was_killed_for_memory_is_remembered_when_kuberay_has_deleted
     assert where_it_stands(whole, [], events[:1], None)[1] == "the driver was lost, or could not be submitted"
 
 
+LOST = pod(
+    "digits-0abcd", phase="Failed", containerStatuses=[{"name": "ray", "state": {"terminated": {"exitCode": 1}}}]
+)
+
+
+def test_a_submitter_that_failed_with_its_head_is_not_why_a_run_goes_on_or_waits() -> None:
+    assert where_it_stands(job("Running"), [LOST, pod(phase="Running")], [], None) == (State.RUNNING, "")
+    waiting = where_it_stands(job("Initializing"), [LOST, pod(phase="Pending")], [], None)
+    assert waiting == (State.PROVISIONING, "0 of 1 pods are ready")
+    pending = {
+        **LOST,
+        "status": {
+            "phase": "Pending",
+            "containerStatuses": container(waiting={"reason": "ErrImagePull"})["status"]["containerStatuses"],
+        },
+    }
+    assert "cannot be pulled" in where_it_stands(job("Running"), [LOST, pending], [], None)[1]
+
+
+def test_a_submitter_is_the_last_that_is_named_of_a_run_that_failed() -> None:
+    lost = job("Failed", reason="SubmissionFailed", message="the backoff limit is reached")
+    assert where_it_stands(lost, [LOST], [], None)[1].endswith("the pod digits-0abcd ended with exit code 1")
+    assert where_it_stands(lost, [LOST], [warning("exceeded quota")], None)[1].endswith(": exceeded quota")
+    killed = {"name": "ray", "state": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
+    head = pod(phase="Failed", containerStatuses=[killed])
+    head["metadata"]["labels"] = {"ray.io/node-type": "head"}
+    for each in (lost, job("Retrying", reason="SubmissionFailed")):
+        assert "digits-head was killed for lack of memory" in where_it_stands(each, [LOST, head], [], None)[1]
+
+
 @pytest.mark.parametrize("when", ["state", "lastState"])
 def test_a_pod_that_needed_more_memory_says_its_limit(when: str) -> None:
     status = {"name": "ray", when: {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}

@@ -256,6 +256,27 @@ def test_a_pod_that_was_killed_for_memory_is_said_to_have_been_also_when_it_has_
     assert (provider.describe(RUN_ID).state, provider.describe(RUN_ID).reason) == (State.RUNNING, said)
 
 
+@pytest.mark.parametrize("out_of_memory", [True, False])
+def test_a_run_whose_head_was_lost_says_why_and_nothing_of_the_submitter_that_failed_with_it(
+    server: ApiServer,
+    kuberay: Operator,
+    provider: KubernetesProvider,
+    run: LaunchRequest,
+    tmp_path: Path,
+    out_of_memory: bool,
+) -> None:
+    provider.launch(run)
+    starts(tmp_path, 1)
+    lost = pod_of(server, "head")
+    kuberay.kubelet.kill(lost, out_of_memory=out_of_memory)
+    starts(tmp_path, 2)
+    pods = [each for each in server.all("Pod") if "ray.io/node-type" not in each["metadata"]["labels"]]
+    assert "Failed" in [each["status"]["phase"] for each in pods]
+    limit = lost["spec"]["containers"][0]["resources"]["limits"]["memory"]
+    said = f"the pod {lost['metadata']['name']} was killed for lack of memory: its limit is {limit}"
+    assert stands(provider) == (State.RUNNING, said if out_of_memory else "")
+
+
 @pytest.mark.usefixtures("kuberay")
 def test_an_image_that_is_not_there_is_said_so(provider: KubernetesProvider, run: LaunchRequest) -> None:
     overrides = {"spec": {"rayClusterSpec": {"headGroupSpec": {"template": {"spec": {"containers": [OTHER_IMAGE]}}}}}}
