@@ -14,13 +14,14 @@ from collections.abc import Iterator
 
 from cluster.config import KubernetesCluster, Resources
 from cluster.errors import InfrastructureError
-from cluster.kubernetes import api, pods, reasons
+from cluster.kubernetes import api, reasons
 from cluster.kubernetes.api import Api, ApiError, Object
 from cluster.kubernetes.bundled import command
 from cluster.kubernetes.fetch import DONE, TOLD
-from cluster.kubernetes.manifest import merge, ray_job
+from cluster.kubernetes.manifest import ray_job, render
 from cluster.kubernetes.pods import RUN_LABEL, Manifest
 from cluster.kubernetes.versions import CLIENTS, RAY_VERSION
+from cluster.provider import LaunchRequest
 
 _LABEL = "raylift.dev/check"  # of the RayJob of one
 _PROBE = "raylift-probe"
@@ -40,13 +41,17 @@ def probe(server: Api, cluster: KubernetesCluster, storage: str) -> None:
 
 
 def render_probe(cluster: KubernetesCluster, storage: str, name: str) -> Manifest:
-    """Return a RayJob of a head alone, with the image, account, Secret and placement of a run's. Pure."""
+    """Return a RayJob of a head alone that is a run's but for its size: its image, account, Secret, placement, queue.
+
+    Pure.
+    """
     small = cluster.model_copy(update={"head": _SMALL, "termination_grace_period_seconds": 30})
-    head = pods.head_pod(name, small, [], [cluster.storage_secret] if cluster.storage_secret else [])
-    template = merge(head, cluster.pod_template)
+    uri = f"{storage.rstrip('/')}/.raylift/{name}"
+    run = render(LaunchRequest(run_id=name, run_uri=uri, cluster=small, max_failures=0))[0]
+    template = run["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
+    template["spec"]["automountServiceAccountToken"] = False  # an autoscaler alone asks Kubernetes
     ray = template["spec"]["containers"][0]
     ray.pop("lifecycle", None)
-    uri = f"{storage.rstrip('/')}/.raylift/{name}"
     first = {key: value for key, value in ray.items() if key not in ("name", "command", "args")}
     first |= {"name": _PROBE, "command": command("probe")}
     first["args"] = [uri.replace("$", "$$"), "/tmp/raylift", CLIENTS[uri.partition("://")[0]]]
@@ -65,7 +70,7 @@ def render_probe(cluster: KubernetesCluster, storage: str, name: str) -> Manifes
             "workerGroupSpecs": [],
         },
     }
-    return ray_job(name, cluster, labels={_LABEL: name}, annotations={}, spec=spec)
+    return ray_job(name, cluster, labels={**run["metadata"]["labels"], _LABEL: name}, annotations={}, spec=spec)
 
 
 def _sweep(server: Api, namespace: str) -> None:
@@ -115,9 +120,15 @@ def _wait_for_its_end(server: Api, namespace: str, name: str) -> None:
         elif time.monotonic() - well > _HELD:
             raise InfrastructureError(held)
         if time.monotonic() > deadline:
-            why = reasons.trouble(found) or ("its pod has not started" if found else "KubeRay made no pod")
-            raise InfrastructureError(f"not known after {_PATIENCE:.0f} s: {why}")
+            raise InfrastructureError(f"not known after {_PATIENCE:.0f} s: {_why_it_waits(server, namespace, name)}")
         time.sleep(_POLL)
+
+
+def _why_it_waits(server: Api, namespace: str, name: str) -> str:
+    job = server.find(api.RAY_JOBS, namespace, name)
+    if job is None:
+        return "somebody has deleted it"
+    return reasons.where_it_stands(job, _pods(server, namespace, name), [], None)[1] or "its pod has not ended"
 
 
 def _pods(server: Api, namespace: str, name: str) -> list[Object]:

@@ -30,6 +30,8 @@ from tests.stand_ins.kubernetes.schemas import kuberay_crds, mistakes, schema_of
 from tests.stand_ins.kubernetes.server import ApiServer, Fault
 from tests.stand_ins.kubernetes.validation import mistake_in
 
+QUEUE = "kueue.x-k8s.io/queue-name"
+OTHER_ACCOUNT = {"template": {"spec": {"serviceAccountName": "other"}}}
 Check = Callable[..., dict[str, tuple[bool, str]]]
 
 
@@ -322,7 +324,7 @@ def test_a_check_whose_pod_does_not_start_says_why_and_leaves_nothing(
     cluster = request("spot-with-fallback").cluster
     assert isinstance(cluster, KubernetesCluster)
     server_of = Api(None)
-    with pytest.raises(InfrastructureError, match="not known after 0 s: KubeRay made no pod"):
+    with pytest.raises(InfrastructureError, match="not known after 0 s: KubeRay has not taken it up yet"):
         probing.probe(server_of, cluster, "s3://bucket/runs")
     assert server.all("RayJob") == []
 
@@ -396,6 +398,47 @@ def test_the_job_of_a_check_is_one_that_kuberay_and_the_namespace_take() -> None
     assert first["envFrom"] == [{"secretRef": {"name": "raylift-storage"}}]
     assert first["args"][0] == "gs://bucket/runs/.raylift/raylift-check-0123ab"
     assert "nvidia.com/gpu" not in first["resources"]["requests"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "account"),
+    [
+        ({}, "raylift-run"),
+        ({"workers": {"min": 1, "max": 4}, "head_service_account": "raylift-head"}, "raylift-head"),
+        ({"workers": {"min": 1, "max": 4}, "storage_secret": "s3"}, None),
+        ({"pod_template": {"spec": {"serviceAccountName": "theirs"}}}, "theirs"),
+        ({"overrides": {"spec": {"rayClusterSpec": {"headGroupSpec": OTHER_ACCOUNT}}}}, "other"),
+    ],
+)
+def test_a_check_writes_under_the_account_of_a_head(keys: dict[str, Any], account: str | None) -> None:
+    run = request("plain", **keys)
+    assert isinstance(run.cluster, KubernetesCluster)
+    head, probe = (
+        job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+        for job in (render(run)[0], probing.render_probe(run.cluster, "s3://bucket/runs", "raylift-check-0123ab"))
+    )
+    assert head.get("serviceAccountName") == probe.get("serviceAccountName") == account
+    assert probe["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("keys", [{"queue": "gpu"}, {"overrides": {"metadata": {"labels": {QUEUE: "gpu"}}}}])
+def test_a_check_waits_in_the_queue_of_a_run_and_says_so(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch, keys: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(probing, "_POLL", 0.02)
+    monkeypatch.setattr(probing, "_PATIENCE", 0.2)
+    cluster = request("plain", **keys).cluster
+    assert isinstance(cluster, KubernetesCluster)
+
+    def hold(kind: Kind, job: dict[str, Any]) -> str:
+        if kind.name == "RayJob" and job["metadata"]["labels"].get(QUEUE) == "gpu":
+            job["spec"]["suspend"] = True
+        return ""
+
+    server.admit = hold
+    with pytest.raises(InfrastructureError, match="not known after 0 s: it waits in the queue gpu"):
+        probing.probe(Api(None), cluster, "s3://bucket/runs")
+    assert server.all("RayJob") == []
 
 
 # An autoscaler's way to the API server
