@@ -133,7 +133,8 @@ def ray_cluster(
         spec["headGroupSpec"]["template"] = merge(head, {"spec": _autoscalers_account(cluster)})
         spec |= {"enableInTreeAutoscaling": True, "autoscalerOptions": _autoscaler(cluster)}
     if cluster.network_policy:
-        spec["networkPolicy"] = {"mode": "DenyAll"}
+        # with egress denied too, KubeRay lets pods out to their own cluster and to DNS, but to no storage
+        spec["networkPolicy"] = {"mode": "DenyAllIngress"}
     return spec
 
 

@@ -54,6 +54,37 @@ def render_beside(folder: Path, overlay: str) -> list[Manifest]:
     return render(folder / "my-cluster")
 
 
+def policies_of_kuberay(spec: Manifest, cluster: str, job: str) -> list[Manifest]:
+    """Return what KubeRay makes of a RayCluster's networkPolicy, as far as raylift says it.
+
+    After networkpolicy_controller.go of https://github.com/ray-project/kuberay, as of 1.7, for a cluster of a RayJob.
+    """
+    own = {"podSelector": {"matchLabels": {"ray.io/cluster": cluster}}}
+    submitter = {"podSelector": {"matchLabels": {"ray.io/originated-from-cr-name": job}}}
+    operator = {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}}
+    system = {"matchLabels": {"kubernetes.io/metadata.name": "ray-system"}}
+    served = [{"protocol": "TCP", "port": 8265}]
+    to_head = [
+        {"from": [{"podSelector": operator, "namespaceSelector": system}], "ports": served},
+        {"from": [submitter], "ports": served},
+    ]
+    dns = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
+    denied = [each for each in ("Ingress", "Egress") if spec["networkPolicy"]["mode"] in ("DenyAll", f"DenyAll{each}")]
+    return [
+        {
+            "kind": "NetworkPolicy",
+            "metadata": {"name": f"{cluster}-{role}", "namespace": "raylift"},
+            "spec": {
+                "podSelector": {"matchLabels": {"ray.io/cluster": cluster, "ray.io/node-type": role}},
+                "policyTypes": denied,
+                "ingress": [{"from": [own]}, *(to_head if role == "head" else [])],
+                "egress": [{"to": [own]}, {"ports": dns}],
+            },
+        }
+        for role in ("head", "worker")
+    ]
+
+
 def of_kind(manifests: Sequence[Manifest], kind: str) -> dict[str, Manifest]:
     return {each["metadata"]["name"]: each for each in manifests if each["kind"] == kind}
 

@@ -10,7 +10,9 @@ import kubernetes_validate
 import pytest
 from kubernetes.utils.quantity import parse_quantity
 
+from cluster.kubernetes.manifest import render as render_job
 from cluster.kubernetes.versions import KUBERAY
+from tests.cluster.kubernetes.golden import request as launch
 from tests.harness import ROOT
 from tests.k8s.manifests import (
     K8S,
@@ -20,6 +22,7 @@ from tests.k8s.manifests import (
     may_receive,
     may_send,
     of_kind,
+    policies_of_kuberay,
     read,
     render,
     render_beside,
@@ -44,7 +47,10 @@ WORKER = Pod({**OURS, "raylift.dev/run": "digits-261125025111-3c1e", "ray.io/nod
 HEAD = Pod({**WORKER.labels, "ray.io/node-type": "head"})
 SUBMITTER = Pod({**OURS, "raylift.dev/run": "digits-261125025111-3c1e"})
 STRANGER = Pod({"app": "notebook"})
-OPERATOR = Pod({"app.kubernetes.io/name": "kuberay-operator"}, "ray-system")
+OPERATORS = [  # as KubeRay's chart labels it, and its kustomization
+    Pod({"app.kubernetes.io/name": name, "app.kubernetes.io/component": "kuberay-operator"}, "ray-system")
+    for name in ("kuberay-operator",)
+]
 DNS = Pod({"k8s-app": "kube-dns"}, "kube-system")
 
 S3 = "52.217.1.1"
@@ -232,11 +238,67 @@ def test_the_pods_of_a_run_reach_each_other_on_no_other_port(manifests: list[Man
 
 def test_nobody_else_reaches_ray_but_the_operator_its_dashboard(manifests: list[Manifest]) -> None:
     elsewhere = Pod(WORKER.labels, "another-namespace")
-    impostor = Pod(OPERATOR.labels, "another-namespace")
+    impostor = Pod(OPERATORS[0].labels, "another-namespace")
     for peer in (STRANGER, elsewhere, impostor, *CLUSTER, S3):
         assert [port for port in RAY_PORTS if may_receive(manifests, HEAD, peer, port)] == []
-    assert [port for port in RAY_PORTS if may_receive(manifests, HEAD, OPERATOR, port)] == [8265]
-    assert [port for port in RAY_PORTS if may_receive(manifests, WORKER, OPERATOR, port)] == []
+    for operator in OPERATORS:
+        assert [port for port in RAY_PORTS if may_receive(manifests, HEAD, operator, port)] == [8265]
+        assert [port for port in RAY_PORTS if may_receive(manifests, WORKER, operator, port)] == []
+
+
+def of_run(name: str) -> tuple[Pod, Pod, Pod]:
+    """Return a head, a worker and a submitter of a run, as KubeRay labels them."""
+    run = {**OURS, "raylift.dev/run": name}
+    in_cluster = {**run, "ray.io/cluster": f"{name}-x7k2p"}
+    submitter = {**run, "ray.io/originated-from-cr-name": name}
+    head, worker = ({**in_cluster, "ray.io/node-type": role} for role in ("head", "worker"))
+    return Pod(head), Pod(worker), Pod(submitter)
+
+
+@pytest.fixture(scope="module")
+def closed() -> list[Manifest]:
+    """Return KubeRay's own policies of two runs with `network_policy: true`."""
+    spec = render_job(launch("plain", network_policy=True))[0]["spec"]["rayClusterSpec"]
+    return [each for name in ("one", "two") for each in policies_of_kuberay(spec, f"{name}-x7k2p", name)]
+
+
+def test_where_runs_are_closed_against_each_other_without_the_policy_ray_each_of_them_works(
+    tmp_path: Path, closed: list[Manifest]
+) -> None:
+    file = (K8S / "base" / "network-policies.yaml").read_text()
+    patches = file.partition("#   patches:\n")[2].partition("#\n")[0]
+    example = "patches:\n" + "".join(f"{line[4:]}\n" for line in patches.splitlines())
+    overlay = [*render_with(tmp_path, f"resources: [base]\n{example}"), *closed]
+    assert "ray" not in of_kind(overlay, "NetworkPolicy")
+    (head, worker, submitter), others = of_run("one"), of_run("two")
+    for sender, receiver in ((worker, head), (head, worker)):
+        assert [port for port in RAY_PORTS if not reaches(overlay, sender, receiver, port)] == []
+    assert reaches(overlay, submitter, head, 8265)
+    assert may_receive(overlay, head, OPERATORS[0], 8265)
+    for pod in (head, worker, submitter):
+        assert may_send(overlay, pod, S3, 443)
+        assert may_send(overlay, pod, DNS, 53, "UDP")
+        assert [address for address in METADATA if may_send(overlay, pod, address, 80)] == []
+    for sender in others:
+        assert [port for port in RAY_PORTS if reaches(overlay, sender, head, port)] == []
+        assert [port for port in RAY_PORTS if reaches(overlay, sender, worker, port)] == []
+
+
+def test_a_run_that_is_closed_against_others_reaches_its_storage_where_there_is_no_other_policy(
+    closed: list[Manifest],
+) -> None:
+    (head, worker, submitter), (other, _, _) = of_run("one"), of_run("two")
+    for pod in (head, worker):
+        # on the internet, in the cluster, and where clouds hand out identities
+        for address, port in ((S3, 443), ("10.96.0.7", 9000), ("169.254.170.23", 80), ("169.254.169.252", 988)):
+            assert may_send(closed, pod, address, port)
+    assert reaches(closed, submitter, head, 8265)
+    for peer in (other, STRANGER, "10.244.1.7"):
+        assert [port for port in RAY_PORTS if may_receive(closed, head, peer, port)] == []
+
+
+def reaches(manifests: list[Manifest], sender: Pod, receiver: Pod, port: int) -> bool:
+    return may_send(manifests, sender, receiver, port) and may_receive(manifests, receiver, sender, port)
 
 
 def test_in_kind_an_autoscaler_reaches_the_api_server_and_a_worker_does_not() -> None:
