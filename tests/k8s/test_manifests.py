@@ -49,7 +49,7 @@ SUBMITTER = Pod({**OURS, "raylift.dev/run": "digits-261125025111-3c1e"})
 STRANGER = Pod({"app": "notebook"})
 OPERATORS = [  # as KubeRay's chart labels it, and its kustomization
     Pod({"app.kubernetes.io/name": name, "app.kubernetes.io/component": "kuberay-operator"}, "ray-system")
-    for name in ("kuberay-operator",)
+    for name in ("kuberay-operator", "kuberay")
 ]
 DNS = Pod({"k8s-app": "kube-dns"}, "kube-system")
 
