@@ -134,7 +134,7 @@ def ray_cluster(
         spec |= {"enableInTreeAutoscaling": True, "autoscalerOptions": _autoscaler(cluster)}
     if cluster.network_policy:
         # with egress denied too, KubeRay lets pods out to their own cluster and to DNS, but to no storage
-        spec["networkPolicy"] = {"mode": "DenyAllIngress"}
+        spec["networkPolicy"] = {"mode": "DenyAllIngress", "head": {"ingressRules": [_submitting(run_id)]}}
     return spec
 
 
@@ -225,10 +225,11 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
         deadline=request.deadline + cluster.termination_grace_period_seconds if request.deadline is not None else None,
     )
     assert cluster.name is not None
+    labels = {ON_CLUSTER: cluster.name}
     return ray_job(
         name,
         cluster,
-        labels={ON_CLUSTER: cluster.name},
+        labels=labels,
         annotations={URI_ANNOTATION: request.run_uri},
         spec={
             "entrypoint": f"python -P -m trainers.attended {ticket.word()}",
@@ -237,7 +238,9 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
             "submitterConfig": {"backoffLimit": _SUBMISSIONS},
             "backoffLimit": 0,
             "preRunningDeadlineSeconds": cluster.pre_running_deadline_seconds,
-            "submitterPodTemplate": pods.submitter_pod(request.run_id, cluster),
+            "submitterPodTemplate": merge(
+                pods.submitter_pod(request.run_id, cluster), {"metadata": {"labels": labels}}
+            ),
         },
     )
 
@@ -275,6 +278,18 @@ def of_its_pod() -> list[Manifest]:
             "valueFrom": {"resourceFieldRef": {"containerName": pods.CONTAINER, "resource": "limits.cpu"}},
         },
     ]
+
+
+def _submitting(name: str) -> Manifest:
+    """Return a rule that lets in to the head of a run, or of a cluster with a name, the pods that submit there.
+
+    KubeRay knows of those of its own job alone.
+    """
+    labels = ({pods.RUN_LABEL: name}, {ON_CLUSTER: name})
+    return {
+        "from": [{"podSelector": {"matchLabels": {**pods.MANAGED_BY, **each}}} for each in labels],
+        "ports": [{"protocol": "TCP", "port": 8265}],
+    }
 
 
 def _autoscalers_account(cluster: KubernetesCluster) -> Manifest:

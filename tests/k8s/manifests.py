@@ -54,31 +54,33 @@ def render_beside(folder: Path, overlay: str) -> list[Manifest]:
     return render(folder / "my-cluster")
 
 
-def policies_of_kuberay(spec: Manifest, cluster: str, job: str) -> list[Manifest]:
-    """Return what KubeRay makes of a RayCluster's networkPolicy, as far as raylift says it.
+def policies_of_kuberay(spec: Manifest, cluster: str) -> list[Manifest]:
+    """Return what KubeRay makes of a RayCluster's networkPolicy.
 
-    After networkpolicy_controller.go of https://github.com/ray-project/kuberay, as of 1.7, for a cluster of a RayJob.
+    After networkpolicy_controller.go of https://github.com/ray-project/kuberay, as of 1.7, but for its rule for the pod
+    that submits, of whose labels versions differ.
     """
-    own = {"podSelector": {"matchLabels": {"ray.io/cluster": cluster}}}
-    submitter = {"podSelector": {"matchLabels": {"ray.io/originated-from-cr-name": job}}}
+    policy, own = spec["networkPolicy"], {"podSelector": {"matchLabels": {"ray.io/cluster": cluster}}}
     operator = {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}}
     system = {"matchLabels": {"kubernetes.io/metadata.name": "ray-system"}}
-    served = [{"protocol": "TCP", "port": 8265}]
-    to_head = [
-        {"from": [{"podSelector": operator, "namespaceSelector": system}], "ports": served},
-        {"from": [submitter], "ports": served},
-    ]
+    asking = [{"podSelector": operator, "namespaceSelector": system}]
+    to_head = {"from": asking, "ports": [{"protocol": "TCP", "port": 8265}]}
     dns = [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]
-    denied = [each for each in ("Ingress", "Egress") if spec["networkPolicy"]["mode"] in ("DenyAll", f"DenyAll{each}")]
     return [
         {
             "kind": "NetworkPolicy",
             "metadata": {"name": f"{cluster}-{role}", "namespace": "raylift"},
             "spec": {
                 "podSelector": {"matchLabels": {"ray.io/cluster": cluster, "ray.io/node-type": role}},
-                "policyTypes": denied,
-                "ingress": [{"from": [own]}, *(to_head if role == "head" else [])],
-                "egress": [{"to": [own]}, {"ports": dns}],
+                "policyTypes": [
+                    each for each in ("Ingress", "Egress") if policy["mode"] in ("DenyAll", f"DenyAll{each}")
+                ],
+                "ingress": [
+                    {"from": [own]},
+                    *([to_head] if role == "head" else []),
+                    *policy.get(role, {}).get("ingressRules", []),
+                ],
+                "egress": [{"to": [own]}, {"ports": dns}, *policy.get(role, {}).get("egressRules", [])],
             },
         }
         for role in ("head", "worker")

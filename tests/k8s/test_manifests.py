@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from kubernetes.utils.quantity import parse_quantity
 
 from cluster.kubernetes.manifest import render as render_job
+from cluster.kubernetes.named import render_cluster
 from cluster.kubernetes.versions import KUBERAY
+from tests.cluster.kubernetes.golden import named_cluster, on_named_cluster
 from tests.cluster.kubernetes.golden import request as launch
 from tests.harness import ROOT
 from tests.k8s.manifests import (
@@ -250,16 +253,19 @@ def of_run(name: str) -> tuple[Pod, Pod, Pod]:
     """Return a head, a worker and a submitter of a run, as KubeRay labels them."""
     run = {**OURS, "raylift.dev/run": name}
     in_cluster = {**run, "ray.io/cluster": f"{name}-x7k2p"}
-    submitter = {**run, "ray.io/originated-from-cr-name": name}
     head, worker = ({**in_cluster, "ray.io/node-type": role} for role in ("head", "worker"))
-    return Pod(head), Pod(worker), Pod(submitter)
+    return Pod(head), Pod(worker), Pod(run)
 
 
 @pytest.fixture(scope="module")
 def closed() -> list[Manifest]:
     """Return KubeRay's own policies of two runs with `network_policy: true`."""
-    spec = render_job(launch("plain", network_policy=True))[0]["spec"]["rayClusterSpec"]
-    return [each for name in ("one", "two") for each in policies_of_kuberay(spec, f"{name}-x7k2p", name)]
+    of_runs = [render_job(replace(launch("plain", network_policy=True), run_id=name))[0] for name in ("one", "two")]
+    return [
+        policy
+        for job in of_runs
+        for policy in policies_of_kuberay(job["spec"]["rayClusterSpec"], f"{job['metadata']['name']}-x7k2p")
+    ]
 
 
 def test_where_runs_are_closed_against_each_other_without_the_policy_ray_each_of_them_works(
@@ -295,6 +301,16 @@ def test_a_run_that_is_closed_against_others_reaches_its_storage_where_there_is_
     assert reaches(closed, submitter, head, 8265)
     for peer in (other, STRANGER, "10.244.1.7"):
         assert [port for port in RAY_PORTS if may_receive(closed, head, peer, port)] == []
+
+
+def test_a_cluster_with_a_name_lets_in_what_submits_to_it_and_no_other_run() -> None:
+    up = named_cluster()
+    closed = replace(up, cluster=up.cluster.model_copy(update={"network_policy": True}))
+    policies = policies_of_kuberay(render_cluster(closed)[0]["spec"]["rayClusterSpec"], "dev-x7k2p")
+    guest = render_job(on_named_cluster())[0]["spec"]["submitterPodTemplate"]
+    head, _, _ = of_run("dev")
+    assert reaches(policies, Pod(guest["metadata"]["labels"]), head, 8265)
+    assert not reaches(policies, SUBMITTER, head, 8265)
 
 
 def reaches(manifests: list[Manifest], sender: Pod, receiver: Pod, port: int) -> bool:
