@@ -21,7 +21,7 @@ from cluster.kubernetes.fetch import DONE, TOLD
 from cluster.kubernetes.manifest import ray_job, render
 from cluster.kubernetes.pods import RUN_LABEL, Manifest
 from cluster.kubernetes.versions import CLIENTS, RAY_VERSION
-from cluster.provider import LaunchRequest
+from cluster.provider import LaunchRequest, State
 
 _LABEL = "raylift.dev/check"  # of the RayJob of one
 _PROBE = "raylift-probe"
@@ -48,7 +48,8 @@ def render_probe(cluster: KubernetesCluster, storage: str, name: str) -> Manifes
     small = cluster.model_copy(update={"head": _SMALL, "termination_grace_period_seconds": 30})
     uri = f"{storage.rstrip('/')}/.raylift/{name}"
     run = render(LaunchRequest(run_id=name, run_uri=uri, cluster=small, max_failures=0))[0]
-    template = run["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
+    cluster_spec = run["spec"]["rayClusterSpec"]
+    template = cluster_spec["headGroupSpec"]["template"]
     template["spec"]["automountServiceAccountToken"] = False  # an autoscaler alone asks Kubernetes
     ray = template["spec"]["containers"][0]
     ray.pop("lifecycle", None)
@@ -68,6 +69,8 @@ def render_probe(cluster: KubernetesCluster, storage: str, name: str) -> Manifes
             "authOptions": {"mode": "token"},
             "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": template},
             "workerGroupSpecs": [],
+            # which KubeRay refuses where its gate is off, and nobody else can tell
+            **{key: cluster_spec[key] for key in ("networkPolicy",) if key in cluster_spec},
         },
     }
     return ray_job(name, cluster, labels={**run["metadata"]["labels"], _LABEL: name}, annotations={}, spec=spec)
@@ -115,20 +118,24 @@ def _wait_for_its_end(server: Api, namespace: str, name: str) -> None:
                 if told == DONE:
                     return
                 raise InfrastructureError(told or f"it ended with exit code {exit_code}: {' '.join(printed[-1:])}")
+        state, why = _where_it_stands(server, namespace, name, found)
+        if state.is_final:
+            raise InfrastructureError(why)
         if not (held := reasons.held(found)):
             well = time.monotonic()
         elif time.monotonic() - well > _HELD:
             raise InfrastructureError(held)
         if time.monotonic() > deadline:
-            raise InfrastructureError(f"not known after {_PATIENCE:.0f} s: {_why_it_waits(server, namespace, name)}")
+            raise InfrastructureError(f"not known after {_PATIENCE:.0f} s: {why}")
         time.sleep(_POLL)
 
 
-def _why_it_waits(server: Api, namespace: str, name: str) -> str:
+def _where_it_stands(server: Api, namespace: str, name: str, found: list[Object]) -> tuple[State, str]:
     job = server.find(api.RAY_JOBS, namespace, name)
     if job is None:
-        return "somebody has deleted it"
-    return reasons.where_it_stands(job, _pods(server, namespace, name), [], None)[1] or "its pod has not ended"
+        return State.FAILED, "somebody has deleted its RayJob"
+    state, why = reasons.where_it_stands(job, found, [], None)
+    return state, why or "its pod has not written yet"
 
 
 def _pods(server: Api, namespace: str, name: str) -> list[Object]:

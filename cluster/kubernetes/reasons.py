@@ -25,12 +25,14 @@ _STATES = {
     "Failed": State.FAILED,
     "ValidationFailed": State.FAILED,
 }
+_GATE = re.compile(r"spec\.networkPolicy requires the (\w+) feature gate")  # validation.go
 _NEVER_READY = "PreRunningDeadlineExceeded"
 _FAILURES = {
     "DeadlineExceeded": "it took longer than its budget allows, and did not end by itself",
     _NEVER_READY: "its pods did not start within cluster.pre_running_deadline_seconds",
     "SubmissionFailed": "the driver was lost, or could not be submitted",
     "AppFailed": "the driver died",
+    "ValidationFailed": "KubeRay does not take it",
     "JobDeploymentStatusTransitionGracePeriodExceeded": "the pod that submits has ended, and the driver had not",
     "JobStatusCheckTimeoutExceeded": "KubeRay could not ask the head's Ray about the driver for too long",
 }
@@ -87,6 +89,10 @@ def _failure(job: Object, pods: Sequence[Object], events: Sequence[Object]) -> s
     if status.get("reason") == _NEVER_READY:
         why = why or _unfetched(job, pods, events)
     why = why or trouble(failed) or status.get("message", "")
+    if (gate := _GATE.search(why)) is not None:
+        why += (
+            f". Turn it on in KubeRay's operator (--feature-gates={gate[1]}=true), or leave out cluster.network_policy"
+        )
     return f"{said}: {why}" if why else said
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from cluster.config import KubernetesCluster
-from cluster.kubernetes.probe import render_probe
+from cluster.errors import InfrastructureError
+from cluster.kubernetes.probe import probe, render_probe
 from cluster.kubernetes.provider import KubernetesProvider
 from cluster.provider import State
 from tests.cluster.kubernetes.golden import RUN_ID, documents, request
@@ -240,6 +241,10 @@ def test_a_gate_that_is_off_fails_a_run_with_the_words_of_kuberay(server: ApiSer
         provider = launched(network_policy=True)
         waits_for(provider, "spec.networkPolicy requires the RayClusterNetworkPolicy feature gate to be enabled")
         assert provider.describe(RUN_ID).state is State.FAILED
+        assert "--feature-gates=RayClusterNetworkPolicy=true" in provider.describe(RUN_ID).reason
+        with pytest.raises(InfrastructureError, match=r"does not take it: spec\.networkPolicy requires the Ray"):
+            probe(provider.server, provider.cluster, "s3://bucket/runs")
+    assert [each["metadata"]["name"] for each in server.all("RayJob")] == [RUN_ID]
 
 
 def test_a_gate_that_is_on_does_not(server: ApiServer) -> None:
