@@ -113,7 +113,8 @@ def ray_cluster(
         "authOptions": {"mode": "token"},  # KubeRay makes the token, in a Secret that goes with the cluster
         "headGroupSpec": {
             "serviceType": "ClusterIP",
-            "rayStartParams": {"num-cpus": "0", **_PORTS},  # no rank is placed here
+            # no rank is placed here, also where Ray would find an accelerator
+            "rayStartParams": {"num-cpus": "0", "num-gpus": "0", **_PORTS},
             "template": head,
         },
         "workerGroupSpecs": [

@@ -16,6 +16,9 @@ RUN_LABEL = "raylift.dev/run"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "raylift"}
 RUN_URI = "RAYLIFT_RUN_URI"  # of the run: not on the command line, which several shells would read
 _SCRATCH = "/tmp"  # the one place of a container that can be written to, beside shared memory
+# A runtime of NVIDIA's shows all of a node's to a container that asked for none, where its image says so as CUDA's do:
+# https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/docker-specialized.html
+_NO_GPUS = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}
 _UNITS = {"Mi": 1, "Gi": 1024, "Ti": 1024**2}
 
 # What machines with an accelerator are labelled, by those who know: NVIDIA's GPU feature discovery
@@ -66,7 +69,7 @@ _TAINTS = ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority")
 
 def head_pod(run_id: str, cluster: KubernetesCluster, env: Sequence[Manifest], secrets: Sequence[str]) -> Manifest:
     """Return the template of the pod with the driver: no accelerator, on no spot machine, and no rank trains there."""
-    container = _ray_container("head", cluster, amounts(cluster.head), env, secrets)
+    container = _ray_container("head", cluster, amounts(cluster.head), [dict(_NO_GPUS), *env], secrets)
     terms = _terms([], on_spot=False) if cluster.spot is not None else []
     return _pod(run_id, cluster, container, _affinity(terms, []))
 
@@ -112,7 +115,7 @@ def submitter_pod(run_id: str, cluster: KubernetesCluster) -> Manifest:
         "name": "ray-job-submitter",
         "image": image(cluster),
         "imagePullPolicy": cluster.pull_policy,
-        "env": [{"name": "HOME", "value": _SCRATCH}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}],
+        "env": [{"name": "HOME", "value": _SCRATCH}, dict(_NO_GPUS), {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}],
         "resources": {"requests": few, "limits": dict(few)},
         "securityContext": container_security(),
         "volumeMounts": [{"name": "scratch", "mountPath": _SCRATCH}],

@@ -292,6 +292,21 @@ def test_no_rank_is_placed_on_the_head_and_one_on_each_pod_of_processors() -> No
     assert driver_cluster(block("processors")) == LocalCluster(address="auto", workers=2)
 
 
+@every_case
+def test_neither_the_head_nor_what_submits_has_or_is_shown_a_gpu(case: str) -> None:
+    manifest = job(case)
+    assert ray_cluster(case)["headGroupSpec"]["rayStartParams"]["num-gpus"] == "0"
+    shown = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}
+    found = {name: each["spec"]["containers"][0] for name, each in templates(manifest).items()}
+    assert {name: shown in each["env"] for name, each in found.items()} == {
+        "head": True,
+        "worker": False,
+        "submitter": True,
+    }
+    for name in ("head", "submitter"):
+        assert "nvidia.com/gpu" not in found[name]["resources"]["limits"]
+
+
 def test_a_range_of_workers_has_an_autoscaler_and_the_driver_is_told_of_it() -> None:
     spec = ray_cluster("elastic-queue")
     (workers,) = spec["workerGroupSpecs"]
