@@ -269,8 +269,10 @@ def test_a_process_that_stays_is_6_and_is_named(run: Run, monkeypatch: pytest.Mo
     monkeypatch.setattr(local, "_GRACE", 0.0)  # seconds in which it is killed
     with scratch_of(run.id) as scratch, process_in(scratch, "stays") as process:
         done = CliRunner().invoke(app, ["rm", run.uri, "-y"])
-    assert done.exit_code == 6
-    assert f"left over: process {process.pid}" in done.stdout
+        assert done.exit_code == 6
+        assert f"left over: process {process.pid}" in done.stdout
+        assert f"Once that is gone: raylift rm {run.uri}" in done.stdout
+        assert Path(run.uri).exists()
 
 
 def test_a_traceback_is_shown_where_it_is_asked_for(tmp_path: Path) -> None:

@@ -374,6 +374,22 @@ def test_a_run_is_removed_with_its_job_and_not_while_it_runs(server: ApiServer, 
     assert not list(run.storage.list(""))
 
 
+def test_a_run_of_which_something_stays_is_kept_until_that_is_gone(server: ApiServer, options: list[str]) -> None:
+    run = run_of(options)
+    assert raylift_here("run", *options, "--detach").returncode == 0
+    take_up(server, run.id, finalizer=True)
+    server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Complete")
+    done = raylift_here("rm", run.uri, "--yes")
+    assert done.returncode == 6
+    assert f"left over: RayJob {run.id} raylift, being deleted, held by ray.io/rayjob-finalizer" in done.stdout
+    assert f"Once that is gone: raylift rm {run.uri}" in done.stdout
+    assert json.loads(raylift_here("rm", run.uri, "--yes", "--json").stdout)["objects"] == 0
+    server.change("RayJob", "raylift", run.id, lambda value: value["metadata"].update(finalizers=[]))
+    done = raylift_here("rm", run.uri, "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(run.storage.list(""))
+
+
 def test_what_stays_after_stop_now_is_named_and_the_exit_code_is_6(server: ApiServer, options: list[str]) -> None:
     run = run_of(options)
     assert raylift("run", *options, "--detach").returncode == 0
