@@ -60,7 +60,7 @@ class Plan:
 
     provider: str
     resources: Sequence[Resource]
-    usd_per_hour: float = 0.0
+    usd_per_hour: float = 0.0  # that it adds to what is paid already
     manifest: str = ""  # exactly what would be applied, where the provider applies a document
 
 

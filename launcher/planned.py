@@ -22,6 +22,8 @@ def as_dict(submission: Submission) -> dict[str, Any]:
         "run_uri": submission.request.run_uri,
         "provider": submission.plan.provider,
         "resources": [asdict(resource) for resource in submission.plan.resources],
+        "usd_per_hour": _usd_per_hour(submission),
+        "manifest": submission.plan.manifest or None,
         "job": submission.spec.model_dump(mode="json", exclude_none=True),
     }
 
@@ -76,9 +78,17 @@ def _sweep(spec: JobSpec, tune: Tune) -> list[tuple[str, str]]:
 
 
 def _price(submission: Submission) -> str:
-    if price := submission.plan.usd_per_hour or submission.spec.cluster.usd_per_hour:
-        return f"${price:.2f} an hour"
-    return "nothing: this machine" if submission.plan.provider == "local" else "not known: give cluster.usd_per_hour"
+    price = _usd_per_hour(submission)
+    if price is None:
+        return "not known: give cluster.usd_per_hour"
+    return f"${price:.2f} an hour" if price else "nothing: this machine"
+
+
+def _usd_per_hour(submission: Submission) -> float | None:
+    """Return what the cluster of a run costs, whoever has started it; None where nobody said so."""
+    if (price := submission.spec.cluster.usd_per_hour) is not None:
+        return price
+    return 0.0 if submission.plan.provider == "local" else None
 
 
 def _evaluation(submission: Submission) -> str:

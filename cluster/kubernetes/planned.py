@@ -42,11 +42,12 @@ def plan(request: LaunchRequest) -> Plan:
         *([Resource(kind="raylift", name=request.bundle, detail="fetched by each pod")] if request.bundle else []),
         Resource(kind="ends", name=_ends(request, cluster), run_id=request.run_id),
     ]
-    return Plan(provider="kubernetes", resources=found, manifest=to_yaml(documents))
+    price = cluster.usd_per_hour or 0.0
+    return Plan(provider="kubernetes", resources=found, usd_per_hour=price, manifest=to_yaml(documents))
 
 
 def _on_a_cluster(request: LaunchRequest, cluster: KubernetesCluster, documents: list[pods.Manifest]) -> Plan:
-    """Return what comes to a cluster that is there already."""
+    """Return what comes to a cluster that is there already, and is paid for whether or not a run is there."""
     found = [
         Resource(kind="RayJob", name=request.run_id, run_id=request.run_id, detail=f"in {cluster.namespace}"),
         Resource(kind="cluster", name=str(cluster.name), run_id=request.run_id, detail="is there, and stays"),

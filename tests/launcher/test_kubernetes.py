@@ -65,6 +65,17 @@ def test_a_budget_of_money_is_one_of_hours_too(job_file: Path, budget: str, hour
     assert manifest["spec"]["activeDeadlineSeconds"] == hours * 3600 + 3600 + 120
 
 
+def test_a_plan_for_programs_has_the_price_and_the_manifest(job_file: Path) -> None:
+    options = ("--on", "k8s.yaml", "--storage", STORAGE, "--id", "mine")
+    told = json.loads(raylift_here("plan", job_file, *options, "--json").stdout)
+    assert told["usd_per_hour"] is None
+    assert told["manifest"] == raylift_here("plan", job_file, *options, "--yaml").stdout
+    priced = raylift_here("plan", job_file, *options, "--set", "cluster.usd_per_hour=98", "--json")
+    assert json.loads(priced.stdout)["usd_per_hour"] == 98
+    here = json.loads(raylift_here("plan", job_file, "--json").stdout)
+    assert (here["usd_per_hour"], here["manifest"]) == (0, None)
+
+
 def test_a_plan_in_yaml_of_a_run_on_this_machine_is_refused(job_file: Path) -> None:
     done = raylift_here("plan", job_file, "--yaml")
     assert done.returncode == 2

@@ -54,6 +54,17 @@ def test_a_detached_run_is_a_job_in_the_cluster_and_a_run_in_storage(server: Api
     assert (told["state"], told["reason"]) == ("PENDING", "KubeRay has not taken it up yet")
 
 
+def test_a_run_that_has_a_price_starts_once_somebody_has_agreed_to_it(server: ApiServer, options: list[str]) -> None:
+    priced = [*options, "--set", "cluster.usd_per_hour=98", "--detach"]
+    refused = raylift_here("run", *priced)
+    assert refused.returncode == 2
+    assert "Start it for $98.00 an hour? Nobody is here to answer: add --yes" in refused.stderr
+    assert server.all("RayJob") == []
+    assert not list(run_of(options).storage.list(""))
+    assert raylift_here("run", *priced, "--yes").returncode == 0
+    assert len(server.all("RayJob")) == 1
+
+
 def test_an_audit_lists_a_run_and_after_its_removal_nothing(server: ApiServer, options: list[str]) -> None:
     where = options[1:3]
     assert raylift("audit", *where).stdout == "nothing of raylift's is there\n"
@@ -295,7 +306,8 @@ def test_a_run_on_a_cluster_with_a_name_is_resumed_there_for_as_long_as_it_is_th
     assert raylift_here("up", "dev", *on).returncode == 0
     cluster = take_up(server, "dev")["cluster"]["metadata"]["name"]
     server.set_status("RayJob", "raylift", "dev", jobDeploymentStatus="Running")
-    done = raylift_here("run", *options, "--cluster", "dev", "--detach")
+    paid = ("--set", "cluster.usd_per_hour=98")  # by whoever has made it: nobody is asked again
+    done = raylift_here("run", *options, "--cluster", "dev", "--detach", *paid)
     assert done.returncode == 0, done.stderr
     run.claim()
     assert raylift_here("stop", run.uri, "--now").returncode == 0
