@@ -91,6 +91,15 @@ def test_of_the_trainers_the_launcher_imports_what_describes_a_job_alone() -> No
     assert offences("launcher", forbidden=("trainers",), allowed=("trainers.config", "trainers.tuning")) == []
 
 
+def test_the_stand_ins_of_kubernetes_import_nothing_of_ours_also_by_way_of_other_tests() -> None:
+    files = [file for file in sources("tests/stand_ins/kubernetes") if not file.stem.startswith("test_")]
+    names = [f"tests.stand_ins.kubernetes.{file.stem}" for file in files]
+    found = modules_of("-c", f"import {', '.join(names)}")
+    assert found >= set(names)
+    found |= {module for file in files for module in imports(file)}  # also those inside functions
+    assert [module for module in found if module.split(".")[0] in (*PACKAGES, "raylift")] == []
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_init_files_are_empty(package: str) -> None:
     inits = [file for file in sources(package) if file.name == "__init__.py"]

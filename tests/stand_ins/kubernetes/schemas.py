@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.harness import ROOT
-
 Schema = Mapping[str, Any]
+_CHECKOUT = Path(__file__).parents[3]
 _ROOT_FIELDS = {"apiVersion", "kind", "metadata"}
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "object": dict,
@@ -46,7 +45,7 @@ def kuberay_crds() -> list[dict[str, Any]]:
 
 def crds_folder() -> Path:
     """Return where KubeRay's CustomResourceDefinitions are, if they are anywhere."""
-    return Path(os.environ.get("KUBERAY_CRDS") or ROOT.parent / "shared" / "kuberay-crds")
+    return Path(os.environ.get("KUBERAY_CRDS") or _CHECKOUT.parent / "shared" / "kuberay-crds")
 
 
 @cache
