@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 from ruamel.yaml import YAML
 
 from tests.harness import ROOT
+from tests.needs import kubectl
 
 K8S = ROOT / "k8s"
 Manifest = dict[str, Any]
@@ -31,10 +31,8 @@ def read(file: Path) -> list[Manifest]:
 
 
 def render(folder: Path) -> list[Manifest]:
-    """Return what `kubectl apply -k` would apply. Skips the test where there is no kubectl."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
-    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
+    """Return what `kubectl apply -k` would apply. Ends the test where there is no kubectl."""
+    done = subprocess.run([kubectl(), "kustomize", folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(YAML(typ="safe").load_all(done.stdout))
 

@@ -7,7 +7,6 @@ KubeRay, Kueue, and the namespaces raylift and ml.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from cluster.kubernetes.documents import to_yaml
 from cluster.kubernetes.probe import render_probe
 from tests.cluster.kubernetes.golden import documents, request
 from tests.k8s.manifests import K8S, Manifest, read, render, render_with
+from tests.needs import kubectl
 from tests.stand_ins.kubernetes.server import api_server
 
 REAL = os.environ.get("RAYLIFT_TEST_KUBECONFIG")
@@ -32,8 +32,6 @@ DryRun = Callable[[list[Any]], None]
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return the kubeconfig of an administrator; at the end, the stand-in has kept nothing."""
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
     if REAL is not None:
         yield Path(REAL)
         return
@@ -52,7 +50,7 @@ def dry_run(config: Path, tmp_path: Path) -> DryRun:
         known = [each for each in manifests if REAL is not None or not each["apiVersion"].startswith("kueue.")]
         options = ["--server-side", "--force-conflicts", "--dry-run=server", f"--cache-dir={tmp_path}"]
         done = subprocess.run(
-            ["kubectl", "--kubeconfig", config, "apply", *options, "-f", "-"],
+            [kubectl(), "--kubeconfig", config, "apply", *options, "-f", "-"],
             input=to_yaml(known),
             capture_output=True,
             text=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import shutil
 import ssl
 import subprocess
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import needs
 from tests.cluster.kubernetes.golden import FOLDER, RUN_ID
 from tests.k8s.manifests import K8S, render
 from tests.stand_ins.kubernetes.access import User
@@ -74,11 +74,9 @@ def apply(call: Call, document: Object, manager: str, *, path: str = "", force: 
 
 
 def kubectl(server: ApiServer, *arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
     config = server.kubeconfig("admin", "admin-token")
     return subprocess.run(
-        ["kubectl", "--kubeconfig", config, "--cache-dir", server.folder / "cache", *arguments],
+        [needs.kubectl(), "--kubeconfig", config, "--cache-dir", server.folder / "cache", *arguments],
         input=stdin,
         capture_output=True,
         text=True,
