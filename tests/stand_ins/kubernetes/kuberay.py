@@ -11,6 +11,7 @@ the other, and without Ray's monitors: what starts at once on one small machine 
 from __future__ import annotations
 
 import base64
+import calendar
 import contextlib
 import json
 import secrets
@@ -172,7 +173,7 @@ class Operator:
         since = status.get("jobStatusCheckFailureStartTime")
         if since is None:
             self._set(job, jobStatusCheckFailureStartTime=now())
-        elif time.time() - _seconds(since) > self.unheard:
+        elif time.time() - seconds(since) > self.unheard:
             said = f"Job status checks have been failing since {since}"
             self._fail(job, status, "JobStatusCheckTimeoutExceeded", said)
 
@@ -201,14 +202,14 @@ class Operator:
 
     def _expire(self, job: Object, status: Object) -> None:
         spec = job["spec"]
-        over = time.time() - _seconds(status["endTime"]) > spec.get("ttlSecondsAfterFinished", 0)
+        over = time.time() - seconds(status["endTime"]) > spec.get("ttlSecondsAfterFinished", 0)
         cluster = self.server.get("RayCluster", job["metadata"]["namespace"], status["rayClusterName"])
         own = "clusterSelector" not in spec
         if own and spec.get("shutdownAfterJobFinishes") and over and cluster is not None:
             self.server.delete("RayCluster", job["metadata"]["namespace"], status["rayClusterName"])
 
     def _is_past_deadline(self, job: Object, status: Object) -> bool:
-        spent = time.time() - _seconds(status["startTime"])
+        spent = time.time() - seconds(status["startTime"])
         starting = status["jobDeploymentStatus"] == "Initializing"
         for key, reason, applies in (
             ("activeDeadlineSeconds", "DeadlineExceeded", True),
@@ -566,7 +567,6 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _seconds(text: str) -> float:
-    import calendar
-
+def seconds(text: str) -> float:
+    """Return when something was, from how the API says it."""
     return float(calendar.timegm(time.strptime(text, "%Y-%m-%dT%H:%M:%SZ")))

@@ -16,7 +16,7 @@ from cluster.provider import LaunchRequest, State
 from tests.cluster.kubernetes.golden import RUN_ID, request
 from tests.harness import ROOT, wait_for
 from tests.stand_ins.kubernetes.kubelet import processes
-from tests.stand_ins.kubernetes.kuberay import Operator, operator
+from tests.stand_ins.kubernetes.kuberay import Operator, operator, seconds
 from tests.stand_ins.kubernetes.kueue import Kueue
 from tests.stand_ins.kubernetes.server import ApiServer, api_server
 
@@ -68,6 +68,12 @@ def run(tmp_path: Path) -> LaunchRequest:
     no_hook = {"spec": {"containers": [{"name": "ray", "lifecycle": None}]}}  # there is no storage to ask
     block = {"overrides": {"spec": spec}, "pod_template": no_hook, "termination_grace_period_seconds": 30}
     return dataclasses.replace(request("processors", image=IMAGE, **block), max_failures=1)
+
+
+def with_spec(run: LaunchRequest, **spec: Any) -> LaunchRequest:
+    """Return the run with more said in the spec of its RayJob."""
+    overrides = {"spec": {**run.cluster.overrides["spec"], **spec}}  # type: ignore[union-attr]
+    return dataclasses.replace(run, cluster=run.cluster.model_copy(update={"overrides": overrides}))
 
 
 @pytest.fixture
@@ -294,14 +300,40 @@ def test_pods_that_find_no_node_end_the_run_at_its_deadline_with_the_reason(
     server: ApiServer, kuberay: Operator, provider: KubernetesProvider, run: LaunchRequest
 ) -> None:
     kuberay.kubelet.full = True
-    overrides = {"spec": {"preRunningDeadlineSeconds": 2}}
-    cluster = run.cluster.model_copy(update={"overrides": overrides})
-    provider.launch(dataclasses.replace(run, cluster=cluster))
+    provider.launch(with_spec(run, preRunningDeadlineSeconds=2))
     assert reaches(server, "Failed")["failed"] == 2, "it is tried again as often as after any other failure"
     reason = provider.describe(RUN_ID).reason
     assert reason.startswith(
         "its pods did not start within cluster.pre_running_deadline_seconds: no node takes the pod"
     )
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_run_that_does_not_end_by_its_deadline_has_failed_and_is_not_tried_again(
+    server: ApiServer, provider: KubernetesProvider, run: LaunchRequest
+) -> None:
+    provider.launch(with_spec(run, activeDeadlineSeconds=2))
+    found = reaches(server, "Failed")
+    assert (found["reason"], found["failed"]) == ("DeadlineExceeded", 1), "though a try is left"
+    assert seconds(found["endTime"]) - seconds(found["startTime"]) >= 2
+    wait_for(lambda: server.all("RayCluster") == [], "the end of its cluster", timeout=60)
+    assert status(server)["jobDeploymentStatus"] == "Failed"
+    said = "it took longer than its budget allows, and did not end by itself"
+    assert (provider.describe(RUN_ID).state, provider.describe(RUN_ID).reason.split(":")[0]) == (State.FAILED, said)
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_pods_can_be_looked_at_for_as_long_as_the_job_says_after_its_end(
+    server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "go").write_text("0")
+    provider.launch(with_spec(run, ttlSecondsAfterFinished=3))
+    ended = seconds(reaches(server, "Complete")["endTime"])
+    assert len(names_of(server, "worker")) == 2
+    assert {each["status"]["phase"] for each in (pod_of(server, "head"), pod_of(server, "worker"))} == {"Running"}
+    wait_for(lambda: server.all("RayCluster") == [], "the end of its cluster", timeout=60)
+    assert time.time() - ended > 3
+    wait_for(lambda: names_of(server, "head") | names_of(server, "worker") == set(), "the end of its pods", timeout=60)
 
 
 @pytest.mark.usefixtures("kuberay")
