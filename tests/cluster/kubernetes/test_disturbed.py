@@ -18,7 +18,7 @@ from tests.cluster.kubernetes import test_training
 from tests.cluster.kubernetes.test_training import BLOCK, PATIENT, pods_of
 from tests.finished import train
 from tests.harness import ROOT, Started, losses, raylift, start_raylift, wait_for
-from tests.k8s.manifests import K8S, read
+from tests.k8s.manifests import render_with
 from tests.stand_ins.kubernetes.kubelet import processes
 from tests.stand_ins.kubernetes.kuberay import Operator
 from tests.stand_ins.kubernetes.kueue import Kueue
@@ -150,8 +150,9 @@ def test_a_run_whose_queue_takes_its_pods_back_saves_and_goes_on_when_its_turn_c
     server: ApiServer, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]
 ) -> None:
     (tmp_path / "k8s.yaml").write_text(f"{BLOCK}queue: gpu\n")
-    for document in read(K8S / "components" / "kueue" / "role.yaml"):  # else nobody but the queue knows why it waits
-        server.create(document["kind"], document, "raylift")
+    for document in render_with(tmp_path, "resources: [base]\ncomponents: [components/kueue]\n"):
+        if document["metadata"]["name"] == "raylift-queues":  # else nobody but the queue knows why it waits
+            server.create(document["kind"], document, "raylift")
     queue = Kueue(server, "raylift")
     with start_raylift("run", DIGITS, *on, *MORE) as process:
         wait_for(lambda: server.all("RayJob"), "the launch", timeout=PATIENT)
