@@ -29,6 +29,7 @@ from cluster.errors import (
     ObjectNotFoundError,
     RunExistsError,
     RunNotFoundError,
+    SupersededError,
 )
 from cluster.records import (
     FORMAT,
@@ -136,6 +137,7 @@ class Run:
         self,
         *,
         launch: str = "",
+        after: int | None = None,
         origin: Origin | None = None,
         read: bool = False,
         on_corrupt: Callable[[Checkpoint, str], None] | None = None,
@@ -149,6 +151,9 @@ class Run:
         after it go on, from there once more where nothing of their own is intact. `launch` marks the attempts of one
         launch, so that its restarts can be counted. `on_corrupt` is told, once a step, of the checkpoints that were
         passed over, and why.
+
+        With `after`, it takes the number after that one or none: raises SupersededError where somebody else has
+        claimed since, so that whoever was cut off for a while does not take the run back.
         """
         damaged: dict[int, tuple[Checkpoint, str]] = {}
         taken = origin is None or self.has_taken(origin)
@@ -161,6 +166,10 @@ class Run:
                 base = holder.checkpoint_at(origin.attempt, origin.step)
                 holder._check(base, read=read or taken)  # where it was taken before, the copy of it is damaged
             number = max(self.attempts(), default=0) + 1
+            if after is not None and number <= after:
+                raise SupersededError(f"{self.uri} is gone: somebody removed it while it ran")
+            if after is not None and number > after + 1:
+                raise SupersededError(f"attempt {number - 1} has taken over {self.uri}; what it ran before ends here")
             claim = Claim(
                 attempt=number,
                 host=socket.gethostname(),
@@ -183,11 +192,23 @@ class Run:
                 if holder is not self:
                     raise
                 read = True  # its own attempt let go of it in between, or it was listed and is not there all the same
+                after = number if after is not None else None
                 continue
             if on_corrupt is not None:
                 for found, why in damaged.values():
                     on_corrupt(found, why)
             return attempt
+
+    def newest_of(self, launch: str, since: int) -> int:
+        """Return the newest attempt, for a launch to claim after it; `since` was the newest as it was launched.
+
+        Raises SupersededError where another launch has claimed one since.
+        """
+        newest = max(self.attempts(), default=0)
+        others = [claim.attempt for claim in self.claims() if claim.attempt > since and claim.launch != launch]
+        if others:
+            raise SupersededError(f"attempt {others[-1]} has taken over {self.uri}; what it ran before ends here")
+        return newest
 
     def has_taken(self, origin: Origin) -> bool:
         """Whether an attempt of this run has started from a checkpoint of another."""

@@ -69,8 +69,7 @@ class Supervisor:
                 continue
             failures += 1
             again = code not in FINAL and failures <= self.launch["max_failures"] and not self.stopping
-            self._record_crash(code, again=again)
-            if not again:
+            if not self._record_crash(code, again=again):
                 break
         if not (self.scratch / UNRECORDED).exists():
             clear(self.scratch)
@@ -87,6 +86,7 @@ class Supervisor:
         environment = {
             **os.environ,
             "RAYLIFT_LAUNCH": self.launch_id,
+            "RAYLIFT_NEWEST_ATTEMPT": str(self.launch["newest_attempt"]),
             "RAYLIFT_CLUSTER": json.dumps(self.launch["cluster"]),
             "RAYLIFT_RAY_FOLDER": str(ray_folder(self.scratch)),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -151,9 +151,9 @@ class Supervisor:
         except RayliftError:
             return False
 
-    def _record_crash(self, code: int, *, again: bool) -> None:
-        """Say in storage what happened; where no restart follows, that is the run's result."""
-        from cluster.errors import RayliftError
+    def _record_crash(self, code: int, *, again: bool) -> bool:
+        """Say in storage what happened; return whether a restart follows: with `again`, unless others took over."""
+        from cluster.errors import RayliftError, SupersededError
         from cluster.segments import SegmentWriter
 
         log = _tail(self.scratch / "driver.log")
@@ -163,8 +163,6 @@ class Supervisor:
         self.frozen, self.kills = "", [kills_for_memory()]
         try:
             attempt = self._crashed_attempt(self._open_run())
-            if attempt is None:
-                return
             output = SegmentWriter(attempt.run, attempt.number, "logs", "supervisor")
             output.append_bytes(log)
             output.close()
@@ -176,21 +174,23 @@ class Supervisor:
                 attempt.finish(result)
                 events.append({"event": "finished", "state": result.state, "message": result.message})
             events.close()
+        except SupersededError:
+            return False
         except RayliftError as error:
             print(f"could not record in {self.launch['run_uri']}: {error}", file=sys.stderr, flush=True)
             if not again:
                 (self.scratch / UNRECORDED).write_text(f"{reason}; and that could not be saved: {error}")
+        return again
 
-    def _crashed_attempt(self, run: Run) -> Attempt | None:
-        """Return the attempt that the driver lost, a new one where it claimed none; None where others took over."""
+    def _crashed_attempt(self, run: Run) -> Attempt:
+        """Return the attempt that the driver lost, a new one where it claimed none. Raises SupersededError."""
         from cluster.attempts import Attempt
 
-        claims = run.claims()
-        mine = [claim.attempt for claim in claims if claim.launch == self.launch_id]
-        newest = claims[-1].attempt if claims else 0
-        if newest > self.launch["newest_attempt"] and claims[-1].launch != self.launch_id:
-            return None
-        lost = Attempt(run, claims[-1]) if mine and mine[-1] > self.recorded else run.claim(launch=self.launch_id)
+        newest = run.newest_of(self.launch_id, since=self.launch["newest_attempt"])
+        if newest > max(self.recorded, self.launch["newest_attempt"]):
+            lost = Attempt.reopen(run, newest)
+        else:
+            lost = run.claim(launch=self.launch_id, after=newest)
         self.recorded = lost.number
         return lost
 

@@ -82,6 +82,7 @@ class Driver:
         self.job, self.whole = job, whole
         self.spending = Spending(run, limit_of(whole))
         self._told_to_leave = False
+        self._claimed: int | None = None  # the newest attempt of this driver
         self._reached: dict[int, int] = {}  # the last step of each attempt, as its ranks on this machine had it
         self.patient = patient(run, gives_up=lambda: self.leaving)
         self.launch = os.environ.get("RAYLIFT_LAUNCH", "")
@@ -160,7 +161,9 @@ class Driver:
     def _claim(self) -> tuple[Attempt, SegmentWriter]:
         corrupt: list[dict[str, Any]] = []
         note = lambda checkpoint, why: corrupt.append(passed_over(checkpoint, why))  # noqa: E731
-        attempt = Attempt(self.run, self.patient.claim(launch=self.launch, on_corrupt=note).claim)
+        after = self._claimed if self._claimed is not None else last_before(self.patient)
+        attempt = Attempt(self.run, self.patient.claim(launch=self.launch, after=after, on_corrupt=note).claim)
+        self._claimed = attempt.number
         events = SegmentWriter(self.run, attempt.number, "events", "driver")
         base = attempt.claim.base
         events.append({"event": "claimed", "base": base.step if base else None})
@@ -384,6 +387,16 @@ class Driver:
         self.spending.note(events)
         events.append({"event": "memory", "process": "driver", "peak_bytes": peak_memory()})
         through_outages(events.close, gives_up=lambda: self.leaving)
+
+
+def last_before(run: Run) -> int | None:
+    """Return the attempt after which a driver claims its first; None where nobody said when its launch began.
+
+    Raises SupersededError where another launch has gone on with the run since.
+    """
+    if (since := os.environ.get("RAYLIFT_NEWEST_ATTEMPT")) is None:
+        return None
+    return run.newest_of(os.environ.get("RAYLIFT_LAUNCH", ""), int(since))
 
 
 def start_ray_for(cluster: LocalCluster, cpus: int | None = None) -> tuple[Workers, bool]:

@@ -423,6 +423,43 @@ def test_an_attempts_result_is_written_once(run: Run) -> None:
     assert run.result() == Result(state="SUCCEEDED", step=20, metrics={"loss": 0.5}, at=1.0)
 
 
+def test_who_was_overtaken_claims_nothing_more(run: Run) -> None:
+    assert run.claim(after=0).number == 1
+    assert run.claim(after=1).number == 2
+    with pytest.raises(SupersededError, match="attempt 2 has taken over"):
+        run.claim(after=1)
+    assert run.attempts() == [1, 2]
+
+
+def test_of_two_that_claim_the_same_number_one_is_told_so(run: Run) -> None:
+    def overtake(call: str, path: str, *_: object) -> None:
+        if call == "write" and path.endswith("claim.json") and not run.attempts():
+            run.claim()
+
+    with pytest.raises(SupersededError, match="attempt 1 has taken over"):
+        Run(hooked(run.storage, before=overtake), run.id).claim(after=0)
+    assert run.attempts() == [1]
+
+
+def test_a_run_that_was_removed_is_not_claimed_by_who_had_it(run: Run) -> None:
+    run.claim()
+    run.delete()
+    with pytest.raises(SupersededError, match="is gone: somebody removed it"):
+        run.claim(after=1)
+    assert run.attempts() == []
+
+
+def test_a_launch_goes_on_after_its_own_attempts_and_those_before_it_alone(run: Run) -> None:
+    run.claim(launch="before")
+    assert run.newest_of("mine", since=1) == 1
+    run.claim(launch="mine")
+    assert run.newest_of("mine", since=1) == 2
+    run.claim(launch="a person's resume")
+    with pytest.raises(SupersededError, match="attempt 3 has taken over"):
+        run.newest_of("mine", since=1)
+    assert run.newest_of("another resume", since=3) == 3
+
+
 def test_a_runs_result_is_that_of_its_newest_attempt(run: Run) -> None:
     results = [run.result()]
     run.claim().finish(Result(state="STOPPED", exit_code=4, at=1.0))

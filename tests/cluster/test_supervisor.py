@@ -66,6 +66,10 @@ def hang():
     print("waiting", flush=True)
     time.sleep(600)
 
+def tell():
+    print("after attempt", os.environ["RAYLIFT_NEWEST_ATTEMPT"], flush=True)
+    sys.exit(1)
+
 def take_memory():
     bytearray(os.urandom(1 << 20) * 400)
 
@@ -208,14 +212,23 @@ def test_the_result_before_a_resume_does_not_hide_that_the_new_driver_died(
 def test_where_another_machine_has_taken_over_nothing_is_claimed_whatever_its_clock_says(
     driven: Driven, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driven.launch("hang", max_failures=0)
+    driven.launch("hang", "succeed", max_failures=2)
     driven.until_waiting()
     other = claim_elsewhere(driven.run, monkeypatch, clock=0.0)
     driver = next(process for process in processes_of(driven.scratch) if "trainers.main" in process.cmdline())
     driver.kill()
     driven.until_over()
+    assert driven.starts() == 1
     assert driven.run.attempts() == [other.number]
     assert driven.run.result() is None
+
+
+def test_a_driver_is_told_what_its_launch_began_with(driven: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2):
+        assert claim_elsewhere(driven.run, monkeypatch, clock=0.0).number == number
+    driven.launch("tell")
+    driven.until_over()
+    assert driven.run.output_of(3)["supervisor"] == b"turn 0: tell\nafter attempt 2\n"
 
 
 def test_an_end_that_storage_does_not_take_is_kept_on_this_machine(driven: Driven) -> None:

@@ -18,7 +18,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from cluster.attempts import Attempt
 from cluster.config import Workers
-from cluster.errors import InfrastructureError, NewerFormatError, PreemptedError, StorageError
+from cluster.errors import InfrastructureError, NewerFormatError, PreemptedError, StorageError, SupersededError
 from cluster.local import PREEMPTED, UNRECORDED
 from cluster.records import Base, Result
 from cluster.runs import Run
@@ -196,6 +196,66 @@ def test_a_driver_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so_o
     told = [row for row in driver.run.rows("events") if row["event"] in ("recovering", "checkpoint.corrupt")]
     assert [(row["attempt"], row["event"]) for row in told] == [(2, "recovering"), (3, "checkpoint.corrupt")]
     assert told[1]["step"] == 8
+
+
+# -- where another machine goes on with the run
+
+
+def lose(_: Attempt) -> str:
+    return LOST
+
+
+def test_a_driver_that_was_cut_off_does_not_take_the_run_back(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose_a_rank_after_another_launch_has_begun(attempt: Attempt) -> str:
+        assert attempt.number == 1
+        driver.run.claim(launch="launch-2")
+        return LOST
+
+    with pytest.raises(SupersededError, match="attempt 2 has taken over"):
+        drive(driver, monkeypatch, lose_a_rank_after_another_launch_has_begun)
+    assert [claim.launch for claim in driver.run.claims()] == ["launch-1", "launch-2"]
+    assert driver.run.results() == {}
+
+
+def test_a_driver_that_was_cut_off_does_not_take_the_run_back_from_a_driver_of_its_own_launch(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYLIFT_NEWEST_ATTEMPT", "0")
+    other = Driver(driver.run, driver.job, driver.whole)
+
+    def replaced_by_its_cluster(_: Attempt) -> str:
+        assert other._claim()[0].number == 2
+        return LOST
+
+    with pytest.raises(SupersededError, match="attempt 2 has taken over"):
+        drive(driver, monkeypatch, replaced_by_its_cluster)
+    assert driver.run.attempts() == [1, 2]
+
+
+def test_a_driver_that_starts_after_another_launch_has_claimed_leaves_the_run_alone(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.run.claim(launch="launch-0")
+    monkeypatch.setenv("RAYLIFT_NEWEST_ATTEMPT", "1")
+    driver.run.claim(launch="launch-2")
+    with pytest.raises(SupersededError, match="attempt 2 has taken over"):
+        drive(driver, monkeypatch)
+    assert driver.run.attempts() == [1, 2]
+
+
+def test_a_driver_takes_over_what_was_there_when_its_launch_began(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.run.claim(launch="launch-0")
+    monkeypatch.setenv("RAYLIFT_NEWEST_ATTEMPT", "1")
+    driver.run.claim(launch="launch-1")  # its driver was lost
+
+    def succeed(attempt: Attempt) -> str:
+        attempt.finish(Result(state="SUCCEEDED"))
+        return ""
+
+    assert drive(driver, monkeypatch, lose, succeed) == 0
+    assert [claim.launch for claim in driver.run.claims()] == ["launch-0", *["launch-1"] * 3]
 
 
 # -- while storage is away
