@@ -218,6 +218,7 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
         variables={
             pods.RUN_URI: request.run_uri,
             "RAYLIFT_CLUSTER": driver_cluster(cluster).model_dump_json(exclude_none=True),
+            **_launch(request),
             **({code.DIGEST: request.code} if request.code else {}),
             **({redaction.NAMES: ",".join(request.secrets)} if request.secrets else {}),
             **request.env,
@@ -263,11 +264,18 @@ def _environment(request: LaunchRequest, cluster: KubernetesCluster) -> list[Man
     return [
         {"name": pods.RUN_URI, "value": request.run_uri.replace("$", "$$")},  # Kubernetes would expand $(NAME)
         {"name": "RAYLIFT_CLUSTER", "value": driver},
+        *({"name": name, "value": value} for name, value in _launch(request).items()),
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
         *([{"name": code.DIGEST, "value": request.code}] if request.code else []),
         *([{"name": redaction.NAMES, "value": ",".join(request.secrets)}] if request.secrets else []),
         *of_its_pod(),
     ]
+
+
+def _launch(request: LaunchRequest) -> dict[str, str]:
+    """Return by what the drivers of one launch, each of which may be lost, are told from those of an earlier one."""
+    newest = request.newest_attempt
+    return {"RAYLIFT_LAUNCH": f"after-{newest}", "RAYLIFT_NEWEST_ATTEMPT": str(newest)}
 
 
 def of_its_pod() -> list[Manifest]:

@@ -19,10 +19,13 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from cluster.attempts import Attempt
 from cluster.config import Workers
 from cluster.errors import InfrastructureError, NewerFormatError, PreemptedError, StorageError, SupersededError
+from cluster.kubernetes.manifest import render
 from cluster.local import PREEMPTED, UNRECORDED
 from cluster.records import Base, Result
 from cluster.runs import Run
 from cluster.segments import SegmentWriter
+from cluster.ticket import Ticket
+from tests.cluster.kubernetes.golden import on_named_cluster, request
 from tests.cluster.saves import flip_a_byte, make_files, make_newer, send_half
 from tests.finished import started, training, write_rows
 from tests.harness import wait_for
@@ -64,6 +67,32 @@ def test_the_attempts_of_an_earlier_launch_do_not_count(driver: Driver) -> None:
     for step in (3, 5, 9, 12):
         attempt_that_reached(driver.run, step, launch="launch-0")
     assert driver._why_not_again(attempt_that_reached(driver.run, 14), LOST) is None
+
+
+@pytest.mark.parametrize("place", ["its own cluster", "a named cluster"])
+def test_the_attempts_of_an_earlier_launch_in_kubernetes_do_not_count(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    for _ in range(2):
+        newest = max(driver.run.attempts(), default=0)
+        if place == "a named cluster":
+            job = render(replace(on_named_cluster(), newest_attempt=newest))[0]
+            variables = Ticket.of(job["spec"]["entrypoint"].split()[-1]).variables
+        else:
+            job = render(replace(request("plain"), newest_attempt=newest))[0]
+            head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+            variables = {each["name"]: each.get("value", "") for each in head["env"]}
+        for name in ("RAYLIFT_LAUNCH", "RAYLIFT_NEWEST_ATTEMPT"):
+            monkeypatch.setenv(name, variables[name])
+        launched = Driver(driver.run, driver.job, driver.whole)
+        for step in (3, 5, 9):
+            attempt, _ = launched._claim()
+            write_rows(attempt, "metrics", training(0, step, begin=1000.0))
+            assert launched._why_not_again(attempt, LOST) is None
+    assert driver.run.attempts() == [1, 2, 3, 4, 5, 6]
+    final = launched._why_not_again(launched._claim()[0], LOST)
+    assert final is not None
+    assert "no restart is left" in final.message
 
 
 def test_losses_between_the_same_rows_that_are_far_apart_are_no_reason_while_checkpoints_come(driver: Driver) -> None:
