@@ -161,19 +161,20 @@ def _before_claim(run: Run, *, brief: bool) -> tuple[State, str]:
 def _while_it_runs(run: Run, claim: Claim, *, brief: bool) -> tuple[State, str]:
     if not brief and (remote := remote_of(run)) is not None:
         return look(run, remote)
-    if claim.host != socket.gethostname():
-        return State.RUNNING, f"as far as storage tells: it runs on {claim.host}"
-    if is_running_here(run):
-        events = run.rows_of(claim.attempt, "events")
+    is_of_here = claim.host == socket.gethostname()
+    events = run.rows_of(claim.attempt, "events")
+    if is_of_here and is_running_here(run):
         starting = not any(row["event"] in ("training", "sweep") for row in events)
         if starting and (missing := _missing_workers(events)):
             return State.RECOVERING if claim.attempt > 1 else State.PROVISIONING, missing
         if starting and claim.attempt > 1:
             return State.RECOVERING, "starting again from its newest checkpoint"
         return (State.PROVISIONING, "Ray and the data are getting ready") if starting else (State.RUNNING, "")
+    saved = [row["step"] for row in events if row["event"] == "preempted"]
+    if not is_of_here and not saved:
+        return State.RUNNING, f"as far as storage tells: it runs on {claim.host}"
     if (stop := run.stop_reason()) is not None:
         return State.STOPPED, stop
-    saved = [row["step"] for row in run.rows_of(claim.attempt, "events") if row["event"] == "preempted"]
     if saved:
         return State.RECOVERING, f"preempted: its machine was taken away, all up to step {saved[-1]} is saved"
     return State.FAILED, _last_words(run) or "its processes are gone"

@@ -95,6 +95,19 @@ def test_a_run_of_another_machine_is_running_as_far_as_one_knows(run: Run) -> No
     assert "it runs on another-machine" in summary.reason
 
 
+@pytest.mark.parametrize("brief", [True, False])
+def test_a_run_whose_machine_was_taken_away_can_go_on_from_everywhere(run: Run, brief: bool) -> None:
+    attempt = run.claim()
+    move_elsewhere(attempt)
+    write_rows(attempt, "events", [started(0, at=1.0), {"event": "preempted", "step": 40}])
+    summary = summarize(run, brief=brief)
+    told = "preempted: its machine was taken away, all up to step 40 is saved"
+    assert (summary.state, summary.reason) == (State.RECOVERING, told)
+    assert "raylift resume" in next_steps(summary)[0]
+    move_elsewhere(run.claim())  # which somebody else has resumed
+    assert state(run) is State.RUNNING
+
+
 def test_a_run_whose_processes_are_gone_has_failed_and_can_go_on(run: Run) -> None:
     run.claim()
     summary = summarize(run)

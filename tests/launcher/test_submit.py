@@ -21,7 +21,7 @@ from launcher.spec import LoadedJob, load, load_frozen
 from launcher.status import summarize
 from launcher.submit import prepare, refuse_while_heard_of, relaunch, submit
 from tests.cluster.saves import make_files, make_newer
-from tests.finished import new_run
+from tests.finished import new_run, write_rows
 from tests.harness import raylift_here
 from tests.living import living
 
@@ -107,6 +107,18 @@ def test_a_run_that_another_machine_wrote_to_a_moment_ago_is_not_relaunched(run:
         UsageError, match=r"running already, on another-machine: heard from it \d s ago\. Stop it first"
     ):
         relaunch(run)
+
+
+def test_a_run_whose_machine_was_taken_away_a_moment_ago_is_relaunched(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = run.claim()
+    move_elsewhere(attempt)
+    write_rows(attempt, "events", [{"event": "preempted", "step": 40}])
+    launched: list[LaunchRequest] = []
+    monkeypatch.setattr(LocalProvider, "launch", lambda _, request: launched.append(request))
+    relaunch(run)
+    assert launched[0].newest_attempt == 1
 
 
 def test_a_resume_says_which_attempts_were_there_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
