@@ -16,8 +16,8 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import partial
@@ -54,6 +54,9 @@ _ELASTIC = {
 _LOOK = 5.0  # seconds between looks for how many ranks there is room
 _PAUSE = 0.5  # seconds between them, while no rank runs
 _ANSWER = 1.0  # seconds that a node has to answer
+_ASK = 2.0  # seconds between asking the nodes that ranks are on
+_MISSES = 3  # in a row, after which a node is lost
+_PATIENT_ANSWER = 4.0  # seconds: what opens a connection is sent three times in these, should a packet be lost
 _SPARED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")
 _SPARED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
 _AT_START = "trainers.spares.import_what_ranks_need"
@@ -326,6 +329,7 @@ def _with_wishes(policy: Any, wait: Wait) -> Any:
         def __init__(self, scaling_config: ScalingConfig) -> None:
             super().__init__(scaling_config)
             self._own: Counter[str] = Counter()  # ranks that run, by node
+            self._reach: Reach | None = None  # made in the controller, where this is sent
             self._nodes: list[str] = []  # with room
             self._began: float | None = None
             self._seen: int | None = None
@@ -348,7 +352,12 @@ def _with_wishes(policy: Any, wait: Wait) -> Any:
             return {RAY_NODE_ID_KEY: f"in({','.join(self._nodes)})"}
 
         def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
-            self._own = Counter(worker.metadata.node_id for worker in worker_group_state.workers)
+            nodes = [worker.metadata.node_id for worker in worker_group_state.workers]
+            self._own = Counter(nodes)
+            self._reach = self._reach or Reach()
+            if (lost := self._reach.lost(self._own)) is not None:
+                where = "its machine is off, or cut off from this one"
+                raise InfrastructureError(f"rank {nodes.index(lost)} no longer answers: {where}")
             looked = self._latest_monitor_time
             decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
             if self._latest_monitor_time != looked:
@@ -393,10 +402,39 @@ def _rooms(needs: Mapping[str, float], own: Mapping[str, int]) -> list[Room]:
     return found
 
 
-def _answers(node: Mapping[str, Any]) -> bool:
-    """Whether a node is there, as far as its raylet takes a connection: Ray itself needs longer to notice."""
+class Reach:
+    """Asks the nodes that ranks are on whether they are there, beside Ray Train's controller."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(16, thread_name_prefix="reach")
+        self._asked: dict[str, Future[bool]] = {}
+        self._misses: Counter[str] = Counter()  # in a row
+        self._next = 0.0
+
+    def lost(self, own: Collection[str]) -> str | None:
+        """Ask again where it is time to; return a node that has missed too often, while another answers.
+
+        Does not block. Where none answers it may be this machine that is cut off, and those train on: that is left to
+        Ray Train, which waits longer.
+        """
+        for node in [node for node, asked in self._asked.items() if asked.done()]:
+            self._misses[node] = 0 if self._asked.pop(node).result() else self._misses[node] + 1
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _ASK
+            for node in ray.nodes():
+                if (name := node["NodeID"]) in own and name not in self._asked:
+                    self._asked[name] = self._pool.submit(_answers, node, _PATIENT_ANSWER)
+        late = [node for node in own if self._misses[node] >= _MISSES]
+        return late[0] if late and not all(self._misses[node] for node in own) else None
+
+
+def _answers(node: Mapping[str, Any], timeout: float = _ANSWER) -> bool:
+    """Whether a node is there, as far as its raylet takes a connection: Ray itself needs longer to notice.
+
+    The system opens it, however little time the node has for its raylet.
+    """
     try:
-        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_ANSWER).close()
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=timeout).close()
     except OSError:
         return False
     return True

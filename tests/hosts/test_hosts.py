@@ -35,7 +35,8 @@ train: {{epochs: {EPOCHS}, batch_size: 64, seed: 11, precision: fp32}}
 checkpoint: {{every: 10 steps, keep: 3}}
 cluster: {{provider: local, workers: 2, address: "ADDRESS"}}
 """
-NOTICED = 90.0  # seconds; torch alone would wait for ten minutes
+NOTICED = 30.0  # seconds; Ray Train alone would wait for ten minutes
+IN_VAIN = 90.0  # seconds in which ranks that cannot meet are ended, which may be the other's machine's to do
 
 
 class Cluster:
@@ -138,7 +139,7 @@ def test_lost_power_a_pulled_cable_and_ranks_that_cannot_meet_cost_the_steps_sin
         _until_it_trains(run, 1)
         victim, at = cluster.host_of_rank_0(), time.time()
         victim.power_off()
-        reason = _noticed(run, process, 1, after=at)
+        reason = _noticed(run, process, 1, after=at, within=NOTICED)
         assert reason.startswith("rank 0 ")
         assert "its machine" in reason
         victim.boot()
@@ -147,7 +148,7 @@ def test_lost_power_a_pulled_cable_and_ranks_that_cannot_meet_cost_the_steps_sin
         _until_it_trains(run, 2)
         victim, at = cluster.host_of_rank_0(), time.time()
         victim.unplug()
-        assert "its machine" in _noticed(run, process, 2, after=at)
+        assert "its machine" in _noticed(run, process, 2, after=at, within=NOTICED)
         wait_for(lambda: len(run.attempts()) > 2, "the next attempt")
         before = _saved(run, 2)
         victim.plug_in()
@@ -160,7 +161,7 @@ def test_lost_power_a_pulled_cable_and_ranks_that_cannot_meet_cost_the_steps_sin
         at = time.time()
         for host in cluster.workers:
             host.isolate(True)  # from each other; Ray's head reaches both
-        reason = _noticed(run, process, 3, after=at)
+        reason = _noticed(run, process, 3, after=at, within=IN_VAIN)
         for host in cluster.workers:
             host.isolate(False)
         assert "was ended: it waited in vain for ranks on other machines: no step for " in reason
@@ -205,7 +206,7 @@ def _assert_nothing_counts_that_came_late(run: Run, attempt: int, before: list[s
     assert not [one for one in run.checkpoints() if one.attempt == attempt and one.step > base.step]
 
 
-def _noticed(run: Run, process: subprocess.Popen[str], attempt: int, *, after: float) -> str:
+def _noticed(run: Run, process: subprocess.Popen[str], attempt: int, *, after: float, within: float) -> str:
     """Wait until the loss of a rank is noticed; return the reason."""
 
     def lost() -> list[dict[str, Any]]:
@@ -215,5 +216,5 @@ def _noticed(run: Run, process: subprocess.Popen[str], attempt: int, *, after: f
 
     (row,) = wait_for(lost, "the loss to be noticed", timeout=240)
     print(f"noticed after {row['time'] - after:.0f} s: {row['reason']}")
-    assert row["time"] - after < NOTICED
+    assert row["time"] - after < within
     return str(row["reason"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
@@ -147,6 +150,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch) -> list[Room]:
 
     monkeypatch.setattr(backend, "_rooms", counted)
     monkeypatch.setattr(backend, "_PAUSE", 0.0)
+    monkeypatch.setattr(ray, "nodes", list)
     return rooms
 
 
@@ -169,6 +173,10 @@ class Ranks:
     @property
     def num_workers(self) -> int:
         return len(self.workers)
+
+
+def test_the_policy_can_be_sent_to_rays_controller() -> None:
+    assert ray.cloudpickle.loads(ray.cloudpickle.dumps(policy(1, 4))).scaling_config.max_workers == 4
 
 
 def test_an_attempt_starts_on_the_nodes_that_answer(rooms: list[Room]) -> None:
@@ -232,3 +240,96 @@ def test_ranks_that_run_are_told_of_room_that_stays_and_never_resized(
     del rooms[1:]
     look()
     assert look() == [1, 3, 1], "the room is gone again"
+
+
+# -- a machine that is lost
+
+
+class Cluster:
+    """Nodes that are asked whether they are there, and the controller's looks at the ranks on them."""
+
+    def __init__(self, clock: SimpleNamespace, *nodes: str) -> None:
+        self.gone: set[str] = set()
+        self._clock = clock
+        self._nodes = nodes
+        self._wishing = policy(len(nodes), len(nodes))
+        self._ranks = Ranks(*nodes)
+
+    def nodes(self) -> list[dict[str, str]]:
+        return [{"NodeID": node} for node in [*dict.fromkeys(self._nodes), "of others"]]
+
+    def answers(self, node: dict[str, str], _timeout: float) -> bool:
+        assert node["NodeID"] in self._nodes
+        return node["NodeID"] not in self.gone
+
+    def look(self, times: int = 1) -> None:
+        """Let each node be asked so often, and its answers be heard; raises what a controller does."""
+        for _ in range(times):
+            self.look_only()
+            self.hear()
+            self._decide()
+
+    def look_only(self) -> None:
+        self._clock.at += backend._ASK
+        self._decide()
+
+    def hear(self) -> None:
+        concurrent.futures.wait(self._wishing._reach._asked.values(), timeout=20)
+
+    def _decide(self) -> None:
+        self._wishing.make_decision_for_running_worker_group(self._ranks, None)
+
+
+@pytest.fixture
+def four_ranks(rooms: list[Room], clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """Two machines, of two ranks each, with room for no more."""
+    rooms += [Room("a", 0, 2), Room("b", 0, 2)]
+    cluster = Cluster(clock, "a", "a", "b", "b")
+    monkeypatch.setattr(ray, "nodes", cluster.nodes)
+    monkeypatch.setattr(backend, "_answers", cluster.answers)
+    return cluster
+
+
+def test_a_machine_that_misses_three_times_in_a_row_is_lost_with_its_ranks(four_ranks: Cluster) -> None:
+    four_ranks.look(5)
+    four_ranks.gone.add("b")
+    four_ranks.look(2)
+    four_ranks.gone.clear()
+    four_ranks.look()
+    four_ranks.gone.add("b")
+    four_ranks.look(2)
+    with pytest.raises(InfrastructureError, match="rank 2 no longer answers: its machine is off, or cut off from this"):
+        four_ranks.look()
+
+
+def test_where_no_machine_answers_the_ranks_are_left_to_train(four_ranks: Cluster) -> None:
+    four_ranks.gone |= {"a", "b"}
+    four_ranks.look(5)
+    four_ranks.gone.remove("a")
+    with pytest.raises(InfrastructureError, match="rank 2 no longer answers"):
+        four_ranks.look()
+
+
+def test_a_machine_that_takes_long_to_answer_holds_up_no_look_and_is_asked_once(
+    four_ranks: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    is_over = threading.Event()
+
+    def slow(node: dict[str, str], _timeout: float) -> bool:
+        asked.append(node["NodeID"])
+        return is_over.wait(20)
+
+    monkeypatch.setattr(backend, "_answers", slow)
+    for _ in range(5):
+        four_ranks.look_only()
+    is_over.set()
+    four_ranks.hear()
+    assert sorted(asked) == ["a", "b"]
+
+
+def test_a_machine_answers_though_its_raylet_has_no_time_to() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listens:
+        raylet = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": listens.getsockname()[1]}
+        assert backend._answers(raylet)
+    assert not backend._answers(raylet)
