@@ -99,9 +99,10 @@ class Trainer:
         self.has_buffers = any(True for _ in self.model.buffers())  # which a forward pass may change
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.schedule = Schedule(self.config.schedule, self.last_step)
-        shared = share_memory(context, self.device)
         whole = context.world_size > 1 and not sharded
-        self.parallel = replicate(self.model, self.device, shared) if whole else self.model
+        with pulse.meeting():  # others may still load their data and build the model
+            shared = share_memory(context, self.device)
+            self.parallel = replicate(self.model, self.device, shared) if whole else self.model
         self.reduction = Reduction(context.world_size, self.device, shared)
         self.progress = Progress()
         self.saved_at = time.monotonic()

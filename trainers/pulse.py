@@ -38,6 +38,10 @@ class Phase(IntEnum):
     SAVING = 4
     ENDING = 5
     AGREEING = 6  # waits for the other ranks within an evaluation
+    MEETING = 7  # waits for other ranks that may still load or compile
+
+
+_WAITS = (Phase.WAITING, Phase.AGREEING, Phase.MEETING)
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,13 @@ class Pulse:
         yield
         self.enter(Phase.EVALUATING)
 
+    @contextlib.contextmanager
+    def meeting(self) -> Iterator[None]:
+        """Wait for the other ranks before the first step."""
+        self.enter(Phase.MEETING)
+        yield
+        self.enter(Phase.STARTING)
+
     def reached(self, step: int) -> None:
         """Say which step is done, for the next write: whoever looks after a kill may find no row of it."""
         self._step = step
@@ -149,15 +160,12 @@ class Pulse:
 
     def _write(self) -> None:
         """Show all, in one go. It is done twice a step, and is to cost next to nothing."""
-        phase = self._phase if self._steps > _WARM_UP + 1 else Phase.STARTING
-        if phase is Phase.AGREEING and not self._evaluations and self._waits <= _WARM_UP:
-            phase = Phase.EVALUATING  # the others may still load, or compile
         with self._lock:
             self._memory[: _LAYOUT.size] = _LAYOUT.pack(
                 self._rank,
                 self._pid,
                 self._beats,
-                phase,
+                self._shown(),
                 self._entries,
                 self._peak,
                 self._longest_step,
@@ -167,6 +175,14 @@ class Pulse:
                 self._step,
                 self._evaluations,
             )
+
+    def _shown(self) -> Phase:
+        """Return the phase that its limit goes by: what comes first takes longer, here or elsewhere."""
+        if self._steps <= _WARM_UP + 1:
+            return Phase.MEETING if self._phase in _WAITS else Phase.STARTING
+        if self._phase is Phase.AGREEING and not self._evaluations and self._waits <= _WARM_UP:
+            return Phase.MEETING
+        return self._phase
 
     def _map(self) -> mmap.mmap:
         beginning = bytes(_LAYOUT.size) + self._run_uri.encode()

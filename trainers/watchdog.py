@@ -7,7 +7,8 @@ how long one may take: a rank is ended that takes five times as long as its long
 what `train.step_timeout` says. So long, or eight seconds, it may also show no sign of life.
 Compilation and the first collective, evaluation and saves have limits of their own; of an evaluation, what counts is
 the time between two waits for the other ranks, which come about once a second. A rank that waits for those of other
-machines, whose own watchdogs may be cut off from us, is given time for what these would end, and for a save. It counts
+machines, whose own watchdogs may be cut off from us, is given time for what these would end, and for a save; in the
+first steps, in which they may still load or compile, a quarter of an hour. It counts
 only the time in which it runs itself, so that a machine that sleeps, or has no time for anybody, ends nothing.
 """
 
@@ -36,9 +37,10 @@ _TIMES = 5.0  # the longest so far
 _LEAST_EVALUATION = 30.0
 _LEAST_AGREEING = 15.0  # that others may take longer for their part of it
 _FIRST = 30 * 60.0  # seconds for what has not been seen yet: start and first evaluation
+_MEETING = 15 * 60.0  # seconds that ranks on other machines may load or compile longer than those here
 _SAVE = 60 * 60.0  # a storage that is away holds up the next save; see trainers.checkpoint for how long
 _FAR_SAVE = 30.0  # seconds that a save on another machine may hold up training: see trainers.checkpoint
-_FOR_OTHERS = (Phase.WAITING, Phase.AGREEING)
+_FOR_OTHERS = (Phase.WAITING, Phase.AGREEING, Phase.MEETING)
 _LAST_WORDS = 0.3  # seconds for a rank to print where it hangs
 
 
@@ -79,7 +81,7 @@ class Watchdog:
         return {rank: (self._ranks[rank].now, reason) for rank, reason in found.items()}
 
     def _silence(self, watched: Watched) -> str:
-        least = _SILENT_AT_START if watched.now.phase is Phase.STARTING else SILENT
+        least = _SILENT_AT_START if watched.now.phase in (Phase.STARTING, Phase.MEETING) else SILENT
         limit = max(least, watched.now.step_timeout)
         return f"it froze: no sign of life for {watched.silent:.0f} s" if watched.silent > limit else ""
 
@@ -96,11 +98,10 @@ class Watchdog:
         if len(late) == self._world_size:
             first = min(late)
             return {first: f"the ranks wait for each other in vain: no step for {late[first].still:.0f} s"}
-        if late and len(late) == len(self._ranks):  # a rank that hangs elsewhere has been ended there by now
+        if len(self._ranks) < self._world_size and all(map(_waits_in_vain, self._ranks.values())):
             return {
                 rank: f"it waited in vain for ranks on other machines: no step for {watched.still:.0f} s"
-                for rank, watched in late.items()
-                if watched.still > 2 * _limit(watched.now) + _FAR_SAVE
+                for rank, watched in self._ranks.items()
             }
         return {}
 
@@ -108,7 +109,7 @@ class Watchdog:
 def _limit(reading: Reading) -> float:
     """Return the seconds that a rank may stay in its phase."""
     match reading.phase:
-        case Phase.STARTING:
+        case Phase.STARTING | Phase.MEETING:  # the wait after a first step has this rank's own backward pass in it
             return _FIRST
         case Phase.EVALUATING if not reading.evaluations:
             return _FIRST
@@ -120,6 +121,13 @@ def _limit(reading: Reading) -> float:
             return _SAVE
         case _:
             return max(reading.step_timeout, _TIMES * reading.longest_step)
+
+
+def _waits_in_vain(watched: Watched) -> bool:
+    """Whether a rank has waited so long that one that hangs on another machine has been ended there by now."""
+    if watched.now.phase is Phase.MEETING:
+        return watched.still > max(_MEETING, watched.now.step_timeout)
+    return watched.now.phase in _FOR_OTHERS and watched.still > 2 * _limit(watched.now) + _FAR_SAVE
 
 
 def _describe(watched: Watched) -> str:

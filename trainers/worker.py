@@ -111,7 +111,8 @@ def run_rank(
     keep_freed_memory()
     pulse = pulse or Pulse(context.rank)
     pulse.step_timeout = job.train.step_timeout or pulse.step_timeout
-    context.join()
+    with pulse.meeting():
+        context.join()
     control = control or Control(attempt, context.rank, context.world_size)
     control.pulse = pulse
     recorder = recorder or Recorder(attempt, context.rank, log_every=job.train.log_every)
@@ -208,7 +209,9 @@ def _samples(trainer: Trainer, context: WorkerContext) -> dict[str, int]:
     """Return how many samples a task of the user's own has for each use. Raises TrainingError where ranks differ."""
     found = {"train": len(trainer.train_data), "eval": len(trainer.eval_data) if trainer.eval_data is not None else 0}
     for use, count in found.items():
-        if len({*(counts := context.gather(count))}) > 1:
+        with trainer.pulse.meeting():
+            counts = context.gather(count)
+        if len({*counts}) > 1:
             told = ", ".join(map(str, counts))
             raise TrainingError(
                 f"task: datasets() gave the ranks {told} samples to {use}: they must be the same on all"

@@ -14,8 +14,9 @@ import pytest
 
 from cluster.outages import PATIENCE
 from tests.harness import environment, wait_for
+from tests.trainers.training import start, train
 from trainers import watchdog
-from trainers.context import COLLECTIVE_TIMEOUT
+from trainers.context import COLLECTIVE_TIMEOUT, LocalContext
 from trainers.pulse import Phase, Pulse, Reading, forget_attempts, pulse_folder, read, verdicts
 from trainers.watchdog import SILENT, Keeper, Watchdog
 
@@ -76,8 +77,9 @@ def test_a_rank_that_beats_again_in_time_is_left_alone(tmp_path: Path) -> None:
     assert machine.after(SILENT - 1, 1) == machine.after(1) == machine.after(SILENT - 1, 1) == {}
 
 
-def test_imports_may_hold_the_interpreter_for_longer(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, *pair(Phase.STARTING))
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.MEETING])
+def test_imports_may_hold_the_interpreter_for_longer(tmp_path: Path, phase: Phase) -> None:
+    machine = Machine(tmp_path, *pair(phase))
     assert machine.after(59, 0, 1) == {}
     assert set(machine.after(2, 0, 1)) == {0, 1}
 
@@ -181,6 +183,34 @@ def test_a_rank_whose_part_of_an_evaluation_takes_longer_is_waited_for(tmp_path:
     assert far.after(2) != {}
 
 
+def test_ranks_of_one_machine_wait_for_one_that_loads_or_compiles_as_long_as_that_may_take(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.MEETING, Phase.STARTING))
+    for _ in range(2):
+        assert machine.after(29 * 60) == {}
+        machine.moves_on(1, Phase.STARTING)
+
+
+def test_ranks_of_one_machine_may_compile_where_they_seem_to_wait(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.MEETING))
+    assert machine.after(29 * 60) == {}
+    assert machine.after(2 * 60) == {0: "the ranks wait for each other in vain: no step for 1860 s"}
+
+
+@pytest.mark.parametrize("timeout", [8.0, 25 * 60.0])
+def test_another_machine_may_load_and_compile_a_quarter_of_an_hour_longer_or_what_a_step_may_take(
+    tmp_path: Path, timeout: float
+) -> None:
+    limit = max(15 * 60.0, timeout)
+    waiting, loading = (replace(each, step_timeout=timeout) for each in pair(Phase.MEETING, Phase.STARTING))
+    machine = Machine(tmp_path, waiting, loading, world_size=4)
+    assert machine.after(limit - 1) == {}
+    machine.moves_on(1, Phase.MEETING)
+    assert machine.after(0) == machine.after(limit - 1) == {}, "one here has come later than the other"
+    reasons = machine.after(2)
+    assert set(reasons) == {0, 1}
+    assert reasons[1] == f"it waited in vain for ranks on other machines: no step for {limit + 1:.0f} s"
+
+
 def test_a_save_may_take_as_long_as_storage_is_away(tmp_path: Path) -> None:
     assert Machine(tmp_path, pair(Phase.SAVING)[0]).after(35 * 60) == {}
 
@@ -258,7 +288,7 @@ def test_a_rank_learns_how_long_it_evaluates_between_two_waits_for_the_others(
         assert told(tmp_path).evaluations == 0
         clock[0] += took
     one.enter(Phase.SAVING)
-    assert shown == [Phase.EVALUATING, Phase.EVALUATING, Phase.AGREEING], "at first others may load and compile"
+    assert shown == [Phase.MEETING, Phase.MEETING, Phase.AGREEING], "at first others may load and compile"
     assert (told(tmp_path).longest_evaluation, told(tmp_path).evaluations) == (5.0, 1)
     one.enter(Phase.EVALUATING)
     with one.agreeing():
@@ -268,13 +298,38 @@ def test_a_rank_learns_how_long_it_evaluates_between_two_waits_for_the_others(
 
 def test_a_rank_is_starting_until_its_first_steps_are_done(tmp_path: Path) -> None:
     one = Pulse(3, tmp_path)
-    phases = []
+    phases, waits = [], []
     for _ in range(5):
         one.enter(Phase.COMPUTING)
         phases.append(told(tmp_path).phase)
         one.enter(Phase.WAITING)
+        waits.append(told(tmp_path).phase)
     one.close()
     assert phases == [Phase.STARTING] * 3 + [Phase.COMPUTING] * 2
+    assert waits == [Phase.MEETING] * 3 + [Phase.WAITING] * 2
+
+
+def test_a_rank_that_starts_shows_where_it_waits_for_others(tmp_path: Path) -> None:
+    one = Pulse(3, tmp_path)
+    with one.meeting():
+        assert told(tmp_path).phase is Phase.MEETING
+    assert told(tmp_path).phase is Phase.STARTING
+    with one.agreeing():  # in an evaluation that the attempt before owes
+        assert told(tmp_path).phase is Phase.MEETING
+    one.close()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_ranks_meet_before_their_first_step_as_those_who_may_have_to_wait_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(Pulse, "enter", lambda _, phase: seen.append(phase))
+    monkeypatch.setattr(LocalContext, "join", lambda _: seen.append("join"))
+    monkeypatch.setattr("trainers.loop.share_memory", lambda *_: seen.append("share"))
+    train(start(tmp_path, {"train": {"max_steps": 1}}))
+    met = [Phase.MEETING, "join", Phase.STARTING, Phase.MEETING, "share", Phase.STARTING]
+    assert seen[: len(met)] == met
 
 
 def test_a_rank_beats_by_itself_and_takes_its_file_along(tmp_path: Path) -> None:
