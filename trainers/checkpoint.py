@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cluster.attempts import Attempt
-from cluster.errors import CorruptObjectError, ObjectNotFoundError, StorageError, is_outage
+from cluster.errors import CorruptObjectError, InfrastructureError, ObjectNotFoundError, StorageError, is_outage
 from cluster.outages import PATIENCE, patient
 from cluster.records import Checkpoint
 from cluster.selection import best_of
@@ -376,6 +376,7 @@ class Checkpointer:
         """Wait, as rank 0, until every rank has stored its part; return None where the save is given up."""
         told, looks, is_announced = {0: own}, Looks(), False
         while True:
+            self._raise_if_abandoned()
             for rank in set(range(peers.world_size)) - set(told):
                 part = peers.part(step, rank)
                 if part is None:
@@ -397,12 +398,19 @@ class Checkpointer:
         assert self._peers is not None
         looks = Looks()
         while True:
+            self._raise_if_abandoned()
             told = self._peers.ruling(step)
             if told is not None and told.stand is not Stand.AWAY:
                 return told.stand is Stand.COMMITTED
             if told is not None:
                 self._note_away()
             looks.pause()
+
+    def _raise_if_abandoned(self) -> None:
+        """Have a save end that waits for other ranks, after a failure: one that is gone tells nothing any more."""
+        with self._changed:
+            if self._closed:
+                raise InfrastructureError("another rank is gone")
 
     def _is_skipped(self, peers: Peers, step: int) -> bool:
         told = peers.ruling(step)

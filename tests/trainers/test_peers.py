@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,18 +19,21 @@ from torch._C._distributed_c10d import HashStore
 
 from cluster.attempts import Attempt
 from cluster.errors import InfrastructureError, StorageDeniedError, StorageError, StorageFullError, SupersededError
+from cluster.records import Result
 from cluster.runs import Run
 from cluster.shards import INDEX_FILE, Part, TensorLayout
 from cluster.storage.sources import InMemory, Source
+from cluster.verification import survey, sweep, verify
 from tests.finished import new_run
-from tests.hooked import hooked
+from tests.harness import wait_for
+from tests.hooked import KilledError, hooked
 from tests.trainers.training import events
 from trainers import checkpoint
 from trainers.checkpoint import Checkpointer
 from trainers.config import Checkpoint
 from trainers.host_memory import HostMemory
 from trainers.loop import Progress, Trainer
-from trainers.peers import Peers
+from trainers.peers import Peers, Told
 from trainers.record import Recorder
 from trainers.whole import State
 
@@ -54,23 +59,51 @@ class Halves:
     def restore(self, *_: Any) -> None: ...
 
 
+class Death:
+    """A hook for the storage of a rank that is killed after so many calls of its saves: none is done any more."""
+
+    def __init__(self, calls: int) -> None:
+        self._left = calls
+        self._counting = threading.Lock()
+        self.is_near = False
+        self.has_come = threading.Event()
+
+    def __call__(self, *_: Any) -> None:
+        with self._counting:
+            self._left -= self.is_near
+            if self._left < 0:
+                self.has_come.set()
+                raise KilledError
+
+
+class MortalPeers(Peers):
+    """What a rank tells the others, as long as it lives."""
+
+    def __init__(self, rank: int, store: HashStore, death: Death) -> None:
+        super().__init__(rank, RANKS, store)
+        self._death = death
+
+    def tell(self, step: int, told: Told) -> None:
+        if not self._death.has_come.is_set():
+            super().tell(step, told)
+
+
 class Ranks:
     """The checkpointers of all ranks of an attempt, which save at the same steps as their loops do."""
 
-    def __init__(self, run: Run, hooks: dict[int, Hook]) -> None:
+    def __init__(self, run: Run, hooks: Mapping[int, Hook], *, keep: int = 99) -> None:
         self.run = run
         self.number = run.claim().number
         store = HashStore()
-        self.ranks = [self._rank(rank, store, hooks.get(rank)) for rank in range(RANKS)]
+        self.ranks = [self._rank(rank, store, hooks.get(rank), keep) for rank in range(RANKS)]
 
-    def _rank(self, rank: int, store: HashStore, hook: Hook | None) -> Checkpointer:
+    def _rank(self, rank: int, store: HashStore, hook: Hook | None, keep: int) -> Checkpointer:
         own = self.run if hook is None else Run(hooked(self.run.storage, before=hook), self.run.id)
-        attempt = Attempt.reopen(own, self.number)
+        attempt = Attempt(own, Attempt.reopen(self.run, self.number).claim)
         recorder = Recorder(attempt, rank, log_every=1)
-        peers = Peers(rank, RANKS, store)
-        return Checkpointer(
-            attempt, rank, config=Checkpoint(keep=99, best=False), recorder=recorder, meta={}, peers=peers
-        )
+        peers = MortalPeers(rank, store, hook) if isinstance(hook, Death) else Peers(rank, RANKS, store)
+        config = Checkpoint(keep=keep, best=False)
+        return Checkpointer(attempt, rank, config=config, recorder=recorder, meta={}, peers=peers)
 
     def save(self, step: int) -> None:
         trainer = SimpleNamespace(progress=Progress(step=step), precision="fp32", state=dict)
@@ -78,6 +111,24 @@ class Ranks:
             rank.save(cast(Trainer, trainer))
         for rank in self.ranks:
             rank.confirm()
+
+    def finish_or(self, happens: threading.Event) -> None:
+        """Wait until nothing is left to write, or something has happened."""
+        wait_for(lambda: happens.is_set() or not any(rank._writing or rank._waiting for rank in self.ranks), "the save")
+
+    def outlive(self, dead: int) -> None:
+        """Have the others go on for a moment without a rank, until their loops miss it; assert that they end."""
+        others = [rank for number, rank in enumerate(self.ranks) if number != dead]
+        for rank in others:
+            with rank._changed:
+                rank._changed.wait_for(lambda one=rank: not one._writing, timeout=0.02)  # type: ignore[misc]
+        for rank in self.ranks:
+            rank.abandon()
+            if rank._thread is not None:
+                rank._thread.join(20)
+                assert not rank._thread.is_alive(), "a rank waits for ever for one that is gone"
+            with suppress(KilledError):
+                rank._recorder.close()
 
     def close(self) -> list[BaseException | None]:
         """End all ranks; return what each of them raised."""
@@ -255,6 +306,45 @@ def test_a_rank_that_is_slow_after_an_outage_still_has_saves_finished(run: Run) 
         time.sleep(0.02)
     assert ranks.close() == [None] * RANKS
     assert len(run.checkpoints()) > 3, "not the last alone"
+
+
+@pytest.mark.parametrize("dying", range(RANKS))
+def test_a_save_in_parts_that_is_cut_by_a_ranks_death_at_any_call_is_whole_or_invisible_and_its_rest_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dying: int
+) -> None:
+    monkeypatch.setattr("cluster.segments._FIRST_INTERVAL", 60.0)  # rows go out with the saves alone
+    for calls in itertools.count():
+        run, death = new_run(tmp_path / str(calls)), Death(calls)
+        ranks = Ranks(run, {dying: death}, keep=1)
+        death.is_near = True
+        for step in (1, 2):
+            if not death.has_come.is_set():
+                ranks.save(step)
+                ranks.finish_or(death.has_come)
+        ranks.outlive(dying)
+        assert_of_one_step(run)
+        newest = max((one.step for one in run.checkpoints()), default=0)
+        assert newest >= max(rank.newest_step for rank in ranks.ranks), "what a rank knows of exists"
+        _go_on_and_sweep(run, newest)
+        if not death.has_come.is_set():
+            break
+    assert calls >= 4, "both saves have been cut"
+    assert newest == 2
+
+
+def _go_on_and_sweep(run: Run, newest: int) -> None:
+    """Train on from the newest checkpoint, which is to be the newest whole one, and fail where a sweep leaves more."""
+    ranks = Ranks(run, {}, keep=1)
+    attempt = Attempt.reopen(run, ranks.number)
+    assert (attempt.claim.base.step if attempt.claim.base else 0) == newest
+    ranks.save(newest + 1)
+    assert ranks.close() == [None] * RANKS
+    attempt.finish(Result(state="SUCCEEDED", step=newest + 1))
+    sweep(run, verify(run, survey(run)))
+    assert [one.step for one in run.checkpoints()] == [newest + 1]
+    known = {run.path(f"{one.folder}/{name}") for one in run.checkpoints() for name in (*one.files, "manifest.json")}
+    assert {entry.path for entry in run.storage.list() if "/checkpoints/" in entry.path} == known
+    assert_of_one_step(run)
 
 
 def test_while_one_rank_writes_slowly_no_rank_begins_the_next_save(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
