@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-from cluster.errors import RayliftError
+from cluster.errors import UsageError
 from cluster.records import Origin
 from cluster.runs import Run
 from cluster.storage.open import open_storage
@@ -88,12 +88,16 @@ def trial_run(sweep: Run, name: str) -> Run:
 
 
 def sweep_of(run: Run) -> Run | None:
-    """Return the sweep that a run is a trial of, by where it lies; None where it lies in no other run's folder."""
+    """Return the sweep that a run is a trial of; None where it lies in no other run's folder."""
     above, _, folder = run.storage.uri.rstrip("/").rpartition("/")
-    try:
-        return Run.at(above) if folder == FOLDER else None
-    except RayliftError:  # a storage of that name
+    if folder != FOLDER:
         return None
+    try:
+        sweep = Run.at(above)
+        sweep.job()
+    except UsageError:  # a storage of that name
+        return None
+    return sweep
 
 
 def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:

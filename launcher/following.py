@@ -56,15 +56,17 @@ def follow_to_the_end(run: Run, provider: Provider, *, after: int = 0, json: boo
 
 def watch_only(run: Run) -> int:
     """Show a run until it ends; Ctrl-C leaves it running and says how to go on."""
+    from cluster.trials import sweep_of
     from launcher.remote import Watcher, remote_of
     from launcher.status import summarize
     from launcher.watch import Follower
 
+    alive = sweep_of(run) or run  # who has the processes
     after = max(run.attempts(), default=1) - 1
     display = _display(run, after, json=False)
     with Interrupts() as interrupts, display:
         try:
-            watcher = Watcher(run, remote) if (remote := remote_of(run)) is not None else None
+            watcher = Watcher(alive, remote) if (remote := remote_of(alive)) is not None else None
             is_alive = watcher.is_alive if watcher is not None else None
             for update in Follower(run, after=after, is_alive=is_alive).follow():
                 _show(update, display)
@@ -73,7 +75,7 @@ def watch_only(run: Run) -> int:
                 if interrupts.count:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
-            display.say(f"it goes on. Stop it: raylift stop {typed(run.uri)}")
+            display.say(f"it goes on. Stop it: raylift stop {typed(alive.uri)}")
             return LOST
         except StorageError as error:
             return _lose_sight(run, error, display)

@@ -13,6 +13,7 @@ from cluster.local import LocalProvider
 from cluster.provider import Receipt, State
 from cluster.records import Claim, counted
 from cluster.runs import Run
+from cluster.trials import ENDED, sweep_of
 from launcher.display import describe_event
 from launcher.goodput import Goodput, measure
 from launcher.remote import describe, look, remote_of, tear_down_remote
@@ -44,6 +45,7 @@ class Summary:
     data: dict[str, Any] = field(default_factory=dict)
     goodput: Goodput | None = None
     sweep: Sweep | None = None  # of many trials; what there is of metrics is then the best one's
+    trial_of: str = ""  # the URI of its sweep
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for programs; times are in seconds."""
@@ -55,18 +57,24 @@ def summarize(run: Run, *, brief: bool = False) -> Summary:
     """Read a run's folder; `brief` leaves out what needs its metrics. Raises RunNotFoundError."""
     run.job()
     claims = run.claims()
+    sweep = sweep_of(run)
+    trial_of = sweep.uri if sweep is not None else ""
+    trained_by = None if sweep is None or _has_processes(run) else sweep  # it may have been resumed alone
     if not claims:
-        return Summary(run.id, run.uri, *_before_claim(run, brief=brief))
+        before = _before_claim(run, brief=brief) if trained_by is None else _as_trial(run, trained_by)
+        return Summary(run.id, run.uri, *before, trial_of=trial_of)
     newest = claims[-1]
     result = run.result_of(newest.attempt)
     common: dict[str, Any] = {"attempt": newest.attempt, "restarts": len(claims) - 1, "host": newest.host}
+    common["trial_of"] = trial_of
     if result is not None:
         common |= {"exit_code": result.exit_code, "traceback": result.traceback}
         if result.step:  # what failed has none
             common |= {"step": result.step, "metrics": dict(result.metrics)}
         state, reason = State(result.state), result.message
     else:
-        state, reason = _while_it_runs(run, newest, brief=brief)
+        told = _while_it_runs(run, newest, brief=brief) if trained_by is None else _as_trial(run, trained_by)
+        state, reason = told
     if brief:
         return Summary(run.id, run.uri, state, reason, **common)
     found = {**_progress(run, claims), **common}
@@ -96,7 +104,7 @@ def open_sweep(run: Run) -> Sweep:
 def next_steps(summary: Summary) -> list[str]:
     """Say what a person may type once a run is over."""
     uri = typed(summary.uri)
-    go_on, log = f"go on:     raylift resume {uri}", f"its log:   raylift logs {uri}"
+    go_on, log = f"go on:     raylift resume {typed(summary.trial_of or summary.uri)}", f"its log:   raylift logs {uri}"
     match summary.state:
         case State.SUCCEEDED if summary.sweep is not None:
             return [
@@ -106,18 +114,25 @@ def next_steps(summary: Summary) -> list[str]:
             ]
         case State.SUCCEEDED | State.PRUNED:
             return [f"export it: raylift export {uri} DIR", f"see it:    raylift report {uri}"]
+        case State.PENDING if summary.trial_of:
+            return []  # its sweep goes on
         case State.STOPPED | State.PENDING:
             return [go_on]
         case State.RECOVERING if summary.reason.startswith("preempted"):
             return [go_on]
         case State.FAILED:
-            return [log] if summary.exit_code == 1 else [go_on, log]
+            return [log] if summary.exit_code == 1 or summary.trial_of else [go_on, log]
         case _:
             return []
 
 
 def is_running(run: Run) -> bool:
-    """Whether a run is alive: its processes on this machine, or its pods on its cluster. Raises InfrastructureError."""
+    """Whether a run is alive, or the sweep that it is a trial of: its processes on this machine, or its pods.
+
+    Raises InfrastructureError.
+    """
+    if (sweep := sweep_of(run)) is not None and is_running(sweep):
+        return True
     if (remote := remote_of(run)) is not None:
         try:
             return not describe(run, remote).state.is_final
@@ -135,7 +150,12 @@ def waits_to_begin(run: Run) -> bool:
 
 
 def is_running_here(run: Run) -> bool:
-    """Whether processes of a run are alive on this machine."""
+    """Whether processes of a run, or of the sweep that it is a trial of, are alive on this machine."""
+    sweep = sweep_of(run)
+    return _has_processes(run) or (sweep is not None and _has_processes(sweep))
+
+
+def _has_processes(run: Run) -> bool:
     provider = LocalProvider()
     return provider.is_here(run.id, run.uri) and provider.is_running(run.id)
 
@@ -178,6 +198,21 @@ def _while_it_runs(run: Run, claim: Claim, *, brief: bool) -> tuple[State, str]:
     if saved:
         return State.RECOVERING, f"preempted: its machine was taken away, all up to step {saved[-1]} is saved"
     return State.FAILED, _last_words(run) or "its processes are gone"
+
+
+def _as_trial(run: Run, sweep: Run) -> tuple[State, str]:
+    """Return where a trial without a result stands, as its sweep tells."""
+    above = summarize(sweep)
+    found = [trial for trial in above.sweep.trials if trial.id == run.id] if above.sweep is not None else []
+    if found and found[0].state in ENDED:
+        return State(found[0].state), found[0].message
+    if above.state.is_final:
+        return State.STOPPED, f"its sweep does not run: that is {above.state}"
+    if above.state is not State.RUNNING or not found:
+        return State.PENDING, f"its sweep is {above.state}{f': {above.reason}' if above.reason else ''}"
+    if found[0].state == "RUNNING":
+        return State.RUNNING, above.reason
+    return State.PENDING, "it waits for others" if found[0].state == "WAITING" else "it goes on when there is room"
 
 
 def _missing_workers(events: Sequence[dict[str, Any]]) -> str:

@@ -19,6 +19,7 @@ from cluster.redaction import SHORTEST
 from cluster.registry import open_provider
 from cluster.runs import RUN_ID, Run, new_run_id
 from cluster.storage.open import check_storage, open_storage
+from cluster.trials import sweep_of
 from launcher.remote import clear_remote, launch_of, remote_of
 from launcher.text import typed
 
@@ -198,6 +199,7 @@ def _is_to_begin(run: Run) -> bool:
 def _refuse_while_held(run: Run) -> None:
     from launcher.status import is_running, summarize
 
+    refuse_while_its_sweep_runs(run)
     summary = summarize(run, brief=True)
     if summary.state is State.SUCCEEDED:
         raise UsageError(
@@ -214,10 +216,21 @@ def refuse_while_running(run: Run) -> None:
     """Raise UsageError where a run may be alive, on this machine or another: what it needs must not be taken away."""
     from launcher.status import is_running, summarize
 
+    refuse_while_its_sweep_runs(run)
     if is_running(run):
         raise UsageError(f"{run.uri} is running. Stop it first: raylift stop {typed(run.uri)}")
     if remote_of(run) is None:
         refuse_while_heard_of(run, summarize(run, brief=True))
+
+
+def refuse_while_its_sweep_runs(run: Run) -> None:
+    """Raise UsageError where a run is a trial of a sweep that may be alive: that alone decides about its trials."""
+    if (sweep := sweep_of(run)) is None:
+        return
+    try:
+        refuse_while_running(sweep)
+    except UsageError as error:
+        raise UsageError(f"{run.id} is a trial of a sweep: {error}") from error
 
 
 def refuse_while_heard_of(run: Run, summary: Summary) -> None:

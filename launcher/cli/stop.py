@@ -22,17 +22,20 @@ def stop_command(
 ) -> None:
     """Ask a run to save a checkpoint and stop; it hears within seconds, wherever it is.
 
-    One that waits on a cluster, for machines or in a queue, has nothing to save, and is taken away.
+    One that waits on a cluster, for machines or in a queue, has nothing to save, and is taken away. A trial stops with
+    its sweep alone.
     """
     from cluster.provider import Receipt
     from launcher.cli.common import open_run, print_json
     from launcher.status import tear_down, waits_to_begin
+    from launcher.submit import refuse_while_its_sweep_runs
     from launcher.text import typed
 
     run = open_run(name, storage)
     result = run.result()
     receipt = Receipt()
     if result is None:
+        refuse_while_its_sweep_runs(run)
         run.request_stop("stopped by raylift stop")
         now = now or waits_to_begin(run)
         receipt = tear_down(run) if now else receipt

@@ -154,7 +154,9 @@ def test_a_sweep_that_is_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
     with start_raylift(
         "run", job, "--storage", tmp_path, "--id", run_id, "--set", "train.epochs=300", "--set", "train.log_every=100"
     ) as started:
-        wait_for(lambda: results(run), "an evaluation", timeout=300)
+        (first, *_) = wait_for(lambda: results(run), "an evaluation", timeout=300)
+        trial = raylift("status", trial_run(run, first["trial"]).uri, "--json")
+        assert json.loads(trial.stdout)["state"] == "RUNNING"
         assert raylift("stop", run_id, "--storage", tmp_path).returncode == 0
         output, _ = started.communicate(timeout=120)
     assert started.returncode == 4, output
