@@ -11,12 +11,13 @@ from ray.tune import Experiment, Trainable
 
 from cluster.attempts import Attempt
 from cluster.errors import PreemptedError, StorageDeniedError, StorageError, TrainingError
-from cluster.records import Result
+from cluster.records import Origin, Result
 from cluster.runs import Run
 from cluster.segments import SegmentWriter
-from cluster.trials import Evaluation, ranked, read_trials, trial_run
+from cluster.trials import Copied, Evaluation, ranked, read_trials, trial_run
 from tests.finished import new_run, training, write_rows
 from tests.sweeps import begun, ended, evaluated
+from trainers.sweep.actor import as_path
 from trainers.sweep.bridge import Bridge, Generator, Listener
 from trainers.sweep.record import Record
 from trainers.sweep.schedulers import build_scheduler, remember, remember_one
@@ -65,8 +66,8 @@ class Newcomer:
 
     status, experiment_tag = "RUNNING", ""
 
-    def __init__(self, name: str = "new", trial: str = "00000") -> None:
-        self.trial_id, self.config = name, {"trial": trial}
+    def __init__(self, name: str = "new", trial: str = "00000", **config: str) -> None:
+        self.trial_id, self.config = name, {"trial": trial, **config}
 
 
 @pytest.fixture
@@ -412,6 +413,35 @@ def test_whom_a_poor_trial_copies_follows_from_the_seed_and_its_number_and_itera
     assert copied(1) == copied(1)
     assert {*copied(1)} == {"4", "5", "6", "7"}
     assert copied(1) != copied(2)
+
+
+def copy_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Copied:
+    """Have trial 0 go on from trial 1, in a launch that is cut off at once; return what it copied."""
+    monkeypatch.setattr(SegmentWriter, "_flush_now_and_then", lambda _: None)
+    scheduler, record = scheduler_of(run, 1, name="pbt")
+    point = '{"train.optimizer.lr": 0.5}'
+    poor, better = (Newcomer(name, name, point=point) for name in ("00000", "00001"))
+    for trial in (poor, better):
+        scheduler.on_trial_add(None, trial)
+    scheduler._trial_state[better].last_checkpoint = SimpleNamespace(path=as_path(Origin("00001", 1, 4)))
+    scheduler._trial_state[better].last_result = {"training_iteration": 1}
+    copied = Copied.from_json(scheduler._get_new_config(poor, better)[0]["copied"])
+    assert record.trials["00000"].copied == copied
+    return copied
+
+
+def test_that_a_trial_goes_on_from_another_is_in_storage_before_it_does(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(run.claim(), "events", [begun(0), evaluated(0, 1, 0.1), begun(1), evaluated(1, 1, 0.9)], by="driver")
+    copied = copy_of(run, monkeypatch)
+    folder = trial_run(run, "00000")
+    folder.create(run.job())
+    folder.claim().finish(Result(state="PRUNED", message="its actor was given to another trial"))
+    again = Launch(run)
+    trial = again.record.trials["00000"]
+    assert (trial.state, trial.copied) == ("RUNNING", copied)
+    assert Copied.from_json(again.suggest("a")["copied"]) == copied
 
 
 @pytest.mark.parametrize(

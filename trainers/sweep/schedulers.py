@@ -18,6 +18,7 @@ from ray.tune.schedulers import (
 )
 from ray.tune.schedulers.pbt import _PBTTrialState
 
+from cluster.outages import through_outages
 from cluster.trials import ENDED, Copied, Evaluation, Trial
 from trainers.randomness import seed_for
 from trainers.sweep.actor import from_path
@@ -200,6 +201,7 @@ class _Population(_Pausing, PopulationBasedTraining):
         point = perturb(self._tune, json.loads(trial_to_clone.config["point"]), number=own.number, iteration=iteration)
         copied = Copied(from_path(saved.path), iteration)
         self._record.copied(own, copied, point)
+        through_outages(self._record.flush)  # the trial leaves its own weights at once, and no resume may miss why
         return config_of(own), {}
 
 
