@@ -26,11 +26,12 @@ class Base:
 
 @dataclass(frozen=True)
 class Origin:
-    """A checkpoint of another run of the same storage."""
+    """A checkpoint of another run of the same storage, copied once: a second copy of it is another origin."""
 
     run: str  # its id
     attempt: int
     step: int
+    nonce: str = ""  # of the copy
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ class Run:
         tells of damage by `report_damage`: the next claim then reads what it chooses.
 
         With an `origin`, the first attempt starts from that instead and leaves behind what the run did before, those
-        after it go on, from there once more where nothing of their own is intact. `launch` marks the attempts of one
+        after it with the same one go on, from there once more where nothing of their own is intact. `launch` marks the attempts of one
         launch, so that its restarts can be counted. `on_corrupt` is told, once a step, of the checkpoints that were
         passed over, and why.
 
@@ -211,7 +211,7 @@ class Run:
         return newest
 
     def has_taken(self, origin: Origin) -> bool:
-        """Whether an attempt of this run has started from a checkpoint of another."""
+        """Whether an attempt of this run has started from that copy of another's checkpoint."""
         return any(claim.origin == origin and any(self.checkpoints_of(claim.attempt)) for claim in self.claims())
 
     def result(self) -> Result | None:

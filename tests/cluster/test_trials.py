@@ -1,5 +1,7 @@
 """What a sweep's events tell of its trials."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.records import Origin
@@ -50,7 +52,8 @@ def test_a_trial_that_goes_on_from_another_has_its_values_and_forgets_what_it_re
     (trial,) = read_trials([*rows, {**row, "origin": {"run": "00003", "attempt": 2, "step": 11}}])
     copied = Copied(Origin("00003", 2, 11), 1)
     assert (trial.copied, sorted(trial.evaluations), trial.point) == (copied, [1], {"train.optimizer.lr": 0.7})
-    assert Copied.from_json(copied.to_json()) == copied
+    named = replace(copied, origin=replace(copied.origin, nonce="a copy"))
+    assert [Copied.from_json(one.to_json()) for one in (copied, named)] == [copied, named]
 
 
 def test_points_that_were_repeated_go_by_their_mean() -> None:

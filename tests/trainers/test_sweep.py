@@ -11,7 +11,7 @@ from ray.tune import Experiment, Trainable
 
 from cluster.attempts import Attempt
 from cluster.errors import PreemptedError, StorageDeniedError, StorageError, TrainingError
-from cluster.records import Origin, Result
+from cluster.records import Base, Origin, Result
 from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from cluster.trials import Copied, Evaluation, ranked, read_trials, trial_run
@@ -442,6 +442,25 @@ def test_that_a_trial_goes_on_from_another_is_in_storage_before_it_does(
     trial = again.record.trials["00000"]
     assert (trial.state, trial.copied) == ("RUNNING", copied)
     assert Copied.from_json(again.suggest("a")["copied"]) == copied
+
+
+def test_a_trial_that_copies_the_same_checkpoint_again_leaves_its_own_behind(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(run.claim(), "events", [begun(0), evaluated(0, 1, 0.1), begun(1), evaluated(1, 1, 0.9)], by="driver")
+    (tmp_path / "weights").write_bytes(b"weights")
+    poor, better = (trial_run(run, name) for name in ("00000", "00001"))
+    for trial in (poor, better):
+        trial.create(run.job())
+    better.claim().commit(4, [tmp_path / "weights"], {})
+    first = copy_of(run, monkeypatch).origin
+    poor.claim(origin=first).commit(8, [tmp_path / "weights"], {})
+    assert poor.claim(origin=first).claim.base == Base(1, 8), "it goes on from its own"
+    second = copy_of(run, monkeypatch).origin
+    again = poor.claim(origin=second)
+    assert (again.claim.base, again.claim.origin) == (None, second)
+    assert [found.step for found in poor.checkpoints()] == [4]
+    assert poor.claim(origin=second).claim.base == Base(3, 4)
 
 
 @pytest.mark.parametrize(

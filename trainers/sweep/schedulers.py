@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -199,7 +200,7 @@ class _Population(_Pausing, PopulationBasedTraining):
         iteration = int(told["training_iteration"])
         own = self._record.trials[trial.config["trial"]]
         point = perturb(self._tune, json.loads(trial_to_clone.config["point"]), number=own.number, iteration=iteration)
-        copied = Copied(from_path(saved.path), iteration)
+        copied = Copied(replace(from_path(saved.path), nonce=secrets.token_hex(8)), iteration)
         self._record.copied(own, copied, point)
         through_outages(self._record.flush)  # the trial leaves its own weights at once, and no resume may miss why
         return config_of(own), {}
