@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.errors import RayliftError, UserCodeError
 from cluster.storage.base import Digest
 
 FORMAT = 1  # of a manifest
+_SEGMENT = re.compile(r"(?:.*/)?([^/]+)-(\d{8})(?:_(\d{8}))?\.jsonl")
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,40 @@ def attempt_folder(attempt: int) -> str:
 def checkpoint_folder(attempt: int, step: int) -> str:
     """Return where a checkpoint is, within its run."""
     return f"{attempt_folder(attempt)}/checkpoints/{step:09d}"
+
+
+def segment_path(attempt: int, stream: str, writer: str, first: int, last: int | None = None) -> str:
+    """Return where a segment of rows is, within its run; with `last`, the one in which those up to it are merged."""
+    merged = f"_{last:08d}" if last is not None else ""
+    return f"{attempt_folder(attempt)}/{stream}/{writer}-{first:08d}{merged}.jsonl"
+
+
+def segments_to_read(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Return the segments of each writer in order, without those that were merged in another."""
+    found: dict[str, list[tuple[int, int, str]]] = {}
+    for path in paths:
+        if match := _SEGMENT.fullmatch(path):
+            writer, first, last = match.groups()
+            found.setdefault(writer, []).append((int(first), -int(last or first), path))
+    chosen: dict[str, list[str]] = {}
+    for writer, segments in found.items():
+        covered = -1
+        for _, last, path in sorted(segments):  # the longest of those that begin alike stands first
+            if -last > covered:
+                chosen.setdefault(writer, []).append(path)
+                covered = -last
+    return chosen
+
+
+def by_time(writers: Iterable[Sequence[Row]], time_of: Callable[[Row], float]) -> list[Row]:
+    """Merge what several writers wrote by its time; each one's own order stays, also where its clock was set back."""
+    timed = []
+    for rows in writers:
+        latest = -math.inf
+        for row in rows:
+            latest = max(latest, time_of(row))
+            timed.append((latest, row))
+    return [row for _, row in sorted(timed, key=lambda one: one[0])]
 
 
 def dump(value: object) -> bytes:

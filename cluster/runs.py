@@ -39,10 +39,12 @@ from cluster.records import (
     Origin,
     Result,
     attempt_folder,
+    by_time,
     checkpoint_folder,
     dump,
     history_of,
     is_before,
+    segments_to_read,
 )
 from cluster.storage.base import Digest, Storage
 from cluster.storage.open import open_storage, split_run_uri
@@ -148,9 +150,9 @@ class Run:
         tells of damage by `report_damage`: the next claim then reads what it chooses.
 
         With an `origin`, the first attempt starts from that instead and leaves behind what the run did before, those
-        after it with the same one go on, from there once more where nothing of their own is intact. `launch` marks the attempts of one
-        launch, so that its restarts can be counted. `on_corrupt` is told, once a step, of the checkpoints that were
-        passed over, and why.
+        after it with the same one go on, from there once more where nothing of their own is intact. `launch` marks the
+        attempts of one launch, so that its restarts can be counted. `on_corrupt` is told, once a step, of the
+        checkpoints that were passed over, and why.
 
         With `after`, it takes the number after that one or none: raises SupersededError where somebody else has
         claimed since, so that whoever was cut off for a while does not take the run back.
@@ -377,21 +379,21 @@ class Run:
 
     def rows_of(self, attempt: int, stream: str) -> list[dict[str, Any]]:
         """Return one attempt's rows, those of each writer in their order, writers by the time of their rows."""
-        prefix = self.path(f"{attempt_folder(attempt)}/{stream}/")
-        paths = [entry.path for entry in self.storage.list(prefix)]
-        with ThreadPoolExecutor(_PARALLEL) as pool:
-            segments = list(pool.map(self.storage.read, paths))
-        rows = [json.loads(line) for segment in segments for line in segment.splitlines()]
-        return sorted(rows, key=lambda row: float(row["time"]))  # stable: a writer's own order stays
+        written = self._written(attempt, stream).values()
+        rows = [[json.loads(line) for line in data.splitlines()] for data in written]
+        return by_time(rows, lambda row: float(row["time"]))
 
     def output_of(self, attempt: int) -> dict[str, bytes]:
         """Return what the processes of an attempt printed, by writer (driver, rank-0 and so on)."""
-        prefix = self.path(f"{attempt_folder(attempt)}/logs/")
-        found: dict[str, bytes] = {}
-        for entry in self.storage.list(prefix):
-            writer = entry.path.removeprefix(prefix).rpartition("-")[0]
-            found[writer] = found.get(writer, b"") + self.storage.read(entry.path)
-        return found
+        return self._written(attempt, "logs")
+
+    def _written(self, attempt: int, stream: str) -> dict[str, bytes]:
+        """Return what each writer of a stream of an attempt has written."""
+        prefix = self.path(f"{attempt_folder(attempt)}/{stream}/")
+        segments = segments_to_read(entry.path for entry in self.storage.list(prefix))
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            reading = {writer: pool.map(self.storage.read, paths) for writer, paths in segments.items()}
+            return {writer: b"".join(parts) for writer, parts in reading.items()}
 
 
 def new_run_id(name: str) -> str:

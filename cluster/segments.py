@@ -6,30 +6,36 @@ import json
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from cluster.errors import ObjectNotFoundError, StorageError
+from cluster.records import segment_path
 from cluster.redaction import hide
 from cluster.runs import Run
 
 _FIRST_INTERVAL = 1.0  # seconds
 _LAST_INTERVAL = 10.0
+_MERGED = 100  # segments, or fewer with so many bytes
+_MERGED_BYTES = 4 << 20
 
 
 class SegmentWriter:
     """Collects rows (or raw bytes) and writes a segment every second, later every ten: long runs stay listable.
 
     `append` never blocks on storage and never fails: while storage is away, rows wait in memory. `flush` writes
-    what is there and raises StorageError where it cannot.
+    what is there and raises StorageError where it cannot. Now and then all that were written since are written once
+    more, as one, for whoever reads them all.
     """
 
     def __init__(self, run: Run, attempt: int, stream: str, writer: str) -> None:
         self._run = run
-        self._prefix = segment_prefix(attempt, stream, writer)
+        self._place = attempt, stream, writer
         self._pending: list[bytes | Mapping[str, Any]] = []
         self._text: list[bytes] = []  # made of what was pending, which takes more memory
         self._sealed = b""  # a segment that may or may not have arrived: it is repeated as it was
         self._next = 0
+        self._unmerged: list[bytes] = []  # the last segments
         self._lock = threading.Lock()
         self._io = threading.Lock()
         self._closed = threading.Event()
@@ -64,9 +70,23 @@ class SegmentWriter:
 
     def _write_sealed(self) -> None:
         if self._sealed:
-            self._run.storage.write(self._run.path(f"{self._prefix}{self._next:08d}.jsonl"), self._sealed)
+            self._run.storage.write(self._run.path(segment_path(*self._place, self._next)), self._sealed)
             self._next += 1
+            self._unmerged.append(self._sealed)
             self._sealed = b""
+            self._merge()
+
+    def _merge(self) -> None:
+        """Write the last segments as one, where they are enough; who finds none reads the segments themselves."""
+        count = len(self._unmerged)
+        if count < _MERGED and sum(map(len, self._unmerged)) < _MERGED_BYTES:
+            return
+        merged = b"".join(self._unmerged)
+        self._unmerged.clear()
+        if count > 1:
+            path = segment_path(*self._place, self._next - count, self._next - 1)
+            with suppress(StorageError):
+                self._run.storage.write(self._run.path(path), merged)
 
     def _flush_now_and_then(self) -> None:
         while not self._closed.wait(self._interval()):
@@ -85,7 +105,7 @@ class SegmentReader:
 
     def __init__(self, run: Run, attempt: int, stream: str, writer: str) -> None:
         self._run = run
-        self._prefix = segment_prefix(attempt, stream, writer)
+        self._place = attempt, stream, writer
         self._next = 0
 
     def read_new(self) -> bytes:
@@ -93,7 +113,7 @@ class SegmentReader:
         found = b""
         while True:
             try:
-                found += self._run.storage.read(self._run.path(f"{self._prefix}{self._next:08d}.jsonl"))
+                found += self._run.storage.read(self._run.path(segment_path(*self._place, self._next)))
             except ObjectNotFoundError:
                 return found
             self._next += 1
@@ -104,7 +124,3 @@ class SegmentReader:
 
 def _line(row: Mapping[str, Any]) -> bytes:
     return hide(json.dumps(row, separators=(",", ":")).encode()) + b"\n"
-
-
-def segment_prefix(attempt: int, stream: str, writer: str) -> str:
-    return f"attempts/{attempt:06d}/{stream}/{writer}-"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.records import Result
+from cluster.records import Result, by_time
 from cluster.runs import Run
 from cluster.segments import SegmentReader
 from launcher.status import is_running_here
@@ -75,8 +75,8 @@ class Follower:
         return self.run.result_of(attempts[-1]) if attempts and attempts[-1] > self._after else None
 
     def _drain(self) -> list[Update]:
-        found = [Update(stream, self._attempt, row) for stream, reader in self._readers for row in reader.read_rows()]
-        return sorted(found, key=lambda update: float(update.row["time"]))
+        found = [[Update(stream, self._attempt, row) for row in reader.read_rows()] for stream, reader in self._readers]
+        return by_time(found, lambda update: float(update.row["time"]))
 
     def _is_alive_here(self) -> bool:
         claims = self.run.claims()

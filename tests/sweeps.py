@@ -66,10 +66,13 @@ tune:
 """
 
 
-def searched(folder: Path, count: int, job: str = SEARCHED, *, metric: str = "eval_accuracy") -> tuple[Run, Attempt]:
+def searched(
+    folder: Path, count: int, job: str = SEARCHED, *, metric: str = "eval_accuracy", each: bool = False
+) -> tuple[Run, Attempt]:
     """Write a sweep whose learning rate decides, with a good value near 0.01 and, above 0.06, none at all.
 
-    Of its trials some were ended early, two run and one was stopped.
+    Of its trials some were ended early, two run and one was stopped. With `each` one is in storage before it trains, as
+    those of a driver are.
     """
     folder.mkdir(exist_ok=True)
     file = folder / "searched.yaml"
@@ -86,6 +89,8 @@ def searched(folder: Path, count: int, job: str = SEARCHED, *, metric: str = "ev
     record, search = Record(run, events, metric), Random(tune)
     for number in range(count):
         trial = record.begun(trial_id(number), number, search.ask(number))
+        if each:
+            record.flush()
         _train(trial, record, running=number >= count - 2, stopped=number == count - 3)
     events.close()
     return run, attempt

@@ -187,3 +187,64 @@ def test_a_flush_ends_though_rows_keep_coming(run: Run) -> None:
     writer.flush()
     assert numbers(run) in ([1], [1, 2])
     writer.close()
+
+
+# -- segments that are merged in one
+
+
+def one_by_one(run: Run, count: int) -> SegmentWriter:
+    """Write a segment for each number; none is written by the writer's own clock."""
+    writer = write(run)
+    for number in range(count):
+        append(writer, number)
+        writer.flush()
+    return writer
+
+
+def test_rows_of_many_segments_are_read_once_each_by_few_requests(run: Run) -> None:
+    one_by_one(run, 250).close()
+    asked: list[str] = []
+    counting = Run(hooked(run.storage, before=lambda name, *_: asked.append(name)), run.id)
+    assert numbers(counting) == list(range(250))
+    assert asked.count("read") == 2 + 50
+    assert read(SegmentReader(run, 1, "metrics", "rank-0")) == list(range(250)), "the segments themselves stay"
+
+
+def test_what_was_printed_is_there_once(run: Run) -> None:
+    writer = SegmentWriter(run, 1, "logs", "rank-0")
+    for number in range(120):
+        writer.append_bytes(b"%d\n" % number)
+        writer.flush()
+    writer.close()
+    assert run.output_of(1) == {"rank-0": b"".join(b"%d\n" % number for number in range(120))}
+
+
+def test_large_segments_are_merged_before_they_take_much_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.segments._MERGED_BYTES", 200)  # each has some 40
+    one_by_one(run, 20).close()
+    assert sum("_" in name for name in segments(run)) >= 2
+    assert numbers(run) == list(range(20))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_merged_segment_that_storage_did_not_take_or_did_not_say_so_costs_no_row(run: Run, when: str) -> None:
+    def fail(name: str, *arguments: Any) -> None:
+        if name == "write" and "_" in arguments[0]:
+            raise StorageError("storage is away")
+
+    one_by_one(Run(hooked(run.storage, **{when: fail}), run.id), 130).close()
+    assert any("_" in name for name in segments(run)) == (when == "after")
+    assert numbers(run) == list(range(130))
+
+
+# -- clocks
+
+
+def test_the_rows_of_a_writer_keep_their_order_where_its_clock_is_set_back(run: Run) -> None:
+    for writer, rows in {"driver": [(1, 10.0), (3, 5.0), (4, 12.0)], "rank-0": [(2, 10.5), (5, 13.0)]}.items():
+        segments = SegmentWriter(run, 1, "metrics", writer)
+        for number, at in rows:
+            segments.append({"n": number, "time": at})
+            segments.flush()
+        segments.close()
+    assert numbers(run) == [1, 3, 2, 4, 5]

@@ -305,6 +305,15 @@ def test_a_sweep_goes_on_with_what_was_running_and_never_with_what_ended(run: Ru
     assert again.suggest("f")["trial"] == "00003"
 
 
+def test_a_sweep_goes_on_after_the_clock_of_its_driver_was_set_back(run: Run) -> None:
+    events = [begun(0, 5.0), {**evaluated(0, 1, 0.5), "time": 4.0}, ended(0, "SUCCEEDED", 3.0), begun(1, 4.0)]
+    write_rows(run.claim(), "events", events, by="driver")
+    tpe = SWEEP.model_copy(update={"search": Search(name="tpe")})
+    launch = Launch(run, tpe)
+    assert states(launch) == ["SUCCEEDED", "RUNNING"]
+    assert launch.suggest("a")["trial"] == "00001"
+
+
 def test_what_a_sweep_could_not_write_down_any_more_its_trials_know(run: Run) -> None:
     write_rows(run.claim(), "events", [begun(0), begun(1)], by="driver")
     for number, name in enumerate(["00000", "00001"]):
