@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import shlex
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -36,6 +37,7 @@ _SINGULAR = {
     api.BINDINGS: "RoleBinding",
     api.POLICIES: "NetworkPolicy",
 }
+_LAUNCHER = "raylift-launch-"
 _POLL = 1.0  # seconds
 _BEYOND_GRACE = 60.0  # seconds that a teardown waits, beside the grace period of the pods
 
@@ -62,15 +64,14 @@ class KubernetesProvider:
         """
         job, *others = render(request)
         rights.require(self.server, self.namespace)
-        made = self._launched(request)
-        is_new = made is None
+        there, manager = self._launched(request), new_manager()
         try:
-            made = made or self._apply_job(job, request)
+            made = there or self._apply_job(job, request, manager)
             for secret in others:
-                self._apply(api.SECRETS, owned(secret, made), request)
+                self._apply(api.SECRETS, owned(secret, made), _manager(request.run_uri))
         except BaseException as error:
-            if is_new:
-                self._withdraw(request, made, error)
+            if there is None:
+                self._withdraw(request, job, manager, error)
             raise
 
     def describe(self, run_id: str) -> RunStatus:
@@ -147,6 +148,21 @@ class KubernetesProvider:
             names = ", ".join(f"{each.kind} {each.name}" for each in left)
             raise InfrastructureError(f"what an earlier launch left is still being deleted: {names}")
 
+    def withdraw(self, document: Object, manager: str) -> bool:
+        """Delete the RayJob that a launch which failed has applied; False where such a one may be there all the same.
+
+        That of another launch stays, and that which another has applied too: it may have been told that it runs.
+        """
+        name = document["metadata"]["name"]
+        with contextlib.suppress(ApiError, RunExistsError):
+            job = self.server.find(api.RAY_JOBS, self.namespace, name)
+            if job is None or not _annotations(document).items() <= _annotations(job).items():
+                return True
+            if _launchers(job) == {manager}:
+                self._delete_job(name, job["metadata"]["uid"])
+                return True
+        return False
+
     def audit(self) -> Sequence[Resource]:
         """List all of raylift's objects: in all namespaces where this person may look, else in this one."""
         ours = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
@@ -172,10 +188,10 @@ class KubernetesProvider:
                 raise
             raise _launched_anew(run_id) from error
 
-    def _apply_job(self, document: Object, request: LaunchRequest) -> Object:
+    def _apply_job(self, document: Object, request: LaunchRequest, manager: str) -> Object:
         """Apply a run's RayJob; where its reply was lost, or two do so at once, take the one that is there."""
         try:
-            return self._apply(api.RAY_JOBS, document, request)
+            return self._apply(api.RAY_JOBS, document, manager)
         except RunExistsError:
             # KubeRay writes the whole object anew as soon as it sees it, and owns what comes out otherwise
             job = self.server.find(api.RAY_JOBS, self.namespace, object_name(request.run_id))
@@ -183,9 +199,9 @@ class KubernetesProvider:
                 raise
             return job
 
-    def _apply(self, kind: Kind, document: Object, request: LaunchRequest) -> Object:
+    def _apply(self, kind: Kind, document: Object, manager: str) -> Object:
         try:
-            return self.server.apply(kind, document, _manager(request.run_uri))
+            return self.server.apply(kind, document, manager)
         except ApiError as error:
             if error.status != 409:
                 raise
@@ -209,15 +225,8 @@ class KubernetesProvider:
         self.clear(request.run_id, job)
         return None
 
-    def _withdraw(self, request: LaunchRequest, made: Object | None, failure: BaseException) -> None:
-        """Delete what a launch that failed has made; a job of that name may be another's, where no reply has come."""
-        try:
-            job = made or self.server.find(api.RAY_JOBS, self.namespace, object_name(request.run_id))
-            if job is not None and _uri(job) == request.run_uri:
-                self._delete_job(request.run_id, job["metadata"]["uid"])
-        except RunExistsError:
-            return  # another laptop's, since
-        except ApiError:
+    def _withdraw(self, request: LaunchRequest, document: Object, manager: str, failure: BaseException) -> None:
+        if not self.withdraw(document, manager):
             uri, said = shlex.quote(request.run_uri), str(failure) or type(failure).__name__
             raise MaybeLaunchedError(
                 f"{said}. Its RayJob {request.run_id} may be in the namespace {self.namespace} all the same, and "
@@ -328,13 +337,28 @@ def _launched_anew(run_id: str) -> RunExistsError:
 
 
 def _uri(job: Object) -> str | None:
-    uri: str | None = job["metadata"].get("annotations", {}).get(URI_ANNOTATION)
+    uri: str | None = _annotations(job).get(URI_ANNOTATION)
     return uri
 
 
+def _annotations(found: Object) -> Object:
+    annotations: Object = found["metadata"].get("annotations", {})
+    return annotations
+
+
 def _manager(run_uri: str) -> str:
-    """Return who applies: another run's launch then cannot change what this one's has applied, and is told so."""
+    """Return who applies the Secret of a run: another run's launch then cannot change it, and is told so."""
     return f"raylift-{hashlib.sha256(run_uri.encode()).hexdigest()[:12]}"
+
+
+def new_manager() -> str:
+    """Return who applies the RayJob of one launch: the object then tells which launches have."""
+    return f"{_LAUNCHER}{uuid.uuid4().hex[:12]}"
+
+
+def _launchers(job: Object) -> set[str]:
+    managers = (each["manager"] for each in job["metadata"].get("managedFields", []))
+    return {each for each in managers if each.startswith(_LAUNCHER)}
 
 
 def owned(document: Object, owner: Object) -> Object:

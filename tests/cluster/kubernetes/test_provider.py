@@ -264,6 +264,45 @@ def test_a_launch_whose_reply_is_lost_and_whose_server_then_goes_says_that_its_j
     assert len(server.all("RayJob")) == len(server.all("Secret")) == 1
 
 
+@pytest.mark.parametrize("taken_up", [False, True])
+def test_of_two_laptops_that_launch_a_run_at_once_the_one_that_fails_leaves_the_job_to_the_other(
+    server: ApiServer,
+    kubernetes: KubernetesProvider,
+    run: LaunchRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    taken_up: bool,
+) -> None:
+    kubernetes.launch(run)
+    if taken_up:
+        take_up(server, RUN_ID, finalizer=True)
+    before = job_of(server)["metadata"]["uid"]
+    monkeypatch.setattr(KubernetesProvider, "_launched", lambda *_: None)  # as it was when the second one asked
+    server.faults.append(Fault("PATCH /api/v1", status=403, message="not yours"))
+    with pytest.raises(MaybeLaunchedError, match=rf"not yours.*\. Its RayJob {RUN_ID} may be in the namespace"):
+        KubernetesProvider(kubernetes.cluster).launch(run)
+    assert job_of(server)["metadata"]["uid"] == before
+    assert len(server.all("Secret")) == 1
+
+
+def test_a_launch_that_fails_after_another_laptop_has_applied_the_job_too_leaves_it_to_that(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply = KubernetesProvider._apply
+
+    def failing(self: KubernetesProvider, kind: api.Kind, document: Object, manager: str) -> Object:
+        made = apply(self, kind, document, manager)
+        if kind is api.SECRETS:
+            raise KeyboardInterrupt
+        same = {**document, "metadata": without(document["metadata"], "labels"), "spec": {}}
+        self.server.apply(kind, same, "raylift-launch-of-the-other")
+        return made
+
+    monkeypatch.setattr(KubernetesProvider, "_apply", failing)
+    with pytest.raises(MaybeLaunchedError, match="KeyboardInterrupt"):
+        kubernetes.launch(run)
+    assert len(server.all("RayJob")) == len(server.all("Secret")) == 1
+
+
 @lost
 def test_a_lost_reply_is_not_a_second_job(
     server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, reply: Fault
