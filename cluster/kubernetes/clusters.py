@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cluster.config import KubernetesCluster
-from cluster.errors import RunExistsError, RunNotFoundError, UsageError
+from cluster.errors import MaybeLaunchedError, RunExistsError, RunNotFoundError, UsageError
 from cluster.kubernetes import api, reasons, rights
 from cluster.kubernetes.api import ApiError, Object
 from cluster.kubernetes.manifest import ON_CLUSTER, group_name, node_counts
 from cluster.kubernetes.named import CLUSTER_LABEL, CODE, IDLE, SECRETS, SETTINGS, ClusterRequest, render_cluster
 from cluster.kubernetes.pods import accelerators
-from cluster.kubernetes.provider import KubernetesProvider, owned
+from cluster.kubernetes.provider import KubernetesProvider, new_manager, owned
 from cluster.provider import LaunchRequest, Receipt, State
 
-_MANAGER = "raylift-cluster"
+_MANAGER = "raylift-cluster"  # who applies a Secret
 _TAKEN_UP = 30.0  # seconds for KubeRay to take a cluster up
 _POLL = 0.5  # seconds
 
@@ -43,20 +43,30 @@ class NamedClusters:
         self.server, self.namespace = self.provider.server, cluster.namespace
 
     def up(self, request: ClusterRequest) -> bool:
-        """Make a cluster; False where it is there already. Raises UsageError where it is there with other settings."""
+        """Make a cluster; False where it is there already. What fails half-way is deleted again.
+
+        Raises UsageError where it is there with other settings, MaybeLaunchedError where it could not be deleted.
+        """
         job, *secrets = render_cluster(request)
         rights.require(self.server, self.namespace)
-        there = self._job(request.name)
-        if there is not None and not _has_ended(there):
+        there, manager = self._job(request.name), new_manager()
+        if there is not None and _has_ended(there):
+            self.provider.clear(request.name, there)
+            there = None
+        if there is not None:
             _require_same(there, job, request.name)
-            made = there
-        else:
-            if there is not None:
-                self.provider.clear(request.name, there)
-            made = self._apply(job)
-        for secret in secrets:  # also where it is there already: a laptop may have died before this
-            self.server.apply(api.SECRETS, owned(secret, made), _MANAGER)
-        return made is not there
+        try:
+            made = there or self._apply(job, manager)
+            for secret in secrets:  # also where it is there already: a laptop may have died before this
+                self.server.apply(api.SECRETS, owned(secret, made), _MANAGER)
+        except BaseException as error:
+            if there is None and not self.provider.withdraw(job, manager):
+                raise MaybeLaunchedError(
+                    f"{str(error) or type(error).__name__}. The cluster {request.name} may be there all the same. "
+                    f"Complete it: {_up(request.name)}; or take it away: raylift down {request.name} --on …"
+                ) from error
+            raise
+        return there is None
 
     def all(self) -> list[NamedCluster]:
         """List the clusters, also those that have ended and left their RayJob, which costs nothing."""
@@ -125,9 +135,9 @@ class NamedClusters:
             )
         return job
 
-    def _apply(self, job: Object) -> Object:
+    def _apply(self, job: Object, manager: str) -> Object:
         try:
-            return self.server.apply(api.RAY_JOBS, job, _MANAGER)
+            return self.server.apply(api.RAY_JOBS, job, manager)
         except ApiError as error:
             if error.status != 409:
                 raise

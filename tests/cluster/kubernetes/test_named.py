@@ -10,7 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.config import KubernetesCluster
-from cluster.errors import InfrastructureError, RayliftError, RunExistsError, RunNotFoundError, UsageError
+from cluster.errors import (
+    InfrastructureError,
+    MaybeLaunchedError,
+    RayliftError,
+    RunExistsError,
+    RunNotFoundError,
+    UsageError,
+)
 from cluster.kubernetes.clusters import NamedClusters
 from cluster.kubernetes.documents import to_yaml
 from cluster.kubernetes.manifest import render
@@ -129,13 +136,49 @@ def test_a_cluster_that_is_made_twice_is_made_once(server: ApiServer, clusters: 
     assert secret["metadata"]["ownerReferences"][0]["uid"] == before["uid"]
 
 
-def test_a_laptop_that_died_before_the_secret_completes_it(server: ApiServer, clusters: NamedClusters) -> None:
-    server.faults.append(Fault("PATCH /api/v1", status=403, message="died"))
+def test_a_cluster_whose_secret_is_refused_is_taken_back(server: ApiServer, clusters: NamedClusters) -> None:
+    server.faults.append(Fault("PATCH /api/v1", status=403, message="exceeded quota: raylift"))
+    with pytest.raises(InfrastructureError, match="the quota of the namespace is used up"):
+        clusters.up(asked(secrets={"HF_TOKEN": "hunter2!"}))
+    assert server.all("RayJob") == []
+
+
+def test_a_cluster_that_was_there_stays_where_its_secret_is_refused(server: ApiServer, clusters: NamedClusters) -> None:
+    clusters.up(asked(secrets={"HF_TOKEN": "hunter2!"}))
+    server.faults.append(Fault("PATCH /api/v1", status=403))
     with pytest.raises(InfrastructureError):
         clusters.up(asked(secrets={"HF_TOKEN": "hunter2!"}))
-    assert server.all("Secret") == []
-    assert clusters.up(asked(secrets={"HF_TOKEN": "hunter2!"})) is False
-    assert len(server.all("Secret")) == 1
+    assert len(server.all("RayJob")) == 1
+
+
+def test_a_cluster_that_cannot_be_taken_back_is_said_to_be_there(server: ApiServer, clusters: NamedClusters) -> None:
+    server.faults += [Fault("PATCH /api/v1", status=403), Fault("DELETE", status=403)]
+    with pytest.raises(MaybeLaunchedError, match=r"dev may be there all the same\. .*raylift down dev --on"):
+        clusters.up(asked(secrets={"HF_TOKEN": "hunter2!"}))
+    assert clusters.down(NAME).leftovers == []
+
+
+def test_of_two_laptops_that_make_a_cluster_at_once_the_one_that_fails_leaves_it_to_the_other(
+    server: ApiServer, clusters: NamedClusters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clusters.up(asked(secrets={"HF_TOKEN": "hunter2!"}))
+    monkeypatch.setattr(NamedClusters, "_job", lambda *_: None)  # as it was when the second one asked
+    server.faults.append(Fault("PATCH /api/v1", status=403))
+    with pytest.raises(MaybeLaunchedError):
+        clusters.up(asked(secrets={"HF_TOKEN": "hunter2!"}))
+    assert len(server.all("RayJob")) == len(server.all("Secret")) == 1
+
+
+def test_two_laptops_that_make_a_cluster_of_other_settings_at_once_make_that_of_the_first(
+    server: ApiServer, clusters: NamedClusters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clusters.up(asked())
+    before = job_of(server)
+    alive, first = clusters._job, iter([True])
+    monkeypatch.setattr(clusters, "_job", lambda name: None if next(first, False) else alive(name))
+    with pytest.raises(UsageError, match="made with other settings"):
+        clusters.up(asked(idle=60))
+    assert job_of(server) == before
 
 
 def test_a_reply_that_is_lost_after_kuberay_took_the_cluster_up_is_no_second_cluster(
