@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+CLUSTER_NAME_LENGTH = 40  # as that of a run's id
+CLUSTER_NAME = rf"^[a-z]([-a-z0-9]{{0,{CLUSTER_NAME_LENGTH - 2}}}[a-z0-9])?$"
 _NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"  # of an object of Kubernetes
 _QUANTITY = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
 _KINDS = ("GPU", "T4", "V100", "L4", "L40S", "A10G", "A100", "H100", "H200", "B200")  # on Kubernetes
@@ -133,7 +135,7 @@ class KubernetesCluster(Block):
     context: str | None = Field(default=None, description="of the kubeconfig; default: its current one")
     name: str | None = Field(
         default=None,
-        pattern=r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$",
+        pattern=CLUSTER_NAME,
         description="a cluster that raylift up has made, to which the run goes; also --cluster NAME",
     )
     namespace: str = Field(

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cluster import code
-from cluster.config import KubernetesCluster
+from cluster.config import CLUSTER_NAME, CLUSTER_NAME_LENGTH, KubernetesCluster
 from cluster.errors import UsageError
 from cluster.kubernetes.identity import require_identity
 from cluster.kubernetes.manifest import (
-    NAME_LENGTH,
     merge,
-    object_name,
     of_its_pod,
     queue_label,
     ray_cluster,
@@ -93,13 +92,12 @@ def render_cluster(request: ClusterRequest) -> list[Manifest]:
 
 
 def _name(name: str) -> str:
-    try:
-        return object_name(name)
-    except UsageError as error:
+    if not re.fullmatch(CLUSTER_NAME, name):
         raise UsageError(
             f"{name}: the name of a cluster is of lower-case letters, digits and dashes, begins with a letter, "
-            f"does not end with a dash, and has at most {NAME_LENGTH} characters"
-        ) from error
+            f"does not end with a dash, and has at most {CLUSTER_NAME_LENGTH} characters"
+        )
+    return name
 
 
 def _digest(job: Manifest) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from cluster.config import KubernetesCluster
@@ -118,10 +119,18 @@ def test_the_plan_of_a_run_on_a_cluster_shows_what_comes_to_it() -> None:
     assert shown.manifest == to_yaml(render(on_named_cluster()))
 
 
-@pytest.mark.parametrize("name", ["Dev", "1st", "ends-", "x" * 48])
-def test_a_name_that_kubernetes_does_not_take_is_refused_before_anything_is_asked(name: str) -> None:
-    with pytest.raises(UsageError, match="the name of a cluster is of lower-case letters"):
+@pytest.mark.parametrize("name", ["Dev", "1st", "ends-", "x" * 41, "x\n", ""])
+def test_a_name_that_no_run_could_give_is_refused_before_anything_is_asked(name: str) -> None:
+    with pytest.raises(UsageError, match=r"the name of a cluster is of lower-case letters.* at most 40 characters"):
         render_cluster(asked(name=name))
+    with pytest.raises(ValidationError, match="pattern"):
+        KubernetesCluster(provider="kubernetes", name=name)
+
+
+@pytest.mark.parametrize("name", ["x", "x" * 40])
+def test_a_name_that_a_cluster_has_is_one_that_a_run_can_give(name: str) -> None:
+    assert render_cluster(asked(name=name))[0]["metadata"]["name"] == name
+    assert KubernetesCluster(provider="kubernetes", name=name).name == name
 
 
 # Making one
