@@ -14,14 +14,14 @@ from collections.abc import Iterator
 
 from cluster.config import KubernetesCluster, Resources
 from cluster.errors import InfrastructureError
-from cluster.kubernetes import api, reasons
+from cluster.kubernetes import api, events, reasons
 from cluster.kubernetes.api import Api, ApiError, Object
 from cluster.kubernetes.bundled import command
 from cluster.kubernetes.fetch import DONE, TOLD
 from cluster.kubernetes.manifest import ray_job, render
 from cluster.kubernetes.pods import RUN_LABEL, Manifest
 from cluster.kubernetes.versions import CLIENTS, RAY_VERSION
-from cluster.provider import LaunchRequest, State
+from cluster.provider import LaunchRequest
 
 _LABEL = "raylift.dev/check"  # of the RayJob of one
 _PROBE = "raylift-probe"
@@ -114,28 +114,24 @@ def _wait_for_its_end(server: Api, namespace: str, name: str) -> None:
         for pod in found:
             if (exit_code := _exit_code(pod)) is not None:
                 printed = _printed(server, pod)
-                told = next((each.removeprefix(TOLD) for each in reversed(printed) if each.startswith(TOLD)), "")
-                if told == DONE:
+                said = next((each.removeprefix(TOLD) for each in reversed(printed) if each.startswith(TOLD)), "")
+                if said == DONE:
                     return
-                raise InfrastructureError(told or f"it ended with exit code {exit_code}: {' '.join(printed[-1:])}")
-        state, why = _where_it_stands(server, namespace, name, found)
+                raise InfrastructureError(said or f"it ended with exit code {exit_code}: {' '.join(printed[-1:])}")
+        job = server.find(api.RAY_JOBS, namespace, name)
+        if job is None:
+            raise InfrastructureError("somebody has deleted its RayJob")
+        told = events.told(server, namespace, filter(None, [name, job.get("status", {}).get("rayClusterName")]))
+        state, why = reasons.where_it_stands(job, found, told, None)
         if state.is_final:
             raise InfrastructureError(why)
-        if not (held := reasons.held(found)):
+        if not (held := reasons.held(found, told)):
             well = time.monotonic()
         elif time.monotonic() - well > _HELD:
             raise InfrastructureError(held)
         if time.monotonic() > deadline:
-            raise InfrastructureError(f"not known after {_PATIENCE:.0f} s: {why}")
+            raise InfrastructureError(f"not known after {_PATIENCE:.0f} s: {why or 'its pod has not written yet'}")
         time.sleep(_POLL)
-
-
-def _where_it_stands(server: Api, namespace: str, name: str, found: list[Object]) -> tuple[State, str]:
-    job = server.find(api.RAY_JOBS, namespace, name)
-    if job is None:
-        return State.FAILED, "somebody has deleted its RayJob"
-    state, why = reasons.where_it_stands(job, found, [], None)
-    return state, why or "its pod has not written yet"
 
 
 def _pods(server: Api, namespace: str, name: str) -> list[Object]:

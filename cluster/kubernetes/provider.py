@@ -16,7 +16,7 @@ from functools import cached_property
 
 from cluster.config import KubernetesCluster
 from cluster.errors import InfrastructureError, MaybeLaunchedError, RunExistsError, RunNotFoundError
-from cluster.kubernetes import api, reasons, rights
+from cluster.kubernetes import api, events, reasons, rights
 from cluster.kubernetes.api import Api, ApiError, Kind, Object
 from cluster.kubernetes.manifest import ON_CLUSTER, RAY_CLUSTER, URI_ANNOTATION, object_name, render, secret_name
 from cluster.kubernetes.planned import plan
@@ -243,8 +243,8 @@ class KubernetesProvider:
         if cluster is not None:  # that others use too
             pods = [*pods, *self.server.select(api.PODS, self.namespace, f"{RAY_CLUSTER}={cluster}")]
         names = filter(None, [job["metadata"]["name"], cluster or job.get("status", {}).get("rayClusterName")])
-        events = [each for name in names for each in self._events(name)]
-        state, reason = reasons.where_it_stands(job, pods, events, self._workload(job))
+        told = events.told(self.server, self.namespace, names)
+        state, reason = reasons.where_it_stands(job, pods, told, self._workload(job))
         if cluster is not None and not state.is_final and not self._is_there(cluster):
             # KubeRay would look for it for ever
             name = labels.get(ON_CLUSTER, cluster)
@@ -254,9 +254,6 @@ class KubernetesProvider:
     def _is_there(self, cluster: str) -> bool:
         found = self.server.find(api.RAY_CLUSTERS, self.namespace, cluster)
         return found is not None and not found["metadata"].get("deletionTimestamp")
-
-    def _events(self, name: str) -> list[Object]:
-        return self.server.select(api.EVENTS, self.namespace, fields=f"involvedObject.name={name}")
 
     def _workload(self, job: Object) -> Object | None:
         """Return what Kueue says of a run, the newest; None where it says nothing, or this person may not look."""

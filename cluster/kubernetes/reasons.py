@@ -43,6 +43,9 @@ _KILLED = re.compile(r"Deleted (head|worker) Pod (?:\S+/)?(\S+); .*Reason:OOMKil
 _NEVER_BEGAN = re.compile(
     r"Deleted (head|worker) Pod (?:\S+/)?(\S+); Pod status: Failed; .*Ray container terminated status: (?:<nil>|nil)$"
 )
+_UNSTARTED = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")  # reasons of a kubelet's events
+_TIMED_OUT = "Unable to attach or mount volumes"  # follows the event that says why
+_LOST = {"Evicted": "was evicted", "Preempted": "had to make room for another"}
 _NOT_MADE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 
 
@@ -63,11 +66,11 @@ def where_it_stands(
         return state, f"starting again: {_failure(job, pods, events)}"
     pods = [pod for pod in pods if not _is_a_failed_submitter(pod)]
     if state is State.RUNNING:
-        return state, trouble(pods) or _killed(job, events)
+        return state, trouble(pods) or _unstarted(pods, events) or _lost(job, events)
     if deployment == "Suspending":
         return state, f"its pods are taken away{_because_of(workload)}"
-    known = _in_queue(job, workload) or trouble(pods) or _warning(events) or _unfetched(job, pods, events)
-    return state, known or _waiting(deployment, pods)
+    known = _in_queue(job, workload) or trouble(pods) or _unstarted(pods, events) or _warning(events)
+    return state, known or _lost(job, events) or _unfetched(job, pods, events) or _waiting(deployment, pods)
 
 
 def trouble(pods: Iterable[Object]) -> str:
@@ -75,19 +78,21 @@ def trouble(pods: Iterable[Object]) -> str:
     return next((said for pod in pods if (said := _pod(pod))), "")
 
 
-def held(pods: Iterable[Object]) -> str:
+def held(pods: Sequence[Object], events: Sequence[Object]) -> str:
     """Return why the first pod is held whose image or settings are wrong; an empty text where none is known to be."""
     found = ((pod, status) for pod in pods for status in _containers(pod))
-    return next((said for pod, status in found if (said := _held(pod, status))), "")
+    mounts = [each for each in events if each.get("reason") == "FailedMount"]
+    return next((said for pod, status in found if (said := _held(pod, status))), "") or _unstarted(pods, mounts)
 
 
 def _failure(job: Object, pods: Sequence[Object], events: Sequence[Object]) -> str:
     status = job.get("status", {})
     said = _FAILURES.get(status.get("reason", ""), status.get("reason", "") or "it failed")
     failed = [pod for pod in pods if _is_a_failed_submitter(pod)]
-    why = trouble(pod for pod in pods if pod not in failed) or _killed(job, events) or _warning(events)
+    others = [pod for pod in pods if pod not in failed]
+    why = trouble(others) or _unstarted(others, events) or _lost(job, events) or _warning(events)
     if status.get("reason") == _NEVER_READY:
-        why = why or _unfetched(job, pods, events)
+        why = why or _unfetched(job, pods, events) or _never_started(job, events)
     why = why or trouble(failed) or status.get("message", "")
     if (gate := _GATE.search(why)) is not None:
         why += (
@@ -145,20 +150,72 @@ def _waiting(deployment: str, pods: Sequence[Object]) -> str:
 
 def _warning(events: Sequence[Object]) -> str:
     """Return the newest warning about the run's own objects, such as a quota that lets no pod be made."""
-    warnings = [each for each in events if each.get("type") == "Warning"]
+    warnings = [each for each in events if each.get("type") == "Warning" and not _pod_of(each)]
     newest = max(warnings, key=_time, default=None)
     return str(newest["message"]) if newest is not None else ""
 
 
-def _killed(job: Object, events: Sequence[Object]) -> str:
-    """Return which pod was killed for memory last: KubeRay deletes it at once, and an event is all that stays of it."""
-    found = [(event, match) for event in events if (match := _KILLED.search(event.get("message", ""))) is not None]
-    if not found or "rayClusterSpec" not in job["spec"]:  # a cluster that it shares is not its own
+def _unstarted(pods: Sequence[Object], events: Sequence[Object]) -> str:
+    """Return what events say of a pod that has not started, where its status does not: such as of a Secret to mount."""
+    for pod in pods:
+        name, status = pod["metadata"]["name"], pod.get("status", {})
+        if status.get("phase", "Pending") != "Pending":
+            continue
+        is_placed = pod["spec"].get("nodeName") or _has_condition(pod, "PodScheduled")
+        known = _UNSTARTED if is_placed else ("FailedScheduling",)
+        found = [each for each in events if _pod_of(each) == name and each.get("reason") in known]
+        if (newest := _newest(found)) is not None:
+            said = newest["message"]
+            return f"the pod {name} cannot start: {said}" if is_placed else _unschedulable(pod, said)
+    return ""
+
+
+def _never_started(job: Object, events: Sequence[Object]) -> str:
+    """Return what was said last of a pod that did not start, when KubeRay has deleted it."""
+    found = [each for each in events if _is_of_its_own(job, _pod_of(each)) and each.get("reason") in _UNSTARTED]
+    newest = _newest(found)
+    return f"the pod {_pod_of(newest)} could not start: {newest['message']}" if newest is not None else ""
+
+
+def _newest(events: Sequence[Object]) -> Object | None:
+    """Return the newest of a pod's events that says more than that its volumes took too long."""
+    return max(events, key=lambda each: (not each["message"].startswith(_TIMED_OUT), _time(each)), default=None)
+
+
+def _is_of_its_own(job: Object, pod: str) -> bool:
+    """Whether a pod with this name is, or was, of the cluster that KubeRay has made for a job now."""
+    cluster = job.get("status", {}).get("rayClusterName")
+    return bool(cluster) and "rayClusterSpec" in job["spec"] and pod.startswith(f"{cluster}-")
+
+
+def _lost(job: Object, events: Sequence[Object]) -> str:
+    """Return which pod was lost last, and why: KubeRay deletes it at once, and an event is all that stays of it."""
+    if "rayClusterSpec" not in job["spec"]:  # a cluster that it shares is not its own
         return ""
-    _, match = max(found, key=lambda each: _time(each[0]))
+    found = [(_time(event), said) for event in events if (said := _evicted(job, event) or _killed(job, event))]
+    return max(found)[1] if found else ""
+
+
+def _evicted(job: Object, event: Object) -> str:
+    name, reason = _pod_of(event), event.get("reason", "")
+    if not _is_of_its_own(job, name) or reason not in _LOST:
+        return ""
+    return f"the pod {name} {_LOST[reason]}: {event['message']}"
+
+
+def _killed(job: Object, event: Object) -> str:
+    """Return which pod was killed for memory, where KubeRay's event of its deletion says so."""
+    if (match := _KILLED.search(event.get("message", ""))) is None:
+        return ""
     cluster = job["spec"]["rayClusterSpec"]
     group = cluster["headGroupSpec"] if match[1] == "head" else cluster["workerGroupSpecs"][0]
     return _out_of_memory(match[2], group["template"]["spec"]["containers"][0])
+
+
+def _pod_of(event: Object) -> str:
+    """Return the name of the pod that an event is about; an empty text where it is about something else."""
+    about = event.get("involvedObject", {})
+    return str(about["name"]) if about.get("kind") == "Pod" else ""
 
 
 def _unfetched(job: Object, pods: Sequence[Object], events: Sequence[Object]) -> str:
@@ -264,5 +321,9 @@ def _unschedulable(pod: Object, message: str) -> str:
 
 
 def _is_ready(pod: Object) -> bool:
+    return _has_condition(pod, "Ready")
+
+
+def _has_condition(pod: Object, kind: str) -> bool:
     conditions = pod.get("status", {}).get("conditions", [])
-    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+    return any(each["type"] == kind and each["status"] == "True" for each in conditions)

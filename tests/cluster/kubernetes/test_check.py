@@ -355,6 +355,34 @@ def test_a_check_does_not_wait_long_for_an_image_that_is_not_there(
     assert server.all("RayJob") == []
 
 
+def test_a_check_does_not_wait_long_for_a_secret_that_is_to_be_mounted(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "_POLL", 0.02)
+    monkeypatch.setattr(probing, "_HELD", 0.1)
+    monkeypatch.setattr(probing, "_PATIENCE", 20.0)
+    monkeypatch.setattr(probing, "_is_there", lambda *_: False)  # nobody deletes the pod here
+    cluster = request("plain").cluster
+    assert isinstance(cluster, KubernetesCluster)
+
+    def make_its_pod(kind: Kind, job: dict[str, Any]) -> str:
+        if kind.name == "RayJob":
+            name, labels = f"{job['metadata']['name']}-head", {"raylift.dev/run": job["metadata"]["name"]}
+            head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+            server.create(
+                "Pod", {"metadata": {"name": name, "labels": labels}, "spec": head | {"nodeName": "n"}}, "raylift"
+            )
+            said = 'MountVolume.SetUp failed for volume "gcs" : secret "gcs" not found'
+            event = {"type": "Warning", "reason": "FailedMount", "message": said}
+            about = {"kind": "Pod", "name": name}
+            server.create("Event", {"metadata": {"name": name}, **event, "involvedObject": about}, "raylift")
+        return ""
+
+    server.admit = make_its_pod
+    with pytest.raises(InfrastructureError, match=r'^the pod \S+ cannot start: .* secret "gcs" not found'):
+        probing.probe(Api(None), cluster, "s3://bucket/runs")
+
+
 def test_what_a_check_that_was_killed_has_left_goes_by_itself_or_with_the_next_one(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,6 +223,88 @@ def test_a_pod_in_good_health_is_no_trouble() -> None:
     assert trouble([pod(phase="Running", containerStatuses=[running], conditions=[ready]), pod("x")]) == ""
 
 
+def of_pod(name: str, reason: str, message: str, at: str = "2026-11-26T00:00:00Z") -> Object:
+    about = {"kind": "Pod", "name": name}
+    return {**warning(message, at), "reason": reason, "involvedObject": about}
+
+
+def own(deployment: str, **status: Any) -> Object:
+    """Return a job with a cluster of its own, digits-x7k2p."""
+    whole = job(deployment, rayClusterName="digits-x7k2p", **status)
+    group = {"template": {"spec": {"containers": [{"name": "ray", "resources": {"limits": {"memory": "4Gi"}}}]}}}
+    whole["spec"]["rayClusterSpec"] = {"headGroupSpec": group, "workerGroupSpecs": [group]}
+    return whole
+
+
+PLACED = {"type": "PodScheduled", "status": "True"}
+NO_SECRET = 'MountVolume.SetUp failed for volume "gcs" : secret "gcs" not found'
+
+
+@pytest.mark.parametrize("deployment", ["Initializing", "Running"])
+def test_a_pod_that_waits_for_a_secret_to_mount_says_which(deployment: str) -> None:
+    waiting = pod("digits-x7k2p-head", phase="Pending", conditions=[PLACED])
+    events = [
+        of_pod("digits-x7k2p-head", "FailedMount", NO_SECRET),
+        of_pod(
+            "digits-x7k2p-head", "FailedMount", "Unable to attach or mount volumes: timed out", "2026-11-26T00:02:00Z"
+        ),
+        of_pod("digits-2-abcde-head", "FailedMount", "of another run", "2026-11-26T00:03:00Z"),
+        of_pod("digits-x7k2p-head", "Unhealthy", "Readiness probe failed", "2026-11-26T00:04:00Z"),
+    ]
+    said = where_it_stands(own(deployment), [waiting], events, None)[1]
+    assert said.startswith(f"the pod digits-x7k2p-head cannot start: {NO_SECRET}")
+    started = pod("digits-x7k2p-head", phase="Running", conditions=[PLACED])
+    assert "cannot start" not in where_it_stands(own(deployment), [started], events, None)[1]
+
+
+def test_what_a_scheduler_says_in_an_event_alone_is_said_until_the_pod_has_a_node() -> None:
+    events = [of_pod("digits-head", "FailedScheduling", "0/5 nodes are available: 5 Insufficient cpu.")]
+    assert where_it_stands(own("Initializing"), [pod(phase="Pending")], events, None)[1].endswith(
+        "of 5 nodes: 5 with too little cpu"
+    )
+    placed = pod(phase="Pending", conditions=[PLACED])
+    assert where_it_stands(own("Initializing"), [placed], events, None)[1] == "0 of 1 pods are ready"
+
+
+def test_pods_that_never_started_are_remembered_when_they_are_gone() -> None:
+    events = [of_pod("digits-x7k2p-head", "FailedMount", NO_SECRET)]
+    said = where_it_stands(own("Failed", reason="PreRunningDeadlineExceeded"), [], events, None)[1]
+    assert f"deadline_seconds: the pod digits-x7k2p-head could not start: {NO_SECRET}" in said
+    assert where_it_stands(own("Failed", reason="AppFailed"), [], events, None)[1] == "the driver died"
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "said"),
+    [
+        ("Evicted", "The node was low on resource: memory.", "was evicted: The node was low on resource: memory."),
+        (
+            "Preempted",
+            "Preempted by pod 0f3e on node n",
+            "had to make room for another: Preempted by pod 0f3e on node n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("deployment", ["Initializing", "Running"])
+def test_a_pod_that_was_evicted_or_preempted_is_remembered_when_kuberay_has_deleted_it(
+    deployment: str, reason: str, message: str, said: str
+) -> None:
+    ready = pod("digits-x7k2p-head", phase="Running", conditions=[{"type": "Ready", "status": "True"}])
+    deleted = (
+        "Deleted worker Pod raylift/digits-x7k2p-cpu-worker-1; Pod status: Failed; Ray container terminated status: "
+    )
+    killed = {**warning(f"{deleted}&ContainerStateTerminated{{ExitCode:137,Reason:OOMKilled,}}"), "type": "Normal"}
+    events = [killed, of_pod("digits-x7k2p-cpu-worker-2", reason, message, "2026-11-26T00:01:00Z")]
+    assert where_it_stands(own(deployment), [ready], events, None)[1].startswith(
+        f"the pod digits-x7k2p-cpu-worker-2 {said}"
+    )
+    earlier = [killed, of_pod("digits-x7k2p-cpu-worker-2", reason, message, "2026-11-25T00:00:00Z")]
+    assert "killed for lack of memory" in where_it_stands(own(deployment), [ready], earlier, None)[1]
+    others = [of_pod("digits-2-abcde-head", reason, message)]
+    assert others[0]["message"] not in where_it_stands(own(deployment), [ready], others, None)[1]
+    on_another = job(deployment, rayClusterName="digits-x7k2p")
+    assert message not in where_it_stands(on_another, [ready], events, None)[1]
+
+
 def condition(kind: str, status: str, message: str = "") -> Object:
     return {"type": kind, "status": status, "reason": "Kueues", "message": message}
 

@@ -35,6 +35,7 @@ _REASONS = {
     503: "ServiceUnavailable",
     504: "Timeout",
 }
+_OF_EVENTS = ("involvedObject.kind", "involvedObject.name", "type", "reason")  # fields by which they are selected
 _GRACE = 30.0  # seconds until a watch ends by itself, unless told
 
 
@@ -369,7 +370,7 @@ def _selector(query: dict[str, str]) -> Callable[[Object], bool]:
     labels = [_label(each) for each in filter(None, query.get("labelSelector", "").split(","))]
     wanted = [each.partition("=") for each in filter(None, query.get("fieldSelector", "").split(","))]
     for path, _, _ in wanted:
-        if path not in ("metadata.name", "metadata.namespace", "involvedObject.name"):
+        if path not in ("metadata.name", "metadata.namespace", *_OF_EVENTS):
             raise RefusedError(400, f"field label not supported: {path}")
 
     def matches(value: Object) -> bool:

@@ -29,6 +29,7 @@ import psutil
 from tests.stand_ins.kubernetes.access import User
 from tests.stand_ins.kubernetes.kinds import Object
 from tests.stand_ins.kubernetes.server import ApiServer
+from tests.stand_ins.kubernetes.store import now
 
 FINALIZER = "stand-in/kubelet"  # a pod stays until its processes have ended
 _FOLDER = f"k{os.getpid():x}-"  # what the names of this process's pods' folders begin with
@@ -49,6 +50,7 @@ class _Running:
     env: dict[str, str]
     template: Object
     out_of_memory: bool = False
+    evicted: str = ""  # why, where it was
     ending: threading.Thread | None = None
     readers: list[threading.Thread] = field(default_factory=list)
 
@@ -89,6 +91,13 @@ class Kubelet:
         running.out_of_memory = out_of_memory
         _kill(running)
 
+    def evict(self, pod: Object, message: str) -> None:
+        """Have a pod's node end it, as one does that runs short of something, or whose pod has used too much of it."""
+        running = self._running[pod["metadata"]["uid"]]
+        running.evicted = message
+        self._tell(pod, "Evicted", message)
+        _kill(running)
+
     def _start(self, pod: Object) -> None:
         container = pod["spec"]["containers"][0]
         if self.full:
@@ -98,6 +107,10 @@ class Kubelet:
             return
         if container["image"] not in self.images:
             self._wait(pod, "ErrImagePull", f"{container['image']}: not found")
+            return
+        if said := self._unmounted(pod):
+            self._tell(pod, "FailedMount", said)
+            self._wait(pod, "ContainerCreating")
             return
         is_head = pod["metadata"].get("labels", {}).get("ray.io/node-type") == "head"
         address = "127.0.0.1" if is_head else f"127.0.0.{next(self._addresses)}"
@@ -162,7 +175,8 @@ class Kubelet:
                 ended |= {"reason": "OOMKilled"}
             phase = "Failed" if code else "Succeeded"
             statuses = [_status(running.template, {"terminated": ended})]
-            self._say(pod, phase=phase, conditions=[], containerStatuses=statuses)
+            why = {"reason": "Evicted", "message": running.evicted} if running.evicted else {}
+            self._say(pod, phase=phase, conditions=[], containerStatuses=statuses, **why)
 
     def _end(self, pod: Object, running: _Running | None) -> None:
         if running is not None and running.ending is None:
@@ -211,16 +225,33 @@ class Kubelet:
             raise _MissingError(f'secret "{name}" not found')
         return {key: base64.b64decode(value).decode() for key, value in secret.get("data", {}).items()}
 
+    def _unmounted(self, pod: Object) -> str:
+        """Return why a volume of a Secret cannot be mounted; an empty text where all can. What is in them is not."""
+        for volume in pod["spec"].get("volumes", []):
+            name = volume.get("secret", {}).get("secretName")
+            if name and self.server.get("Secret", pod["metadata"]["namespace"], name) is None:
+                return f'MountVolume.SetUp failed for volume "{volume["name"]}" : secret "{name}" not found'
+        return ""
+
+    def _tell(self, pod: Object, reason: str, message: str) -> None:
+        """Make an event about a pod; one of the same reason takes the place of the first."""
+        namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
+        about = {"kind": "Pod", "name": name, "namespace": namespace, "uid": pod["metadata"]["uid"]}
+        event = {"type": "Warning", "reason": reason, "message": message, "lastTimestamp": now()}
+        metadata = {"name": f"{name}.{reason.lower()}"}
+        self.server.create("Event", {"metadata": metadata, **event, "involvedObject": about}, namespace)
+
     def _read(self, pod: Object, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         with process.stdout as output:
             while data := os.read(output.fileno(), 2**16):
                 self.server.log(pod, data)
 
-    def _wait(self, pod: Object, reason: str, message: str) -> None:
+    def _wait(self, pod: Object, reason: str, message: str = "") -> None:
         container = pod["spec"]["containers"][0]
-        state = {"waiting": {"reason": reason, "message": message}}
-        self._say(pod, phase="Pending", containerStatuses=[_status(container, state)])
+        state = {"waiting": {"reason": reason, **({"message": message} if message else {})}}
+        placed = {"type": "PodScheduled", "status": "True"}
+        self._say(pod, phase="Pending", conditions=[placed], containerStatuses=[_status(container, state)])
 
     def _say(self, pod: Object, **status: Any) -> None:
         if any(pod.get("status", {}).get(key) != value for key, value in status.items()):

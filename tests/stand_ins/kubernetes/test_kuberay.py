@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cluster.config import KubernetesCluster
 from cluster.kubernetes.provider import KubernetesProvider
 from cluster.provider import LaunchRequest, State
 from tests.cluster.kubernetes.golden import RUN_ID, request
@@ -281,6 +282,38 @@ def test_a_run_whose_head_was_lost_says_why_and_nothing_of_the_submitter_that_fa
     limit = lost["spec"]["containers"][0]["resources"]["limits"]["memory"]
     said = f"the pod {lost['metadata']['name']} was killed for lack of memory: its limit is {limit}"
     assert stands(provider) == (State.RUNNING, said if out_of_memory else "")
+
+
+def test_a_pod_that_was_evicted_is_said_to_have_been_also_when_it_has_gone(
+    server: ApiServer, kuberay: Operator, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    provider.launch(run)
+    starts(tmp_path, 1)
+    lost = pod_of(server, "worker")
+    name = lost["metadata"]["name"]
+    kuberay.kubelet.evict(lost, "The node was low on resource: ephemeral-storage.")
+    wait_for(lambda: server.get("Pod", "raylift", name) is None, "its end", timeout=60)
+    assert stands(provider)[0] is State.RUNNING
+    assert stands(provider)[1].startswith(
+        f"the pod {name} was evicted: The node was low on resource: ephemeral-storage."
+    )
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_secret_that_pods_are_to_mount_is_named_until_it_is_there(
+    server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    assert isinstance(run.cluster, KubernetesCluster)
+    mounts = {
+        "spec": {**run.cluster.pod_template["spec"], "volumes": [{"name": "key", "secret": {"secretName": "gcs"}}]}
+    }
+    provider.launch(dataclasses.replace(run, cluster=run.cluster.model_copy(update={"pod_template": mounts})))
+    said = 'cannot start: MountVolume.SetUp failed for volume "key" : secret "gcs" not found'
+    wait_for(lambda: said in stands(provider)[1], "the reason", timeout=60)
+    assert stands(provider)[0] is State.PROVISIONING
+    server.create("Secret", {"metadata": {"name": "gcs"}, "data": {}}, "raylift")
+    starts(tmp_path, 1)
+    wait_for(lambda: stands(provider) == (State.RUNNING, ""), "a run that goes on", timeout=60)
 
 
 @pytest.mark.usefixtures("kuberay")
