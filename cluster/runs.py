@@ -383,6 +383,12 @@ class Run:
         rows = [[json.loads(line) for line in data.splitlines()] for data in written]
         return by_time(rows, lambda row: float(row["time"]))
 
+    def writers_of(self, attempt: int) -> list[str]:
+        """Return which processes of an attempt have printed something."""
+        prefix = self.path(f"{attempt_folder(attempt)}/logs/")
+        found = (entry.path.removeprefix(prefix).rpartition("-")[0] for entry in self.storage.list(prefix))
+        return list(dict.fromkeys(found))
+
     def output_of(self, attempt: int) -> dict[str, bytes]:
         """Return what the processes of an attempt printed, by writer (driver, rank-0 and so on)."""
         return self._written(attempt, "logs")

@@ -14,6 +14,7 @@ from cluster.records import segment_path
 from cluster.redaction import hide
 from cluster.runs import Run
 
+IN_STORAGE = "raylift: storage has this log from here on, attempt"  # what a driver prints as it begins one
 _FIRST_INTERVAL = 1.0  # seconds
 _LAST_INTERVAL = 10.0
 _MERGED = 100  # segments, or fewer with so many bytes

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from launcher.text import decimal, duration, number, size
+from launcher.text import decimal, duration, finite, number, size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +37,8 @@ class PlainDisplay:
         if update.stream == "events":
             self._last_step = row.get("last_step", self._last_step)
             line = describe_event(row, update.attempt)
+        elif update.stream == "logs":
+            line = f"{row['writer']}: {row['line']}"
         elif row["kind"] == "step":
             line = self._progress_line(row)
         else:
@@ -54,6 +57,13 @@ class PlainDisplay:
             f"step {row['step']}/{self._last_step}  epoch {row['epoch']}  loss {decimal(row['loss'])}  "
             f"{number(row['samples_per_s'])} samples/s"
         )
+
+
+class JsonDisplay(PlainDisplay):
+    """Prints each row for programs, an object a line; what else is said goes to its console."""
+
+    def show(self, update: Update) -> None:
+        print(json.dumps(finite({"attempt": update.attempt, **update.row})), flush=True)
 
 
 class LiveDisplay(PlainDisplay):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
     from cluster.provider import Provider
     from cluster.runs import Run
     from launcher.display import PlainDisplay
+    from launcher.printed import Launching
     from launcher.remote import Remote
-    from launcher.watch import Update
+    from launcher.watch import Follower, Update
 
 LOST = 5  # exit codes
 LEFT = 6
 KILLED = 130
 _FROM_THE_KEYBOARD = "stopped from the keyboard"
+_LAST_WORDS = 5.0  # seconds that what a launch printed has to arrive, once the run is over
 _CLEANED = 20.0  # seconds that a finished run's processes have to be gone
 
 
@@ -54,21 +57,25 @@ def follow_to_the_end(run: Run, provider: Provider, *, after: int = 0, json: boo
         return _report_end(run, seconds=time.monotonic() - started, json=json, display=display)
 
 
-def watch_only(run: Run) -> int:
-    """Show a run until it ends; Ctrl-C leaves it running and says how to go on."""
+def watch_only(run: Run, *, json: bool = False) -> int:
+    """Show a run, and what it prints, until it ends; Ctrl-C leaves it running and says how to go on."""
     from cluster.trials import sweep_of
+    from launcher.printed import Launching
     from launcher.remote import Watcher, remote_of
     from launcher.status import summarize
     from launcher.watch import Follower
 
     alive = sweep_of(run) or run  # who has the processes
-    after = max(run.attempts(), default=1) - 1
-    display = _display(run, after, json=False)
+    after = _history(run)
+    display = _rows_alone() if json else _display(run, after, json=False)
     with Interrupts() as interrupts, display:
         try:
             watcher = Watcher(alive, remote) if (remote := remote_of(alive)) is not None else None
+            is_begun = max(run.attempts(), default=0) > after
+            launching = Launching(alive, remote) if remote is not None and not is_begun else None
             is_alive = watcher.is_alive if watcher is not None else None
-            for update in Follower(run, after=after, is_alive=is_alive).follow():
+            follower = Follower(run, after=after, is_alive=is_alive, output=True)
+            for update in _with_launch(follower, launching):
                 _show(update, display)
                 if watcher is not None and (news := watcher.news()):
                     display.say(news)
@@ -82,6 +89,24 @@ def watch_only(run: Run) -> int:
     summary = summarize(run)
     display.say(f"{summary.state}{': ' + summary.reason if summary.reason else ''}")
     return 0
+
+
+def _with_launch(follower: Follower, launching: Launching | None) -> Iterator[Update | None]:
+    """Yield what a follower does, and what is printed before there is an attempt."""
+    from launcher.watch import as_update
+
+    for update in follower.follow():
+        yield from map(as_update, launching.read() if launching is not None else [])
+        yield update
+    yield from map(as_update, launching.end(_LAST_WORDS) if launching is not None else [])
+
+
+def _history(run: Run) -> int:
+    """Return up to which attempt all is history: before the newest, unless a resume is about to bring another."""
+    from launcher.status import waits_to_begin
+
+    newest = max(run.attempts(), default=0)
+    return newest if newest and run.result() is not None and waits_to_begin(run) else max(newest - 1, 0)
 
 
 def _follow_elsewhere(run: Run, remote: Remote, *, after: int, json: bool) -> int:
@@ -212,6 +237,14 @@ def _display(run: Run, after: int, *, json: bool) -> PlainDisplay:
     if live:
         return LiveDisplay(console)
     return PlainDisplay(console)
+
+
+def _rows_alone() -> PlainDisplay:
+    from rich.console import Console
+
+    from launcher.display import JsonDisplay
+
+    return JsonDisplay(Console(stderr=True))
 
 
 def _is_sweep(run: Run) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
+from json import dumps
 from typing import Any
 
+from cluster.local import LocalProvider
 from cluster.runs import Run
 from launcher.display import describe_event
+from launcher.printed import LAUNCH
+from launcher.remote import remote_of
 from launcher.status import summarize
 from launcher.text import finite
 
@@ -29,14 +32,27 @@ def print_logs(run: Run) -> bool:
     return bool(attempts)
 
 
-def print_rows(run: Run) -> None:
-    """Print the same as JSON, an event or a printed line each."""
-    for attempt in run.attempts():
+def print_rows(run: Run) -> bool:
+    """Print the same as JSON, an event or a printed line each; False where that is nothing."""
+    attempts = run.attempts()
+    for attempt in attempts:
         for row in run.rows_of(attempt, "events"):
-            print(json.dumps(finite({"attempt": attempt, **row})))
+            print(dumps(finite({"attempt": attempt, **row})))
         for writer, data in run.output_of(attempt).items():
             for printed in data.decode(errors="replace").splitlines():
-                print(json.dumps({"attempt": attempt, "writer": writer, "line": printed}))
+                print(dumps({"attempt": attempt, "writer": writer, "line": printed}))
+    return bool(attempts)
+
+
+def print_launch(run: Run, *, json: bool) -> bool:
+    """Print what there is of a run without an attempt, where it is launched; False where that is nothing."""
+    data = b"".join((remote_of(run) or LocalProvider()).logs(run.id, follow=False))
+    if json:
+        for printed in data.decode(errors="replace").splitlines():
+            print(dumps({"attempt": 0, "writer": LAUNCH, "line": printed}))
+    else:
+        print(data.decode(errors="replace"), end="")
+    return bool(data)
 
 
 def _describe(row: dict[str, Any], attempt: int) -> str:

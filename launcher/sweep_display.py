@@ -36,6 +36,8 @@ class PlainSweepDisplay(PlainDisplay):
         self._said_at = time.monotonic()
 
     def show(self, update: Update) -> None:
+        if update.stream == "logs":
+            super().show(update)
         if update.stream != "events":
             return
         self._rows.append(update.row)

@@ -11,17 +11,19 @@ from typing import Any
 from cluster.records import Result, by_time
 from cluster.runs import Run
 from cluster.segments import SegmentReader
+from launcher.printed import Line, Printed
 from launcher.status import is_running_here
 
 WRITERS = {"events": ("supervisor", "driver", "rank-0"), "metrics": ("rank-0",)}
 _POLL = 0.3  # seconds, of a local folder; a bucket is asked less often
 _POLL_REMOTE = 1.0
+_LAST_WORDS = 20.0  # seconds that the processes of a run with a result have to print to their end
 _GONE = 3.0  # seconds without processes and without a result until a run counts as lost
 
 
 @dataclass(frozen=True)
 class Update:
-    """One row of a run's events or metrics."""
+    """One row of a run's events or metrics, or of its logs: who has printed which line."""
 
     stream: str
     attempt: int
@@ -31,14 +33,20 @@ class Update:
 class Follower:
     """Reads what is new in a run, over its attempts; those up to `after` are history."""
 
-    def __init__(self, run: Run, *, after: int = 0, is_alive: Callable[[], bool] | None = None) -> None:
-        """`is_alive` says whether the run may still write; unless given, this machine's processes say so."""
+    def __init__(
+        self, run: Run, *, after: int = 0, is_alive: Callable[[], bool] | None = None, output: bool = False
+    ) -> None:
+        """`is_alive` says whether the run may still write; unless given, this machine's processes say so.
+
+        With `output`, what its processes print is read too.
+        """
         self.run = run
         self._is_alive = is_alive or self._is_alive_here
         self._after = after
         self._attempt = 0
         self._readers: list[tuple[str, SegmentReader]] = []
         self._gone_since: float | None = None
+        self._printed = Printed(run) if output else None
 
     def follow(self) -> Iterator[Update | None]:
         """Yield updates until the run has a result or its processes are gone; None where nothing was new."""
@@ -48,11 +56,22 @@ class Follower:
             updates = self.read()
             yield from updates
             if result is not None or self._is_lost():
-                yield from self.read()
+                yield from self._last_words(poll)
                 return
             if not updates:
                 yield None
                 time.sleep(poll)
+
+    def _last_words(self, poll: float) -> Iterator[Update | None]:
+        """Yield what comes of a run that is over: its result is there before its processes have ended."""
+        deadline = time.monotonic() + _LAST_WORDS
+        while self._printed is not None and self._is_alive() and time.monotonic() < deadline:
+            yield from self.read()
+            yield None
+            time.sleep(poll)
+        yield from self.read()
+        if self._printed is not None:
+            yield from map(as_update, self._printed.end())
 
     def read(self) -> list[Update]:
         """Return the rows since the last call, in the order of their times."""
@@ -66,6 +85,8 @@ class Follower:
                     for stream, writers in WRITERS.items()
                     for writer in writers
                 ]
+                if self._printed is not None:
+                    found += map(as_update, self._printed.begin(attempt))
                 found += self._drain()
         return found
 
@@ -75,13 +96,21 @@ class Follower:
         return self.run.result_of(attempts[-1]) if attempts and attempts[-1] > self._after else None
 
     def _drain(self) -> list[Update]:
-        found = [[Update(stream, self._attempt, row) for row in reader.read_rows()] for stream, reader in self._readers]
-        return by_time(found, lambda update: float(update.row["time"]))
+        found = by_time(
+            [[Update(stream, self._attempt, row) for row in reader.read_rows()] for stream, reader in self._readers],
+            lambda update: float(update.row["time"]),
+        )
+        if self._printed is None or not self._attempt:
+            return found
+        for update in found:
+            if update.row.get("event") == "training":
+                self._printed.expect(update.row["world_size"])
+        return [*found, *map(as_update, self._printed.read())]
 
     def _is_alive_here(self) -> bool:
         claims = self.run.claims()
         elsewhere = bool(claims) and claims[-1].attempt > self._after and claims[-1].host != socket.gethostname()
-        return elsewhere or is_running_here(self.run)
+        return (elsewhere and self.result() is None) or is_running_here(self.run)
 
     def _is_lost(self) -> bool:
         if self._is_alive():
@@ -90,3 +119,7 @@ class Follower:
         now = time.monotonic()
         self._gone_since = self._gone_since or now
         return now - self._gone_since > _GONE
+
+
+def as_update(line: Line) -> Update:
+    return Update("logs", line.attempt, {"writer": line.writer, "line": line.text})

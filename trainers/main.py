@@ -39,7 +39,7 @@ from cluster.memory import SHORT_OF_MEMORY, kills_for_memory
 from cluster.outages import PATIENCE, patient, through_outages
 from cluster.records import Result
 from cluster.runs import Run
-from cluster.segments import SegmentWriter
+from cluster.segments import IN_STORAGE, SegmentWriter
 from trainers import notice
 from trainers.jobs import load_job
 from trainers.memory import peak_memory
@@ -121,6 +121,7 @@ class Driver:
             if not isinstance(error, SupersededError):
                 _leave_word(str(error))
             raise
+        print(IN_STORAGE, attempt.number, flush=True)
         with shipped_output(attempt, "driver"), self.spending.watched(attempt), self._hearing_its_cloud():
             try:
                 ready = self._start(attempt, events)

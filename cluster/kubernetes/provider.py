@@ -21,10 +21,10 @@ from cluster.kubernetes.api import Api, ApiError, Kind, Object
 from cluster.kubernetes.manifest import ON_CLUSTER, RAY_CLUSTER, URI_ANNOTATION, object_name, render, secret_name
 from cluster.kubernetes.planned import plan
 from cluster.kubernetes.pods import MANAGED_BY, RUN_LABEL
+from cluster.kubernetes.printed import Printed
 from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus, State
 
 _WORKLOADS = Kind("kueue.x-k8s.io", "v1beta2", "workloads")
-_SUBMITTER = "ray-job-submitter"
 _OF_JOB = "ray.io/originated-from-cr-name"  # KubeRay's own label
 _SINGULAR = {
     api.RAY_JOBS: "RayJob",
@@ -90,24 +90,12 @@ class KubernetesProvider:
             yield self._status(job)
 
     def logs(self, run_id: str, *, follow: bool, offset: int = 0) -> Iterator[bytes]:
-        """Yield what the submitter prints of the driver; over a lost connection, and the next submitter, goes on."""
-        done: set[str] = set()
-        while True:
-            goes_on = follow and self._goes_on(run_id)  # asked first: whoever submits before the end is in the list
-            pods = [each for each in self._submitters(run_id) if each["metadata"]["uid"] not in done]
-            for pod in pods:
-                skip = offset
-                for chunk in self._log(pod, follow=follow):
-                    if fresh := chunk[skip:]:
-                        offset += len(fresh)
-                        yield fresh
-                    skip = max(0, skip - len(chunk))
-                if not follow or _is_over(self._again(pod)):
-                    done.add(pod["metadata"]["uid"])
-                    offset = 0
-            if not goes_on:
-                return
-            time.sleep(_POLL)
+        """Yield what the head's pod prints while it fetches raylift, and the submitters of what the driver prints."""
+        printed = Printed(self.server, self.namespace, run_id, lambda: self._goes_on(run_id))
+        for data in printed.follow() if follow else printed.read():
+            if fresh := data[offset:]:
+                yield fresh
+            offset = max(0, offset - len(data))
 
     def stop(self, run_id: str) -> None:
         """Have the RayJob deleted; KubeRay then ends the job, and Kubernetes what belongs to it."""
@@ -264,21 +252,6 @@ class KubernetesProvider:
             return max(found, key=lambda each: str(each["metadata"]["creationTimestamp"]), default=None)
         return None
 
-    def _submitters(self, run_id: str) -> list[Object]:
-        """Return the pods that submit the driver and print what it prints, oldest first."""
-        pods = self.server.select(api.PODS, self.namespace, f"{RUN_LABEL}={run_id}")
-        found = [each for each in pods if each["spec"]["containers"][0]["name"] == _SUBMITTER]
-        started = [each for each in found if each.get("status", {}).get("phase") not in (None, "Pending")]
-        return sorted(started, key=lambda each: str(each["metadata"].get("creationTimestamp")))
-
-    def _log(self, pod: Object, *, follow: bool) -> Iterator[bytes]:
-        path = f"{api.PODS.path(self.namespace, pod['metadata']['name'])}/log"
-        with contextlib.suppress(ApiError):  # the pod has gone meanwhile
-            yield from self.server.lines(path, container=_SUBMITTER, follow="true" if follow else "false")
-
-    def _again(self, pod: Object) -> Object | None:
-        return self.server.find(api.PODS, self.namespace, pod["metadata"]["name"])
-
     def _goes_on(self, run_id: str) -> bool:
         job = self.server.find(api.RAY_JOBS, self.namespace, object_name(run_id))
         return job is not None and not reasons.where_it_stands(job, [], [], None)[0].is_final
@@ -369,10 +342,6 @@ def _is_of(found: Object, name: str) -> bool:
     """Whether an object is that of a cluster which KubeRay made for a RayJob: that has five more characters."""
     cluster, dash, rest = str(found["metadata"]["labels"][RAY_CLUSTER]).rpartition("-")
     return cluster == name and bool(dash) and len(rest) == 5
-
-
-def _is_over(pod: Object | None) -> bool:
-    return pod is None or pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
 def _resource(kind: Kind, found: Object) -> Resource:

@@ -16,22 +16,14 @@ def logs_command(
     json: JsonOption = False,
 ) -> None:
     """Show what a run's processes printed and what happened to it; with -f, as it happens."""
-    from cluster.errors import UsageError
-    from cluster.local import LocalProvider
     from launcher.cli.common import open_run
-    from launcher.logs import print_logs, print_rows
-    from launcher.remote import remote_of
+    from launcher.logs import print_launch, print_logs, print_rows
+    from launcher.text import typed
 
-    if json and follow:
-        raise UsageError("--json and --follow exclude each other")
     run = open_run(name, storage)
-    if json:
-        print_rows(run)
-        return
     if follow:
         from launcher.following import watch_only
 
-        raise typer.Exit(watch_only(run))
-    if not print_logs(run):
-        for chunk in (remote_of(run) or LocalProvider()).logs(run.id, follow=False):
-            typer.echo(chunk.decode(errors="replace"), nl=False)
+        raise typer.Exit(watch_only(run, json=json))
+    if not (print_rows(run) if json else print_logs(run)) and not print_launch(run, json=json):
+        typer.echo(f"nothing is printed yet. See where it stands: raylift status {typed(run.uri)}", err=True)

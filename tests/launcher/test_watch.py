@@ -103,6 +103,65 @@ def test_the_result_of_what_was_before_a_resume_is_not_the_result(run: Run) -> N
     assert [*found, follower.result()] == [None, None, Result(state="SUCCEEDED", at=1.0)]
 
 
+def printed(updates: list[Update]) -> list[tuple[int, str, str]]:
+    """Return of each line that was printed its attempt, its writer and its text."""
+    return [(update.attempt, update.row["writer"], update.row["line"]) for update in updates if update.stream == "logs"]
+
+
+def test_what_processes_print_comes_in_whole_lines_and_once(run: Run) -> None:
+    attempt = run.claim()
+    write_rows(attempt, "events", [started(0, at=1.0)], by="driver")  # two ranks
+    follower = Follower(run, output=True)
+    writers = {name: SegmentWriter(run, 1, "logs", name) for name in ("driver", "rank-0", "rank-1")}
+    found = []
+    for name, data in (("driver", b"one\ntw"), ("rank-1", b"a"), ("driver", b"o\n"), ("rank-1", b"b\n")):
+        writers[name].append_bytes(data)
+        writers[name].flush()
+        found += printed(follower.read())
+    assert found == [(1, "driver", "one"), (1, "driver", "two"), (1, "rank-1", "ab")]
+    writers["rank-0"].append_bytes(b"no end")
+    for writer in writers.values():
+        writer.close()
+    attempt.finish(Result(state="SUCCEEDED"))
+    assert printed([update for update in follower.follow() if update is not None]) == [(1, "rank-0", "no end")]
+
+
+def test_a_driver_that_serves_several_attempts_is_heard_in_all_and_ranks_that_never_train_too(run: Run) -> None:
+    run.claim()
+    driver = SegmentWriter(run, 1, "logs", "driver")
+    follower = Follower(run, output=True)
+    driver.append_bytes(b"first, ")
+    driver.flush()
+    dying = SegmentWriter(run, 1, "logs", "rank-3")
+    dying.append_bytes(b"no memory")
+    dying.close()
+    assert printed(follower.read()) == []
+    run.claim()
+    assert printed(follower.read()) == [(1, "rank-3", "no memory")]
+    driver.append_bytes(b"last\n")
+    driver.close()
+    assert printed(follower.read()) == [(1, "driver", "first, last")]
+
+
+def test_what_processes_print_after_the_result_is_read_until_they_have_ended(run: Run) -> None:
+    attempt = run.claim()
+    output = SegmentWriter(run, 1, "logs", "rank-0")
+    attempt.finish(Result(state="SUCCEEDED"))
+    with living(run.id) as process:
+
+        def ends() -> None:
+            time.sleep(0.7)
+            output.append_bytes(b"good bye\n")
+            output.close()
+            process.kill()
+
+        thread = threading.Thread(target=ends)
+        thread.start()
+        found = printed([update for update in Follower(run, output=True).follow() if update is not None])
+        thread.join()
+    assert found == [(1, "rank-0", "good bye")]
+
+
 def test_following_a_finished_run_ends_at_once_with_all_its_rows(tmp_path: Path) -> None:
     run = write_story(tmp_path)
     updates = [update for update in Follower(run, after=1).follow() if update is not None]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.kubernetes import api, provider
+from cluster.kubernetes import api, printed, provider
 from cluster.kubernetes.provider import KubernetesProvider
 from tests.cluster.kubernetes.golden import request
 from tests.k8s.manifests import K8S, Manifest, render
@@ -33,6 +33,7 @@ def server(tmp_path: Path, base: list[Manifest], monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("KUBECONFIG", str(server.kubeconfig("launcher", LAUNCHER)))
         monkeypatch.setattr(api, "_LONGEST", 0.02)
         monkeypatch.setattr(api, "_PAUSE", 0.0)
+        monkeypatch.setattr(printed, "_POLL", 0.02)
         monkeypatch.setattr(provider, "_POLL", 0.02)
         monkeypatch.setattr(provider, "_BEYOND_GRACE", -29.0)
         yield server

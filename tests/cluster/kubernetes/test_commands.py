@@ -5,21 +5,27 @@ Nothing trains here: the tests write to storage what a driver writes, and to the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from typer.testing import CliRunner
 
 from cluster.kubernetes.provider import KubernetesProvider
+from cluster.kubernetes.reasons import FETCHING
 from cluster.records import Result
 from cluster.runs import Run
+from cluster.segments import IN_STORAGE, SegmentWriter
 from launcher.cli.app import app
 from launcher.remote import launch_of, tear_down_remote
-from tests.cluster.kubernetes.kuberay import take_up
+from tests.cluster.kubernetes.kuberay import submit, take_up
 from tests.finished import started, write_rows
-from tests.harness import ROOT, fresh_id, raylift, raylift_here, start_raylift, wait_for
+from tests.harness import ROOT, Started, fresh_id, raylift, raylift_here, start_raylift, wait_for
 from tests.harness import open_run as run_in
 from tests.real.seaweedfs import SeaweedFS
 from tests.stand_ins.kubernetes.server import ApiServer, Fault
@@ -41,6 +47,23 @@ def options(tmp_path: Path, server: ApiServer, s3_env: SeaweedFS) -> list[str]: 
 
 def run_of(options: list[str]) -> Run:
     return run_in(options[options.index("--storage") + 1], options[options.index("--id") + 1])
+
+
+@contextlib.contextmanager
+def following(run: Run) -> Iterator[tuple[Started, list[str]]]:
+    """Follow a run's logs, and collect the lines that this prints; all are there at the end."""
+    told: list[str] = []
+    with start_raylift("logs", "-f", run.uri) as process:
+        assert process.stdout is not None
+
+        def collect(lines: IO[str]) -> None:
+            for line in lines:
+                told.append(line.rstrip("\n"))
+
+        thread = threading.Thread(target=collect, args=(process.stdout,), daemon=True)
+        thread.start()
+        yield process, told
+        thread.join(10)
 
 
 def test_a_detached_run_is_a_job_in_the_cluster_and_a_run_in_storage(server: ApiServer, options: list[str]) -> None:
@@ -230,6 +253,73 @@ def test_a_run_whose_job_is_gone_is_followed_to_its_end_at_once(
     done = raylift("logs", "-f", run.uri, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "FAILED: nothing of it is in the cluster any more, and it left no result" in done.stdout
+
+
+def test_followed_logs_go_from_the_pods_on_to_storage_and_outlast_the_pods(
+    server: ApiServer, options: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "k8s.yaml").write_text(BLOCK.replace("image: 'registry.example/raylift:cpu', ", ""))
+    run = run_of(options)
+    assert raylift_here("run", *options, "--detach").returncode == 0
+    silent = raylift_here("logs", run.uri, "--json")
+    assert (silent.returncode, silent.stdout) == (0, "")
+    assert f"nothing is printed yet. See where it stands: raylift status {run.uri}" in silent.stderr
+    head = take_up(server, run.id)["head"]
+    server.log(head, b"fetched\n", FETCHING)
+    ended = {"name": FETCHING, "image": "x", "state": {"terminated": {"exitCode": 0}}, "ready": False}
+    server.set_status("Pod", "raylift", head["metadata"]["name"], phase="Pending", initContainerStatuses=[ended])
+    server.log(first := submit(server, run.id), b"submitted\nread")
+    launch = [{"attempt": 0, "writer": "launch", "line": line} for line in ("fetched", "submitted", "read")]
+    assert [json.loads(line) for line in raylift_here("logs", run.uri, "--json").stdout.splitlines()] == launch
+    with following(run) as (process, told):
+        wait_for(lambda: "launch: submitted" in told, "what was submitted", timeout=60)
+        server.log(first, b"ing\n")
+        wait_for(lambda: "launch: reading" in told, "the whole line", timeout=60)
+        server.delete("Pod", "raylift", first["metadata"]["name"])
+        server.log(second := submit(server, run.id, "second"), b"reading\nclaiming\n")
+        wait_for(lambda: "launch: claiming" in told, "the next pod", timeout=60)
+        attempt = run.claim()
+        server.log(second, f"{IN_STORAGE} 1\none\n".encode())
+        output = SegmentWriter(run, 1, "logs", "driver")
+        output.append_bytes(b"one\n")
+        output.flush()
+        wait_for(lambda: "driver: one" in told, "what is in storage", timeout=60)
+        server.delete("Pod", "raylift", second["metadata"]["name"])
+        output.append_bytes(b"two\n")
+        output.close()
+        attempt.finish(Result(state="SUCCEEDED", step=12))
+        server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+        assert process.wait(60) == 0, told
+    launched = [f"launch: {line}" for line in ("fetched", "submitted", "reading", "claiming")]
+    assert [line for line in told if line.startswith(("launch: ", "driver: "))] == [
+        *launched,
+        "driver: one",
+        "driver: two",
+    ]
+    assert told[-1] == "SUCCEEDED"
+    done = raylift("logs", "-f", run.uri, "--json")
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        {"attempt": 1, "writer": "driver", "line": line} for line in ("one", "two")
+    ]
+
+
+def test_logs_of_a_resume_that_is_still_to_begin_are_not_those_of_the_attempt_before(
+    server: ApiServer, options: list[str]
+) -> None:
+    run = run_of(options)
+    assert raylift_here("run", *options, "--detach").returncode == 0
+    run.claim().finish(Result(state="STOPPED", exit_code=4))
+    server.delete("RayJob", "raylift", run.id)
+    assert raylift_here("resume", run.uri, "--detach").returncode == 0
+    take_up(server, run.id)
+    with following(run) as (process, told):
+        server.log(submit(server, run.id), b"again\n")
+        wait_for(lambda: "launch: again" in told, "what the next launch prints", timeout=60)
+        server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Running")
+        run.claim().finish(Result(state="SUCCEEDED"))
+        server.delete("RayJob", "raylift", run.id)
+        assert process.wait(60) == 0, told
+    assert told[-1] == "SUCCEEDED"
 
 
 def test_stop_now_ends_a_run_and_resume_launches_it_again(server: ApiServer, options: list[str]) -> None:

@@ -24,7 +24,7 @@ from cluster.errors import (
     RunExistsError,
     RunNotFoundError,
 )
-from cluster.kubernetes import api, rights
+from cluster.kubernetes import api, printed, rights
 from cluster.kubernetes.api import Api, ApiError
 from cluster.kubernetes.documents import to_yaml
 from cluster.kubernetes.manifest import render
@@ -799,6 +799,22 @@ def test_logs_start_at_an_offset_and_follow_over_a_lost_connection_and_the_next_
     thread.start()
     assert b"".join(kubernetes.logs(RUN_ID, follow=True, offset=4)) == b"two three four"
     thread.join()
+
+
+def test_followed_logs_wait_for_an_api_server_that_is_away(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(printed, "_AWAY", 0.0)
+    kubernetes.launch(run)
+    take_up(server, RUN_ID)
+    server.log(pod := submit(server, RUN_ID), b"one ")
+    server.set_status("Pod", "raylift", pod["metadata"]["name"], phase="Succeeded")
+    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Running")
+    followed = kubernetes.logs(RUN_ID, follow=True)
+    assert next(followed) == b"one "
+    server.faults.append(Fault("GET", status=403, count=3))
+    server.log(submit(server, RUN_ID, "second"), b"two\n")
+    assert next(followed) == b"two\n"
 
 
 def test_logs_that_are_not_followed_end_with_what_there_is(

@@ -159,16 +159,16 @@ class Call:
 
     def _log(self, pod: Object) -> Iterator[bytes]:
         names = [each["name"] for each in (*pod["spec"]["containers"], *pod["spec"].get("initContainers", []))]
-        if self.query.get("container", names[0]) not in names:
-            raise RefusedError(400, f"container {self.query['container']} is not valid for pod {self.name}")
-        return self._printed(pod["metadata"]["uid"], follow=self.query.get("follow") == "true")
+        if (container := self.query.get("container", names[0])) not in names:
+            raise RefusedError(400, f"container {container} is not valid for pod {self.name}")
+        return self._printed(pod, container, follow=self.query.get("follow") == "true")
 
-    def _printed(self, uid: str, *, follow: bool) -> Iterator[bytes]:
+    def _printed(self, pod: Object, container: str, *, follow: bool) -> Iterator[bytes]:
         sent = 0
         while True:
             with self.store.lock:
-                data = bytes(self.api.logs.get(uid, b""))[sent:]
-                over = self._is_over()
+                data = self.api.printed(pod, container)[sent:]
+                over = self._is_over(container)
                 if follow and not over and not data:
                     self.store.lock.wait(1.0)
             sent += len(data)
@@ -176,9 +176,12 @@ class Call:
             if not follow or (over and not data):
                 return
 
-    def _is_over(self) -> bool:
+    def _is_over(self, container: str) -> bool:
         stored = self.store.get(self.kind, self.namespace or "", self.name)
-        return stored is None or stored.value.get("status", {}).get("phase") in ("Succeeded", "Failed")
+        if stored is None or stored.value.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+            return True
+        first = stored.value.get("status", {}).get("initContainerStatuses", [])
+        return any("terminated" in each["state"] for each in first if each["name"] == container)
 
     # Writes
 

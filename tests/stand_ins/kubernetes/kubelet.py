@@ -147,7 +147,7 @@ class Kubelet:
             stderr=subprocess.STDOUT,
             check=False,
         )
-        self.server.log(pod, done.stdout)
+        self.server.log(pod, done.stdout, container["name"])
         ended = {"exitCode": done.returncode} | _last_words(container, done.returncode, done.stdout)
         self._say(
             pod,

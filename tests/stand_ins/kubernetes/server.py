@@ -68,7 +68,7 @@ class ApiServer:
         self.calls: list[str] = []
         self.actions: set[tuple[str, str, str]] = set()  # verb, group and resource of what came and was allowed
         self.errors: list[str] = []  # in the stand-in itself
-        self.logs: dict[str, bytearray] = {}  # by uid of a pod
+        self.logs: dict[str, bytearray] = {}  # by uid of a pod; see _log_of
         self.tells_rules = True  # not all that decide over rights can list them
         self.warnings: Callable[[Kind, Object], list[str]] = lambda _kind, _value: []
         self.on_create: Callable[[Kind, Object], None] = lambda _kind, _value: None  # what webhooks change of an object
@@ -153,11 +153,15 @@ class ApiServer:
         with self.store.lock:
             self.store.delete(self.kind(kind), namespace, name)
 
-    def log(self, pod: Object, data: bytes) -> None:
-        """Have a pod print something."""
+    def log(self, pod: Object, data: bytes, container: str = "") -> None:
+        """Have a pod print something, in its first container or another."""
         with self.store.lock:
-            self.logs.setdefault(pod["metadata"]["uid"], bytearray()).extend(data)
+            self.logs.setdefault(_log_of(pod, container), bytearray()).extend(data)
             self.store.lock.notify_all()
+
+    def printed(self, pod: Object, container: str = "") -> bytes:
+        """Return what a pod has printed, in its first container or another."""
+        return bytes(self.logs.get(_log_of(pod, container), b""))
 
 
 @contextmanager
@@ -303,3 +307,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _is_of(kind: Kind, match: re.Match[str]) -> bool:
     return (kind.group, kind.version, kind.plural) == (match["group"] or "", match["version"], match["plural"])
+
+
+def _log_of(pod: Object, container: str) -> str:
+    """Return under which key is what a container of a pod has printed."""
+    first = pod["spec"]["containers"][0]["name"]
+    return str(pod["metadata"]["uid"]) + (f"/{container}" if container not in ("", first) else "")

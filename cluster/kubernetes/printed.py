@@ -1,0 +1,143 @@
+"""What a run prints in its pods: as the head's fetches raylift, and where the driver is submitted."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from cluster.kubernetes import api
+from cluster.kubernetes.api import Api, ApiError, Object
+from cluster.kubernetes.pods import RUN_LABEL
+from cluster.kubernetes.reasons import FETCHING
+
+_SUBMITTER = "ray-job-submitter"
+_SUBMISSION = "RAY_JOB_SUBMISSION_ID"  # KubeRay's own variable: which driver a submitter submits
+_POLL = 1.0  # seconds
+_AWAY = 5.0  # seconds until an API server that is away is asked again
+
+
+class Printed:
+    """Reads what a run prints, each byte once, over lost connections and pods that take the place of others."""
+
+    def __init__(self, server: Api, namespace: str, run_id: str, goes_on: Callable[[], bool]) -> None:
+        self._server = server
+        self._namespace = namespace
+        self._run_id = run_id
+        self._goes_on = goes_on
+        self._sources: dict[tuple[str, str], _Source] = {}  # by uid of their pod and name
+        self._said: dict[str, list[bytes]] = {}  # lines, by driver
+
+    def read(self) -> Iterator[bytes]:
+        """Yield what there is. Raises ApiError."""
+        for source in self._begun():
+            yield from self._new_of(source, follow=False)
+            yield source.fresh.rest()
+
+    def follow(self) -> Iterator[bytes]:
+        """Yield what there is and what comes, until the run is over; an API server that is away is waited for."""
+        while True:
+            try:
+                goes_on = self._goes_on()  # asked first: whoever submits before the end is among those that have begun
+                for source in self._begun():
+                    yield from self._new_of(source, follow=True)
+                    if self._has_ended(source):
+                        source.ended = True
+                        yield source.fresh.rest()
+            except ApiError:
+                time.sleep(_AWAY)
+                continue
+            if not goes_on:
+                return
+            time.sleep(_POLL)
+
+    def _begun(self) -> list[_Source]:
+        """Return the containers that have begun and may have more to say, in the order in which they do."""
+        pods = self._server.select(api.PODS, self._namespace, f"{RUN_LABEL}={self._run_id}")
+        for pod in sorted(pods, key=_order):
+            key = (pod["metadata"]["uid"], name := _prints(pod))
+            if name and key not in self._sources and _state(pod, name):
+                said = self._said.setdefault(_driver(pod), []) if name == _SUBMITTER else []
+                self._sources[key] = _Source(pod["metadata"]["name"], pod["metadata"]["uid"], name, _Fresh(said))
+        return [each for each in self._sources.values() if not each.ended]
+
+    def _new_of(self, source: _Source, *, follow: bool) -> Iterator[bytes]:
+        path, at = f"{api.PODS.path(self._namespace, source.pod)}/log", 0
+        with contextlib.suppress(ApiError):  # the pod has gone meanwhile
+            for chunk in self._server.lines(path, container=source.name, follow="true" if follow else "false"):
+                new = chunk[max(0, source.read - at) :]
+                at += len(chunk)
+                source.read = max(source.read, at)
+                yield source.fresh.feed(new)
+
+    def _has_ended(self, source: _Source) -> bool:
+        pod = self._server.find(api.PODS, self._namespace, source.pod)
+        return pod is None or pod["metadata"]["uid"] != source.uid or _state(pod, source.name) == "ended"
+
+
+class _Fresh:
+    """Passes on what a submitter prints, but not what an earlier one has printed of the same driver."""
+
+    def __init__(self, said: list[bytes]) -> None:
+        self._earlier, self._said = list(said), said
+        self._at = 0  # in those, up to where this one has repeated them
+        self._begun = b""  # a line that has no end yet
+
+    def feed(self, data: bytes) -> bytes:
+        *lines, self._begun = (self._begun + data).split(b"\n")
+        self._said += lines
+        return b"".join(each + b"\n" for each in lines if not self._is_repeated(each)) if self._earlier else data
+
+    def rest(self) -> bytes:
+        """Return what is left once all has been printed."""
+        return self._begun if self._earlier and not self._is_repeated(self._begun) else b""
+
+    def _is_repeated(self, line: bytes) -> bool:
+        try:
+            self._at = self._earlier.index(line, self._at) + 1
+        except ValueError:
+            return False
+        return True
+
+
+@dataclass
+class _Source:
+    """A container whose log is read."""
+
+    pod: str
+    uid: str
+    name: str
+    fresh: _Fresh
+    read: int = field(default=0)  # bytes
+    ended: bool = False
+
+
+def _prints(pod: Object) -> str:
+    """Return the container of a pod that says something of the run; an empty text where none does."""
+    if pod["spec"]["containers"][0]["name"] == _SUBMITTER:
+        return _SUBMITTER
+    is_head = pod["metadata"].get("labels", {}).get("ray.io/node-type") == "head"  # others fetch the same
+    return FETCHING if is_head and FETCHING in [each["name"] for each in pod["spec"].get("initContainers", [])] else ""
+
+
+def _order(pod: Object) -> tuple[str, bool]:
+    """Sort pods by when they were made, in whole seconds; a head is before who submits to it."""
+    return str(pod["metadata"].get("creationTimestamp")), _prints(pod) == _SUBMITTER
+
+
+def _state(pod: Object, name: str) -> str:
+    """Return whether a container has "begun" or "ended"; an empty text: neither."""
+    status = pod.get("status", {})
+    if name == _SUBMITTER:
+        phase = status.get("phase") or "Pending"
+        return {"Pending": "", "Succeeded": "ended", "Failed": "ended"}.get(phase, "begun")
+    states = [each.get("state", {}) for each in status.get("initContainerStatuses", []) if each["name"] == name]
+    if any("terminated" in each for each in states):
+        return "ended"
+    return "begun" if any("running" in each for each in states) else ""
+
+
+def _driver(pod: Object) -> str:
+    env = pod["spec"]["containers"][0].get("env", [])
+    return next((str(each.get("value", "")) for each in env if each["name"] == _SUBMISSION), "")
