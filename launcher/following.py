@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
-from cluster.errors import InfrastructureError, StorageError, UsageError
+from cluster.errors import InfrastructureError, RunExistsError, StorageError, UsageError
 from cluster.local import LocalProvider
 from launcher.interrupts import Interrupts
 from launcher.text import decimal, duration, typed
@@ -146,6 +146,9 @@ def _take_away(run: Run, remote: Remote, launch: str | None, display: PlainDispl
 
     try:
         receipt = tear_down_remote(run, remote, launch=launch)
+    except RunExistsError as error:
+        display.say(str(error))
+        return 0
     except InfrastructureError as error:
         display.say(f"what is left of it in the cluster is not known: {error}")
         display.say("its pods go by themselves")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
 from typing import Protocol
 
-from cluster.config import LocalCluster
-from cluster.errors import InfrastructureError, RayliftError, RunExistsError, RunNotFoundError, UsageError
+from cluster.config import KubernetesCluster, LocalCluster
+from cluster.errors import (
+    InfrastructureError,
+    MissingExtraError,
+    RayliftError,
+    RunExistsError,
+    RunNotFoundError,
+    StorageError,
+    UsageError,
+)
 from cluster.provider import Provider, Receipt, RunStatus, State
 from cluster.registry import open_provider
 from cluster.runs import Run
@@ -63,7 +72,8 @@ def launch_of(run: Run, provider: Provider) -> str | None:
 def tear_down_remote(run: Run, provider: Remote, *, launch: str | None = None) -> Receipt:
     """Remove all that there is of a run on its cluster, and nothing of what else has its id by now.
 
-    That may be another run, or another launch of this one than the `launch` that was seen to be over.
+    That may be another run, or another launch of this one than the `launch` that was seen to be over: for the latter
+    raises RunExistsError.
     """
     try:
         status = provider.describe(run.id)
@@ -74,12 +84,12 @@ def tear_down_remote(run: Run, provider: Remote, *, launch: str | None = None) -
         launch = _NO_LAUNCH  # its own object is gone, and others may be left
     try:
         return provider.teardown(run.id, launch=launch)
-    except RunExistsError:
-        return Receipt()
+    except RunExistsError as error:
+        raise _goes_on(run, error) from error
 
 
 def clear_remote(run: Run, provider: Remote, launch: str | None) -> None:
-    """Remove what a `launch` that is over has left on its cluster. Raises UsageError where another one has come."""
+    """Remove what a `launch` that is over has left on its cluster. Raises RunExistsError where another one has come."""
     try:
         status = provider.describe(run.id)
         if status.run_uri != run.uri:
@@ -92,7 +102,39 @@ def clear_remote(run: Run, provider: Remote, launch: str | None) -> None:
             raise RunExistsError("somebody else has launched it")
         provider.teardown(run.id, launch=launch)
     except RunExistsError as error:
-        raise UsageError(f"{run.uri} goes on: {error}. Follow it: raylift logs -f {typed(run.uri)}") from error
+        raise _goes_on(run, error) from error
+
+
+def _goes_on(run: Run, error: RunExistsError) -> RunExistsError:
+    uri = typed(run.uri)
+    return RunExistsError(
+        f"{run.uri} goes on: {error}. Follow it: raylift logs -f {uri}; end it at once: raylift stop --now {uri}"
+    )
+
+
+@contextlib.contextmanager
+def or_abandoned(run: Run) -> Iterator[None]:
+    """Name the way out where a cluster cannot be asked, and may never be again."""
+    try:
+        yield
+    except (StorageError, MissingExtraError):
+        raise
+    except InfrastructureError as error:
+        way_out = (
+            f"If that cluster is gone for good, remove the run alone: raylift rm --abandon-cluster {typed(run.uri)}"
+        )
+        raise InfrastructureError(f"{error}. {way_out}") from error
+
+
+def place_of(run: Run) -> str:
+    """Say where what there is of a run on its cluster would be. Raises UsageError where it is on none."""
+    from launcher.spec import load_frozen
+
+    cluster = load_frozen(run.job()).cluster
+    if not isinstance(cluster, KubernetesCluster):
+        raise UsageError(f"--abandon-cluster: {run.uri} is on no cluster. Remove it: raylift rm {typed(run.uri)}")
+    context = f"the context {cluster.context}" if cluster.context is not None else "the context that was current"
+    return f"the namespace {cluster.namespace} of {context}"
 
 
 def look(run: Run, provider: Provider) -> tuple[State, str]:

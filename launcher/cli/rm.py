@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from launcher.cli.common import JsonOption, RunName, StorageOption, YesOption
 
 
-def rm_command(name: RunName, storage: StorageOption = None, yes: YesOption = False, json: JsonOption = False) -> None:
-    """Remove a run with all its checkpoints, and what is left of it on this machine."""
-    import typer
-
+def rm_command(
+    name: RunName,
+    storage: StorageOption = None,
+    abandon_cluster: Annotated[
+        bool, typer.Option("--abandon-cluster", help="Remove it from storage alone: its cluster is gone for good.")
+    ] = False,
+    yes: YesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Remove a run with all its checkpoints, and what is left of it on this machine or its cluster."""
+    from cluster.provider import Receipt
     from launcher.cli.common import confirm, open_run, print_json
-    from launcher.status import tear_down
-    from launcher.submit import refuse_while_running
+    from launcher.remote import or_abandoned, place_of
+    from launcher.status import summarize, tear_down
+    from launcher.submit import refuse_while_heard_of, refuse_while_running
     from launcher.text import typed
 
     run = open_run(name, storage)
-    refuse_while_running(run)
-    confirm(f"Remove {run.uri} with its {len(run.checkpoints())} checkpoints?", yes=yes)
-    receipt = tear_down(run)
+    unseen = place_of(run) if abandon_cluster else None
+    with or_abandoned(run):
+        if unseen is not None:
+            refuse_while_heard_of(run, summarize(run, brief=True))
+        else:
+            refuse_while_running(run)
+        asked = f"Remove {run.uri} with its {len(run.checkpoints())} checkpoints"
+        confirm(f"{asked}{', and look for nothing of it in its cluster' if unseen else ''}?", yes=yes)
+        receipt = tear_down(run) if unseen is None else Receipt()
     left = [f"{resource.kind} {resource.name} {resource.detail}" for resource in receipt.leftovers]
     count = run.delete() if not left else 0  # by the run what is left is found again
     if json:
-        print_json({"run_id": run.id, "run_uri": run.uri, "objects": count, "leftovers": left})
+        told = {"objects": count, "leftovers": left, "cluster_abandoned": unseen is not None}
+        print_json({"run_id": run.id, "run_uri": run.uri, **told})
     elif left:
         kept = f"{run.uri} is kept, as something of it stays. Once that is gone: raylift rm {typed(run.uri)}"
         typer.echo("\n".join([*(f"left over: {each}" for each in left), kept]))
     else:
         typer.echo(f"removed {run.uri}: {count} objects")
+        if unseen is not None:
+            typer.echo(f"not looked for: what may be left of it in {unseen}. If that is there: raylift audit --on …")
     if left:
         raise typer.Exit(6)

@@ -135,7 +135,8 @@ def test_stop_tells_whether_it_asked(run: Run) -> None:
 
 def test_rm_tells_what_it_removed(run: Run) -> None:
     run.claim()
-    assert answer("rm", run.uri, "-y") == {"run_id": run.id, "run_uri": run.uri, "objects": 2, "leftovers": []}
+    told = {"objects": 2, "leftovers": [], "cluster_abandoned": False}
+    assert answer("rm", run.uri, "-y") == {"run_id": run.id, "run_uri": run.uri, **told}
 
 
 def test_a_plan_tells_the_run_what_it_would_create_and_the_whole_job(job: Callable[..., Path], home: Path) -> None:
@@ -323,6 +324,13 @@ def test_rm_removes_the_run_its_processes_and_its_scratch_folder(run: Run) -> No
         assert process.wait(timeout=10) == -signal.SIGKILL
     assert not Path(run.uri).exists()
     assert not scratch_folder(run.id).exists()
+
+
+def test_rm_abandons_no_cluster_where_there_is_none(run: Run) -> None:
+    done = raylift_here("rm", run.uri, "-y", "--abandon-cluster")
+    assert done.returncode == 2
+    assert "is on no cluster" in done.stderr
+    assert Path(run.uri).exists()
 
 
 def test_rm_refuses_a_run_that_is_running(run: Run) -> None:

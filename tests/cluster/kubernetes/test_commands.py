@@ -6,6 +6,7 @@ Nothing trains here: the tests write to storage what a driver writes, and to the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import signal
 import threading
@@ -16,6 +17,7 @@ from typing import IO
 import pytest
 from typer.testing import CliRunner
 
+from cluster.errors import RunExistsError
 from cluster.kubernetes.provider import KubernetesProvider
 from cluster.kubernetes.reasons import FETCHING
 from cluster.records import Result
@@ -383,10 +385,59 @@ def test_what_a_launch_left_that_is_over_is_taken_away_and_nothing_of_the_next(
     server.delete("RayJob", "raylift", run.id)
     run.claim()
     assert raylift_here("resume", run.uri, "--detach").returncode == 0
-    assert not tear_down_remote(run, kubernetes, launch=seen).removed
+    with pytest.raises(RunExistsError, match=f"{run.uri} goes on: .* end it at once: raylift stop --now {run.uri}"):
+        tear_down_remote(run, kubernetes, launch=seen)
     assert len(server.all("RayJob")) == len(server.all("Secret")) == 1
     assert not tear_down_remote(run, kubernetes, launch=launch_of(run, kubernetes)).leftovers
     assert server.all("RayJob") == server.all("Secret") == []
+
+
+@pytest.mark.parametrize("command", [("stop", "--now"), ("rm", "--yes")])
+def test_what_ends_a_run_leaves_a_launch_alone_that_comes_meanwhile_and_says_that_it_goes_on(
+    server: ApiServer, options: list[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, str]
+) -> None:
+    run = run_of(options)
+    assert raylift_here("run", *options, "--detach").returncode == 0
+    run.claim()
+    server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Failed", jobStatus="FAILED")
+    with monkeypatch.context() as patch:
+
+        def other_laptop(*_: object) -> list[object]:
+            patch.undo()
+            assert raylift("resume", run.uri, "--detach").returncode == 0
+            return []
+
+        patch.setattr(KubernetesProvider, "_existing", other_laptop)
+        refused = raylift_here(command[0], run.uri, command[1])
+    assert refused.returncode == 2
+    assert f"{run.uri} goes on: " in refused.stderr
+    assert f"end it at once: raylift stop --now {run.uri}" in refused.stderr
+    assert len(server.all("RayJob")) == 1
+    assert run.attempts() == [1]
+
+
+def test_a_run_whose_cluster_is_gone_for_good_is_removed_without_it(server: ApiServer, options: list[str]) -> None:
+    run = run_of(options)
+    assert raylift_here("run", *options, "--detach").returncode == 0
+    server.faults.append(Fault("", status=503, count=9999))  # as good as none that answers
+    for command in (("stop", "--now"), ("rm", "--yes")):
+        done = raylift_here(command[0], run.uri, command[1])
+        assert done.returncode == 3
+        assert f"gone for good, remove the run alone: raylift rm --abandon-cluster {run.uri}" in done.stderr
+    asked = len(server.calls)
+    attempt = run.claim()
+    claim = {**dataclasses.asdict(attempt.claim), "host": "its-head"}
+    run.storage.write(run.path("attempts/000001/claim.json"), json.dumps(claim).encode())
+    refused = raylift_here("rm", run.uri, "--abandon-cluster", "--yes")
+    assert (refused.returncode, "heard from it" in refused.stderr) == (2, True)
+    attempt.finish(Result(state="STOPPED", exit_code=4))
+    done = raylift_here("rm", run.uri, "--abandon-cluster", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "not looked for: what may be left of it in the namespace raylift of the context that was current" in done.stdout
+    )
+    assert not list(run.storage.list(""))
+    assert len(server.calls) == asked
 
 
 def test_a_run_on_a_cluster_with_a_name_is_resumed_there_for_as_long_as_it_is_there(
