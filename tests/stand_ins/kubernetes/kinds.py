@@ -90,6 +90,12 @@ def mistakes(kind: Kind, value: Object) -> list[str]:
     return found
 
 
+def refused(kind: Kind, value: Object) -> list[str]:
+    """Return all that is wrong with an object as it is stored, fields that its kind does not have among it."""
+    whole = {"apiVersion": kind.api_version, "kind": kind.name, **value}
+    return [*(f"{path}: unknown field" for path in unknown_fields(kind, whole)), *mistakes(kind, whole)]
+
+
 def _metadata(metadata: Object) -> list[str]:
     found = []
     if not _NAME.fullmatch(metadata["name"]):

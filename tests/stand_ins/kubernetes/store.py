@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.stand_ins.kubernetes import fields
+from tests.stand_ins.kubernetes import fields, kinds
 from tests.stand_ins.kubernetes.kinds import Kind, Object
 
 Key = tuple[str, str, str]  # qualified kind, namespace, name
@@ -58,7 +58,12 @@ class Store:
         return [shown(each) for each in found if matches(each.value)]
 
     def put(self, kind: Kind, value: Object, owners: fields.Owners) -> Object:
-        """Store an object as it is to be, and return it; what changes nothing makes no version."""
+        """Store an object as it is to be, and return it; what changes nothing makes no version.
+
+        Raises ValueError where the CustomResourceDefinition of its kind does not let it through, whoever writes it.
+        """
+        if kind.schema is not None and (wrong := kinds.refused(kind, value)):
+            raise ValueError(f"{kind.name} {value['metadata']['name']}: {', '.join(wrong)}")
         metadata = value["metadata"]
         key = (kind.qualified, metadata.get("namespace", ""), metadata["name"])
         old = self._objects.get(key)

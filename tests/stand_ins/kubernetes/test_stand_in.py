@@ -175,6 +175,16 @@ def test_a_rayjob_that_the_crd_does_not_take_is_refused(call: Call) -> None:
     assert 'spec.backoffLimit: Invalid value: "string": must be of type integer' in answer["message"]
 
 
+def test_what_a_controller_writes_is_held_to_the_crd_too(server: ApiServer, call: Call) -> None:
+    call("POST", JOBS, job())
+    with pytest.raises(ValueError, match=f"RayJob {RUN_ID}: status.jobState: unknown field"):
+        server.set_status("RayJob", "raylift", RUN_ID, jobState="RUNNING")
+    with pytest.raises(ValueError, match='status.failed: Invalid value: "string": must be of type integer'):
+        server.set_status("RayJob", "raylift", RUN_ID, failed="once")
+    with pytest.raises(ValueError, match="spec.headGroupSpec: Required value"):
+        server.create("RayCluster", {"metadata": {"name": "dev"}, "spec": {}}, "raylift")
+
+
 def test_an_apply_of_a_field_that_the_crd_does_not_have_is_answered_as_a_failure_of_the_server(call: Call) -> None:
     document = job()
     document["spec"]["backofLimit"] = 3
