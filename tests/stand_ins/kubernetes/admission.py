@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.stand_ins.kubernetes.server import ApiServer
 
 _ENFORCED = "pod-security.kubernetes.io/enforce"
-_ALWAYS = ("cpu", "memory", "ephemeral-storage")  # a pod that does not say them is refused, where a quota has them
+_ALWAYS = ("cpu", "memory")  # a container that does not say them is refused, where a quota has them
 _VOLUMES = {
     *("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral"),
     *("persistentVolumeClaim", "projected", "secret"),
@@ -97,7 +97,7 @@ def _over(quota: Object, pod: Object, others: list[Object]) -> str:
         key = resource.removeprefix(f"{of}.")
         if key in ("pods", "count/pods"):
             asked, used = Decimal(1), Decimal(sum(map(_counts, others)))
-        elif key in _ALWAYS or resource == f"requests.{key}":
+        elif key in (*_ALWAYS, "ephemeral-storage") or resource == f"requests.{key}":
             silent = [each["name"] for each in _containers(pod["spec"]) if key not in _amounts(each, of)]
             if silent and key in _ALWAYS:
                 return f"failed quota: {name}: must specify {resource} for: {','.join(silent)}"

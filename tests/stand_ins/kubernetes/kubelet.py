@@ -121,8 +121,9 @@ class Kubelet:
             folder.rmdir()
             self._wait(pod, "CreateContainerConfigError", str(error))
             return
+        ended: list[Object] = []
         for each in pod["spec"].get("initContainers", []):
-            if not self._has_ended_well(pod, each, address, folder):
+            if not self._has_ended_well(pod, each, address, folder, ended):
                 shutil.rmtree(folder)
                 return
         process = _run(container, env, folder, subprocess.PIPE)
@@ -137,8 +138,11 @@ class Kubelet:
         started = [_status(container, {"running": {}})]
         self._say(pod, phase="Running", podIP=address, conditions=[], containerStatuses=started)
 
-    def _has_ended_well(self, pod: Object, container: Object, address: str, folder: Path) -> bool:
-        """Run one of the containers that come before the others to its end; where it fails, so does the pod."""
+    def _has_ended_well(self, pod: Object, container: Object, address: str, folder: Path, before: list[Object]) -> bool:
+        """Run one of the containers that come before the others to its end; where it fails, so does the pod.
+
+        Its status goes to those of the containers before it.
+        """
         done = subprocess.run(
             [_mounted(each, folder) for each in (*container["command"], *container.get("args", []))],
             cwd=folder,
@@ -149,10 +153,11 @@ class Kubelet:
         )
         self.server.log(pod, done.stdout, container["name"])
         ended = {"exitCode": done.returncode} | _last_words(container, done.returncode, done.stdout)
+        before.append(_status(container, {"terminated": ended}))
         self._say(
             pod,
             phase="Failed" if done.returncode else "Pending",
-            initContainerStatuses=[_status(container, {"terminated": ended})],
+            initContainerStatuses=list(before),
             containerStatuses=[
                 _status(each, {"waiting": {"reason": "PodInitializing"}}) for each in pod["spec"]["containers"]
             ],

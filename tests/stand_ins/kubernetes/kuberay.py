@@ -323,6 +323,9 @@ class Operator:
             container.setdefault("env", []).append({"name": "RAY_DASHBOARD_ADDRESS", "value": f"127.0.0.1:{dashboard}"})
             told |= {**served, "ray-client-server-port": str(_free_port()), "no-monitor": "true"}
         else:
+            token = _token(cluster["spec"], owner)
+            first = template["spec"].setdefault("initContainers", [])
+            first.append(_wait_for_head(container, f"http://127.0.0.1:{dashboard}", token))
             told["address"] = f"127.0.0.1:{port}"
         options = " ".join(f"--{key}" if value == "true" else f"--{key}={value}" for key, value in told.items())
         start = f"ulimit -n 65536; exec ray start {'--head ' if role == 'head' else ''}{options}"
@@ -443,11 +446,10 @@ class Operator:
         status, template = job["status"], json.loads(json.dumps(job["spec"]["submitterPodTemplate"]))
         container = template["spec"]["containers"][0]
         address, submission = f"http://{status['dashboardURL']}", status["jobId"]
-        healthy = f"import urllib.request as u; u.urlopen('{address}/api/gcs_healthz', timeout=5)"
         entrypoint = job["spec"]["entrypoint"]  # stands in KubeRay's line as it was given
         container["command"] = ["/bin/bash", "-ce"]
         container["args"] = [
-            f"until python -c {shlex.quote(healthy)} >/dev/null 2>&1; do sleep 0.5; done; "
+            f"until {_healthy(address)}; do sleep 0.5; done; "
             f"if ! ray job status --address {address} {submission} >/dev/null 2>&1; then "
             f"ray job submit --address {address} --no-wait --submission-id {submission} -- {entrypoint}; fi; "
             f"ray job logs --address {address} --follow {submission}"
@@ -506,7 +508,8 @@ class Operator:
     def _tell(self, owner: Object, kind: str, reason: str, message: str, suffix: str) -> None:
         """Make an event about an object; one that says the same again takes the place of the first."""
         namespace, name = owner["metadata"]["namespace"], owner["metadata"]["name"]
-        about = {"kind": owner["kind"], "name": name, "namespace": namespace}
+        about = {key: owner[key] for key in ("apiVersion", "kind")}
+        about |= {key: owner["metadata"][key] for key in ("name", "namespace", "uid")}
         event = {"type": kind, "reason": reason, "message": message, "lastTimestamp": now(), "involvedObject": about}
         self.server.create("Event", {"metadata": {"name": f"{name}.{suffix}"}, **event}, namespace)
 
@@ -534,6 +537,29 @@ def operator(
 def _is_over_http(job: Object) -> bool:
     """Whether the operator submits the job itself, and no pod does."""
     return bool(job["spec"].get("submissionMode") == "HTTPMode")
+
+
+def _wait_for_head(container: Object, address: str, token: list[Object]) -> Object:
+    """Return what KubeRay runs in a worker's pod before Ray: as Ray's container, with resources of its own.
+
+    It waits for half a minute here, and not for ever: all else waits for it.
+    """
+    few = {"cpu": "200m", "memory": "256Mi"}
+    same = ("image", "imagePullPolicy", "securityContext", "volumeMounts")
+    return {
+        "name": "wait-gcs-ready",
+        **{key: json.loads(json.dumps(container[key])) for key in same if key in container},
+        "command": ["/bin/bash", "-c"],
+        "args": [f"for _ in {{1..60}}; do {_healthy(address)} && exit; sleep 0.5; done; exit 1"],
+        "env": [*container.get("env", []), *token],
+        "resources": {"requests": few, "limits": dict(few)},
+    }
+
+
+def _healthy(address: str) -> str:
+    """Return a command that ends well where a head serves; `ray health-check` would take seconds to begin."""
+    asks = f"import urllib.request as u; u.urlopen('{address}/api/gcs_healthz', timeout=5)"
+    return f"python -c {shlex.quote(asks)} >/dev/null 2>&1"
 
 
 def _token(spec: Object, cluster: str) -> list[Object]:

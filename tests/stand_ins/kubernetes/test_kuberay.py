@@ -131,6 +131,23 @@ def test_a_driver_that_fails_is_started_again_as_often_as_the_job_says(
 ) -> None:
     (tmp_path / "go").write_text("3")
     provider.launch(run)
+@pytest.mark.usefixtures("kuberay")
+def test_workers_wait_for_their_head_in_a_restricted_namespace_with_quotas_too(
+    server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    enforced = {"pod-security.kubernetes.io/enforce": "restricted"}
+    server.change("Namespace", "", "raylift", lambda value: value["metadata"].update(labels=enforced))
+    hard = {"limits.cpu": "9", "requests.memory": "99Gi", "requests.ephemeral-storage": "999Gi"}
+    server.create("ResourceQuota", {"metadata": {"name": "most"}, "spec": {"hard": hard}}, "raylift")
+    provider.launch(run)
+    starts(tmp_path, 1)
+    worker = pod_of(server, "worker")
+    (first,), (waited,) = worker["spec"]["initContainers"], worker["status"]["initContainerStatuses"]
+    assert first["name"] == waited["name"] == "wait-gcs-ready"
+    assert waited["state"] == {"terminated": {"exitCode": 0}}
+    assert "initContainers" not in pod_of(server, "head")["spec"]
+
+
     found = reaches(server, "Failed")
     assert (found["reason"], found["failed"]) == ("AppFailed", 2)
     starts(tmp_path, 2)
