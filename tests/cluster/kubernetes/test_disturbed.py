@@ -11,7 +11,10 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
+from cluster.config import KubernetesCluster
+from cluster.kubernetes.provider import KubernetesProvider
 from cluster.runs import Run
 from cluster.trials import trial_run
 from tests.cluster.kubernetes import test_training
@@ -63,7 +66,9 @@ def test_the_digits_example_goes_through_lost_pods_in_an_image_without_raylift_a
     on[1] = str(tmp_path / "bare.yaml")
     with start_raylift("run", DIGITS, *on, *MORE) as process:
         wait_for(partial(has_saved, run, 1, process), "a save of attempt 1", timeout=PATIENT)
-        server.delete("Pod", "raylift", pods_of(server, "worker")[0]["metadata"]["name"])  # as a drain of its node does
+        drained = pods_of(server, "worker")[0]
+        kuberay.kubelet.drain(drained["spec"]["nodeName"])
+        leaving = KubernetesProvider(KubernetesCluster.model_validate(yaml.safe_load(BLOCK))).describe(run.id).reason
         wait_for(partial(has_saved, run, 2, process), "a save of attempt 2", timeout=PATIENT)
         (starved, _) = pods_of(server, "worker")
         kuberay.kubelet.kill(starved, out_of_memory=True)
@@ -74,6 +79,7 @@ def test_the_digits_example_goes_through_lost_pods_in_an_image_without_raylift_a
         kuberay.kubelet.kill(pods_of(server, "head")[0])
         output, _ = process.communicate(timeout=PATIENT)
     assert process.returncode == 0, output
+    assert leaving == f"the pod {drained['metadata']['name']} had to leave its node: Eviction API: evicting"
     name, limit = starved["metadata"]["name"], starved["spec"]["containers"][0]["resources"]["limits"]["memory"]
     assert told["reason"] == f"the pod {name} was killed for lack of memory: its limit is {limit}"
     assert json.loads(raylift("status", run.uri, "--json").stdout)["metrics"]["eval_accuracy"] > 0.96
@@ -179,9 +185,8 @@ def test_a_run_whose_queue_takes_its_pods_back_saves_and_goes_on_when_its_turn_c
 
 
 @grows
-@pytest.mark.usefixtures("kuberay")
 def test_a_sweep_grows_and_loses_a_node_while_the_laptop_sleeps(
-    server: ApiServer, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]
+    server: ApiServer, kuberay: Operator, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]
 ) -> None:
     on_a_range(tmp_path)
     (tmp_path / "sweep.yaml").write_text(SWEEP)
@@ -192,7 +197,7 @@ def test_a_sweep_grows_and_loses_a_node_while_the_laptop_sleeps(
     wait_for(lambda: len(pods_of(server, "worker")) == 2, "a second worker", timeout=PATIENT)
     address = psutil.Process(trial.claims()[0].pid).environ()["RAYLIFT_NODE_IP"]
     (drained,) = [each for each in pods_of(server, "worker") if each["status"].get("podIP") == address]
-    server.delete("Pod", "raylift", drained["metadata"]["name"])
+    kuberay.kubelet.drain(drained["spec"]["nodeName"])
     wait_for(lambda: not is_running(server, run.id), "the end of the RayJob", timeout=PATIENT)
     (job,) = server.all("RayJob")
     told = json.loads(raylift("status", run.uri, "--json").stdout)

@@ -3,7 +3,8 @@
 A pod lives as long as its first container; others are started with it, and end with it.
 All pods share this machine's network and files, but for the folders that they mount: each has its own, and what its
 environment says of them is changed accordingly. Each has an address of its own, which its processes find in POD_IP;
-heads have 127.0.0.1, as their services would. An image is a set of variables, PATH among them.
+heads have 127.0.0.1, as their services would. Each is on a node of its own, and of nodes there are as many as it takes.
+An image is a set of variables, PATH among them.
 """
 
 from __future__ import annotations
@@ -85,6 +86,16 @@ class Kubelet:
         for running in self._running.values():
             _kill(running)
 
+    def drain(self, node: str) -> None:
+        """Have a node take no more pods and let go of those that it has, with notice: as `kubectl drain` does."""
+        self.server.change("Node", "", node, lambda value: value["spec"].update(unschedulable=True), "drain")
+        evicting = {"type": "DisruptionTarget", "status": "True"}
+        evicting |= {"reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting"}
+        for pod in self.server.all("Pod"):
+            if pod["spec"].get("nodeName") == node:
+                self._change(pod, lambda value: _set_condition(value, evicting))
+                self.server.delete("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])
+
     def kill(self, pod: Object, *, out_of_memory: bool = False) -> None:
         """Have a pod's node lose its power, or have it use more memory than its limit."""
         running = self._running[pod["metadata"]["uid"]]
@@ -108,6 +119,9 @@ class Kubelet:
         if container["image"] not in self.images:
             self._wait(pod, "ErrImagePull", f"{container['image']}: not found")
             return
+        if "nodeName" not in pod["spec"]:
+            node = self._free_node()
+            self._change(pod, lambda value: value["spec"].update(nodeName=node))
         if said := self._unmounted(pod):
             self._tell(pod, "FailedMount", said)
             self._wait(pod, "ContainerCreating")
@@ -137,6 +151,16 @@ class Kubelet:
         running.readers.append(reader)
         started = [_status(container, {"running": {}})]
         self._say(pod, phase="Running", podIP=address, conditions=[], containerStatuses=started)
+
+    def _free_node(self) -> str:
+        """Return a node that takes a pod and has none; make it where there is none, as autoscalers of nodes do."""
+        taken = {pod["spec"].get("nodeName") for pod in self.server.all("Pod")}
+        nodes = {node["metadata"]["name"]: node for node in self.server.all("Node")}
+        closed = {name for name, node in nodes.items() if node["spec"].get("unschedulable")}
+        name = next(name for number in itertools.count(1) if (name := f"node-{number}") not in taken | closed)
+        if name not in nodes:
+            self.server.create("Node", {"metadata": {"name": name}, "spec": {}})
+        return name
 
     def _has_ended_well(self, pod: Object, container: Object, address: str, folder: Path, before: list[Object]) -> bool:
         """Run one of the containers that come before the others to its end; where it fails, so does the pod.
@@ -168,8 +192,8 @@ class Kubelet:
         code = running.process.poll()
         if code is None:
             ready = {"type": "Ready", "status": str(self.is_ready(pod))}
-            if pod["status"].get("conditions") != [ready]:
-                self._say(pod, conditions=[ready])
+            if ready not in pod["status"].get("conditions", []):
+                self._change(pod, lambda value: _set_condition(value, ready))
         elif pod["status"]["phase"] == "Running":
             running.readers[0].join(5)
             _kill(running)
@@ -287,6 +311,11 @@ def _run(container: Object, env: dict[str, str], folder: Path, output: int) -> s
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+
+
+def _set_condition(pod: Object, condition: Object) -> None:
+    others = [each for each in pod["status"].get("conditions", []) if each["type"] != condition["type"]]
+    pod["status"]["conditions"] = [*others, condition]
 
 
 def _status(container: Object, state: Object) -> Object:

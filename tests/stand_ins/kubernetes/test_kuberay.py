@@ -107,6 +107,12 @@ def names_of(server: ApiServer, role: str) -> set[str]:
     return {each["metadata"]["name"] for each in pods if each["metadata"]["labels"].get("ray.io/node-type") == role}
 
 
+def nodes_of(server: ApiServer, role: str) -> set[str]:
+    """Return the nodes of the pods that have one."""
+    pods = [each for each in server.all("Pod") if each["metadata"]["name"] in names_of(server, role)]
+    return {each["spec"]["nodeName"] for each in pods if "nodeName" in each["spec"]}
+
+
 @pytest.mark.usefixtures("kuberay")
 def test_a_job_runs_with_what_the_api_holds_and_its_pods_go_when_it_has_ended(
     server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
@@ -126,12 +132,6 @@ def test_a_job_runs_with_what_the_api_holds_and_its_pods_go_when_it_has_ended(
 
 
 @pytest.mark.usefixtures("kuberay")
-def test_a_driver_that_fails_is_started_again_as_often_as_the_job_says(
-    server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
-) -> None:
-    (tmp_path / "go").write_text("3")
-    provider.launch(run)
-@pytest.mark.usefixtures("kuberay")
 def test_workers_wait_for_their_head_in_a_restricted_namespace_with_quotas_too(
     server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
 ) -> None:
@@ -148,6 +148,12 @@ def test_workers_wait_for_their_head_in_a_restricted_namespace_with_quotas_too(
     assert "initContainers" not in pod_of(server, "head")["spec"]
 
 
+@pytest.mark.usefixtures("kuberay")
+def test_a_driver_that_fails_is_started_again_as_often_as_the_job_says(
+    server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "go").write_text("3")
+    provider.launch(run)
     found = reaches(server, "Failed")
     assert (found["reason"], found["failed"]) == ("AppFailed", 2)
     starts(tmp_path, 2)
@@ -177,6 +183,26 @@ def test_a_worker_that_is_deleted_is_followed_by_another(
     server.delete("Pod", "raylift", lost)
     wait_for(lambda: len(names_of(server, "worker") - {lost}) == len(before), "another worker", timeout=60)
     assert status(server)["jobDeploymentStatus"] == "Running"
+
+
+def test_a_pod_whose_node_is_drained_is_told_so_has_its_time_and_is_followed_by_one_on_another_node(
+    server: ApiServer, kuberay: Operator, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    hook = {"exec": {"command": ["sh", "-c", f"while [ ! -e {tmp_path}/left ]; do sleep 0.1; done"]}}
+    template = {"spec": {"containers": [{"name": "ray", "lifecycle": {"preStop": hook}}]}}
+    run = dataclasses.replace(run, cluster=run.cluster.model_copy(update={"pod_template": template}))
+    provider.launch(run)
+    starts(tmp_path, 1)
+    drained = pod_of(server, "worker")
+    name, node = drained["metadata"]["name"], drained["spec"]["nodeName"]
+    assert len(nodes_of(server, "worker")) == 2
+    kuberay.kubelet.drain(node)
+    assert stands(provider) == (State.RUNNING, f"the pod {name} had to leave its node: Eviction API: evicting")
+    (tmp_path / "left").touch()
+    wait_for(lambda: server.get("Pod", "raylift", name) is None, "its end", timeout=60)
+    wait_for(lambda: len(nodes_of(server, "worker")) == 2, "another worker", timeout=60)
+    assert node not in nodes_of(server, "worker")
+    assert stands(provider) == (State.RUNNING, "")
 
 
 @pytest.mark.usefixtures("kuberay")

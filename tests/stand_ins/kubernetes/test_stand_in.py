@@ -177,11 +177,11 @@ def test_a_rayjob_that_the_crd_does_not_take_is_refused(call: Call) -> None:
 
 def test_what_a_controller_writes_is_held_to_the_crd_too(server: ApiServer, call: Call) -> None:
     call("POST", JOBS, job())
-    with pytest.raises(ValueError, match=f"RayJob {RUN_ID}: status.jobState: unknown field"):
+    with pytest.raises(ValueError, match=rf"RayJob {RUN_ID}: status\.jobState: unknown field"):
         server.set_status("RayJob", "raylift", RUN_ID, jobState="RUNNING")
-    with pytest.raises(ValueError, match='status.failed: Invalid value: "string": must be of type integer'):
+    with pytest.raises(ValueError, match=r'status\.failed: Invalid value: "string": must be of type integer'):
         server.set_status("RayJob", "raylift", RUN_ID, failed="once")
-    with pytest.raises(ValueError, match="spec.headGroupSpec: Required value"):
+    with pytest.raises(ValueError, match=r"spec\.headGroupSpec: Required value"):
         server.create("RayCluster", {"metadata": {"name": "dev"}, "spec": {}}, "raylift")
 
 
