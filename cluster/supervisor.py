@@ -29,7 +29,6 @@ from cluster.memory import SHORT_OF_MEMORY, kills_for_memory
 
 if TYPE_CHECKING:
     from cluster.attempts import Attempt
-    from cluster.records import Result
     from cluster.runs import Run
 
 _SAID = (0, 4)  # it comes to these by way of a result alone
@@ -68,8 +67,7 @@ class Supervisor:
                     break  # so are we
                 continue
             failures += 1
-            again = code not in FINAL and failures <= self.launch["max_failures"] and not self.stopping
-            if not self._record_crash(code, again=again):
+            if not self._record_crash(code, again=code not in FINAL and failures <= self.launch["max_failures"]):
                 break
         if not (self.scratch / UNRECORDED).exists():
             clear(self.scratch)
@@ -95,6 +93,8 @@ class Supervisor:
             environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.scratch / "token")}
         with (self.scratch / "driver.log").open("ab") as log:
             self.driver = self._start(environment, log)
+            if self.stopping:  # since we were told, there was no driver to tell
+                self.driver.terminate()
             node: list[psutil.Process] = []
             driver, polls = psutil.Process(self.driver.pid), 0
             while (code := self.driver.poll()) is None:
@@ -152,7 +152,10 @@ class Supervisor:
             return False
 
     def _record_crash(self, code: int, *, again: bool) -> bool:
-        """Say in storage what happened; return whether a restart follows: with `again`, unless others took over."""
+        """Say in storage what happened; return whether a restart follows.
+
+        That is with `again`, unless we are told to end, then or meanwhile, or others took over.
+        """
         from cluster.errors import RayliftError, SupersededError
         from cluster.segments import SegmentWriter
 
@@ -167,17 +170,18 @@ class Supervisor:
             output.append_bytes(log)
             output.close()
             events = SegmentWriter(attempt.run, attempt.number, "events", "supervisor")
-            if again:
+            if again and not self.stopping:
                 events.append({"event": "recovering", "reason": reason})
-            elif attempt.run.result_of(attempt.number) is None:
-                result = self._result(code, reason)
-                attempt.finish(result)
-                events.append({"event": "finished", "state": result.state, "message": result.message})
+                events.flush()  # which takes a while, and we may be told meanwhile
+            again = again and not self.stopping
+            if not again and attempt.run.result_of(attempt.number) is None:
+                events.append(self._end(attempt, code, reason))
             events.close()
         except SupersededError:
             return False
         except RayliftError as error:
             print(f"could not record in {self.launch['run_uri']}: {error}", file=sys.stderr, flush=True)
+            again = again and not self.stopping
             if not again:
                 (self.scratch / UNRECORDED).write_text(f"{reason}; and that could not be saved: {error}")
         return again
@@ -194,15 +198,22 @@ class Supervisor:
         self.recorded = lost.number
         return lost
 
-    def _result(self, code: int, reason: str) -> Result:
+    def _end(self, attempt: Attempt, code: int, reason: str) -> dict[str, Any]:
+        """Return the event that the run ends here, with a result, or goes on elsewhere."""
         from cluster.records import Result
 
-        if self.stopping:
-            return Result(state="STOPPED", message=reason, exit_code=4)
-        if code in FINAL:
-            return Result(state="FAILED", message=reason, exit_code=code)
-        message = f"{reason}, and no restart is left (train.max_failures)"
-        return Result(state="FAILED", message=message, exit_code=3)
+        if self.stopping and attempt.run.stop_reason() is not None:
+            result = Result(state="STOPPED", message=reason, exit_code=4)
+        elif code in FINAL:
+            result = Result(state="FAILED", message=reason, exit_code=code)
+        elif self.stopping:  # by the machine
+            saved = attempt.start_from()
+            return {"event": "preempted", "step": saved.step if saved is not None else 0}
+        else:
+            message = f"{reason}, and no restart is left (train.max_failures)"
+            result = Result(state="FAILED", message=message, exit_code=3)
+        attempt.finish(result)
+        return {"event": "finished", "state": result.state, "message": result.message}
 
     def _open_run(self) -> Run:
         from cluster.runs import Run

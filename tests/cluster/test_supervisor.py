@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
+import signal
 import stat
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import psutil
 import pytest
@@ -23,7 +27,9 @@ from cluster.provider import LaunchRequest, State
 from cluster.records import Result
 from cluster.runs import Run
 from cluster.storage.file import FileStorage
+from cluster.supervisor import Supervisor
 from tests.harness import ROOT, find_process, wait_for
+from tests.hooked import hooked
 from tests.real.memory_limit import memory_limit
 
 DRIVER = """
@@ -61,6 +67,10 @@ def wait():
     signal.signal(signal.SIGTERM, stop)
     print("waiting", flush=True)
     time.sleep(600)
+
+def claim_and_hang():
+    claim()
+    hang()
 
 def hang():
     print("waiting", flush=True)
@@ -106,6 +116,14 @@ class Driven:
             )
         )
 
+    def supervisor(self, *todo: str) -> Supervisor:
+        """Return a supervisor that is to run in this process."""
+        os.environ.update(TODO=" ".join(todo), TURNS=str(self.turns))  # the fixture takes them away again
+        self.scratch.mkdir(mode=0o700)
+        launch = {"run_uri": self.run.uri, "max_failures": 2, "newest_attempt": 0, "cluster": {"address": None}}
+        (self.scratch / local.LAUNCH).write_text(json.dumps(launch))
+        return Supervisor(self.scratch)
+
     def until_over(self) -> None:
         wait_for(lambda: not processes_of(self.scratch), "the run's processes to end", timeout=60)
 
@@ -115,6 +133,9 @@ class Driven:
 
     def starts(self) -> int:
         return len(self.turns.read_text())
+
+    def rows(self, name: str) -> list[tuple[int, int]]:
+        return [(row["attempt"], row["step"]) for row in self.run.rows("events") if row["event"] == name]
 
     def events(self, name: str) -> list[str]:
         return [str(row.get("reason")) for row in self.run.rows("events") if row["event"] == name]
@@ -126,6 +147,8 @@ def driven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driven]:
     (tmp_path / "fake" / "trainers" / "__init__.py").touch()
     (tmp_path / "fake" / "trainers" / "main.py").write_text(DRIVER)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'fake'}:{ROOT}")
+    for name in ("TODO", "TURNS"):
+        monkeypatch.setenv(name, "")
     driven = Driven(tmp_path)
     yield driven
     driven.provider.teardown(driven.run.id)
@@ -306,11 +329,50 @@ def test_stop_lets_the_driver_end_in_its_own_way(driven: Driven) -> None:
 def test_a_driver_that_cannot_stop_in_its_own_way_is_stopped_and_not_started_again(driven: Driven) -> None:
     driven.launch("hang")
     driven.until_waiting()
+    driven.run.request_stop("a person asked for it")
     driven.provider.stop(driven.run.id)
     driven.until_over()
     result = driven.run.result()
     assert result is not None
     assert (driven.starts(), result.state, result.exit_code) == (1, "STOPPED", 4)
+
+
+def test_a_driver_that_a_machine_ends_before_it_listens_leaves_a_run_that_can_go_on(driven: Driven) -> None:
+    driven.launch("claim_and_hang")
+    driven.until_waiting()
+    driven.provider.stop(driven.run.id)
+    driven.until_over()
+    assert (driven.starts(), driven.run.result()) == (1, None)
+    assert driven.rows("preempted") == [(1, 0)]
+
+
+@pytest.mark.parametrize("during", ["logs/supervisor", "events/supervisor"])
+def test_a_signal_between_two_drivers_is_not_lost(driven: Driven, monkeypatch: pytest.MonkeyPatch, during: str) -> None:
+    supervisor = driven.supervisor("claim_and_die", "succeed")
+
+    def signalled(call: str, path: str, *_: object) -> None:
+        if call == "write" and during in path:
+            supervisor.on_signal(signal.SIGTERM, None)
+
+    run = Run(hooked(driven.run.storage, after=signalled), driven.run.id)
+    monkeypatch.setattr(supervisor, "_open_run", lambda: run)
+    supervisor.run()
+    assert (driven.starts(), driven.run.result()) == (1, None)
+    assert driven.rows("preempted") == [(1, 0)]
+
+
+def test_a_signal_while_a_driver_starts_is_passed_on(driven: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = driven.supervisor("wait")
+    start = supervisor._start
+
+    def start_and_be_told(environment: dict[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+        driver = start(environment, log)
+        supervisor.on_signal(signal.SIGTERM, None)
+        return driver
+
+    monkeypatch.setattr(supervisor, "_start", start_and_be_told)
+    assert supervisor.run() == -signal.SIGTERM
+    assert driven.rows("preempted") == [(1, 0)]
 
 
 def test_teardown_ends_every_process_and_says_which(driven: Driven) -> None:
