@@ -104,6 +104,10 @@ class Attempt:
             return None
         return str(json.loads(data)["reason"])
 
+    def show_life(self) -> None:
+        """Leave a sign that somebody is at work on this attempt; it takes the place of the one before."""
+        self.run.storage.write(self.run.path(f"{attempt_folder(self.number)}/alive.json"), dump({"at": time.time()}))
+
     def commit(self, step: int, files: Sequence[Path], info: Mapping[str, Any]) -> Checkpoint:
         """Upload a checkpoint's files in parallel, then make it exist by its manifest. Raises SupersededError."""
         return self.seal(step, self.upload(step, {file.name: file for file in files}), info)

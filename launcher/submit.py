@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from launcher.spec import JobSpec, LoadedJob
     from launcher.status import Summary
 
-_SILENCE = 60.0  # seconds; a run on another machine writes at least every ten
+_SILENCE = 60.0  # seconds; a run on another machine shows a sign of life every twenty
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def refuse_while_its_sweep_runs(run: Run) -> None:
 
 
 def refuse_while_heard_of(run: Run, summary: Summary) -> None:
-    """Raise UsageError where another machine runs it: that writes every few seconds."""
+    """Raise UsageError where another machine runs it: that shows a sign of life every few seconds."""
     heard = run.last_heard()
     if summary.state is State.RUNNING and heard is not None and time.time() - heard < _SILENCE:
         raise UsageError(

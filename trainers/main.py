@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -27,6 +27,7 @@ from cluster.attempts import Attempt
 from cluster.config import LocalCluster, Workers
 from cluster.errors import (
     InfrastructureError,
+    PreemptedError,
     RayliftError,
     StorageDeniedError,
     StorageError,
@@ -34,6 +35,7 @@ from cluster.errors import (
     SupersededError,
     is_outage,
 )
+from cluster.life import SignsOfLife
 from cluster.local import FINAL, PREEMPTED, TAKEN_AWAY, UNRECORDED, clear, end_processes, scratch_folder
 from cluster.memory import SHORT_OF_MEMORY, kills_for_memory
 from cluster.outages import PATIENCE, patient, through_outages
@@ -82,9 +84,9 @@ class Driver:
         self.job, self.whole = job, whole
         self.spending = Spending(run, limit_of(whole))
         self._told_to_leave = False
-        self._claimed: int | None = None  # the newest attempt of this driver
         self._reached: dict[int, int] = {}  # the last step of each attempt, as its ranks on this machine had it
-        self.patient = patient(run, gives_up=lambda: self.leaving)
+        self.life = SignsOfLife()
+        self.patient = patient(run, gives_up=self._gives_up)
         self.launch = os.environ.get("RAYLIFT_LAUNCH", "")
         self.cluster = (
             LocalCluster.model_validate_json(os.environ["RAYLIFT_CLUSTER"])
@@ -96,6 +98,10 @@ class Driver:
     def leaving(self) -> bool:
         """Whether this machine will be taken away, as a signal or its cloud says."""
         return self._told_to_leave or notice.is_given()
+
+    def _gives_up(self) -> bool:
+        """Whether there is no sense in waiting for a storage that is away, as the ranks may have done before us."""
+        return self.leaving or self.life.silence > PATIENCE
 
     def _code_of_leaving(self) -> int:
         return TAKEN_AWAY if notice.is_given() else PREEMPTED
@@ -115,25 +121,29 @@ class Driver:
 
         Raises RayliftError where none can be claimed; whoever started this process is told by a file why.
         """
+        self._listen()
         try:
             attempt, events = self._claim()
         except StorageError as error:
+            if self.leaving and is_outage(error):
+                return self._code_of_leaving()
             if not isinstance(error, SupersededError):
                 _leave_word(str(error))
             raise
         print(IN_STORAGE, attempt.number, flush=True)
-        with shipped_output(attempt, "driver"), self.spending.watched(attempt), self._hearing_its_cloud():
+        with (
+            self.life.shown(),
+            shipped_output(attempt, "driver"),
+            self.spending.watched(attempt),
+            self._hearing_its_cloud(),
+        ):
             try:
                 ready = self._start(attempt, events)
                 while True:
-                    self._save_when_asked_to_end(attempt)  # after Ray's start, which sets a handler of its own
                     if (final := self._wait_for_room(events, ready)) is not None:
                         return self._finish(attempt, events, final)
                     if self.leaving:
-                        base = attempt.claim.base
-                        events.append({"event": "preempted", "step": base.step if base is not None else 0})
-                        events.close()
-                        return self._code_of_leaving()
+                        return self._leave(attempt, events)
                     lost = self._fit(attempt, events, ready)
                     if (result := self.patient.result_of(attempt.number)) is not None:
                         self._close(events)
@@ -142,7 +152,7 @@ class Driver:
                         return self._finish(attempt, events, final)
                     if not self._ended_with(attempt.number, "resizing"):
                         events.append({"event": "recovering", "reason": lost})
-                    through_outages(events.close, gives_up=lambda: self.leaving)
+                    through_outages(events.close, gives_up=self._gives_up)
                     if self.own_ray and self._ended_with(attempt.number, "preempted"):
                         notice.look()  # by now it has told the ranks
                     if self.leaving:
@@ -150,6 +160,8 @@ class Driver:
                     attempt, events = self._claim()
             except SupersededError:
                 raise
+            except PreemptedError:
+                return self._leave(attempt, events)
             except RayliftError as error:
                 if self.leaving and isinstance(error, StorageError) and is_outage(error):
                     return self._code_of_leaving()  # there is no time to wait for it
@@ -162,9 +174,9 @@ class Driver:
     def _claim(self) -> tuple[Attempt, SegmentWriter]:
         corrupt: list[dict[str, Any]] = []
         note = lambda checkpoint, why: corrupt.append(passed_over(checkpoint, why))  # noqa: E731
-        after = self._claimed if self._claimed is not None else last_before(self.patient)
+        after = self.life.attempt.number if self.life.attempt is not None else last_before(self.patient)
         attempt = Attempt(self.run, self.patient.claim(launch=self.launch, after=after, on_corrupt=note).claim)
-        self._claimed = attempt.number
+        self.life.attempt = attempt
         events = SegmentWriter(self.run, attempt.number, "events", "driver")
         base = attempt.claim.base
         events.append({"event": "claimed", "base": base.step if base else None})
@@ -173,7 +185,7 @@ class Driver:
         return attempt, events
 
     def _start(self, attempt: Attempt, events: SegmentWriter) -> Ready:
-        """Start Ray and prepare the data at the same time.
+        """Start Ray and prepare the data at the same time. Raises PreemptedError.
 
         Data that cannot be trained on ends the run at once: nobody waits for a Ray that is not needed.
         """
@@ -189,10 +201,19 @@ class Driver:
                     _exit(self._finish(attempt, events, Result.failed(error)))
                 raise
 
-        with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
-            preparing = pool.submit(prepare_or_leave)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="prepare")
+        preparing = pool.submit(prepare_or_leave)
+        pool.shutdown(wait=False)  # once that is done
+        try:
             workers, gpus = self._start_ray()
-            prepared = preparing.result()
+        except SystemExit as error:  # of a handler of SIGTERM that Ray has set
+            self._told_to_leave = True
+            raise PreemptedError("preempted: Ray was not ready yet") from error
+        self._listen()
+        while not wait([preparing], _WATCH).done:
+            if self.leaving:
+                raise PreemptedError("preempted: the data was not ready yet")
+        prepared = preparing.result()
         for note in prepared.notes:
             events.append(note)
         events.append(
@@ -319,19 +340,27 @@ class Driver:
         finally:
             closed.set()
 
-    def _save_when_asked_to_end(self, attempt: Attempt) -> None:
+    def _listen(self) -> None:
         """Have SIGTERM tell the ranks, by way of storage, and go on telling where that does not answer."""
 
-        def tell() -> None:
+        def tell(attempt: Attempt) -> None:
             while not _told(attempt):
                 time.sleep(_WATCH)
 
         def leave(*_: object) -> None:
             if not self._told_to_leave:
                 self._told_to_leave = True
-                threading.Thread(target=tell, name="notice", daemon=True).start()  # nothing waits in a handler
+                if (attempt := self.life.attempt) is not None:  # nothing waits in a handler
+                    threading.Thread(target=tell, args=(attempt,), name="notice", daemon=True).start()
 
         signal.signal(signal.SIGTERM, leave)
+
+    def _leave(self, attempt: Attempt, events: SegmentWriter) -> int:
+        """Say that an attempt ends which has no ranks yet; return the exit code."""
+        base = attempt.claim.base
+        events.append({"event": "preempted", "step": base.step if base is not None else 0})
+        events.close()
+        return self._code_of_leaving()
 
     def _why_not_again(self, attempt: Attempt, lost: str) -> Result | None:
         """Return how the run ends where no further attempt makes sense."""
@@ -387,7 +416,7 @@ class Driver:
     def _close(self, events: SegmentWriter) -> None:
         self.spending.note(events)
         events.append({"event": "memory", "process": "driver", "peak_bytes": peak_memory()})
-        through_outages(events.close, gives_up=lambda: self.leaving)
+        through_outages(events.close, gives_up=self._gives_up)
 
 
 def last_before(run: Run) -> int | None:

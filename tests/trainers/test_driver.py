@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -114,7 +117,8 @@ def test_a_notice_goes_on_being_told_while_storage_is_away(driver: Driver, monke
     monkeypatch.setattr(Attempt, "give_notice", told)
     before = signal.getsignal(signal.SIGTERM)
     try:
-        driver._save_when_asked_to_end(attempt)
+        driver.life.attempt = attempt
+        driver._listen()
         signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -225,6 +229,69 @@ def test_a_driver_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so_o
     told = [row for row in driver.run.rows("events") if row["event"] in ("recovering", "checkpoint.corrupt")]
     assert [(row["attempt"], row["event"]) for row in told] == [(2, "recovering"), (3, "checkpoint.corrupt")]
     assert told[1]["step"] == 8
+
+
+# -- a machine that is taken away while the run begins
+
+
+@pytest.fixture
+def sigterm() -> Iterator[Callable[[], None]]:
+    """Return what sends SIGTERM to this process; one that it does not listen to ends the test."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield lambda: signal.raise_signal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+
+
+def assert_left(driver: Driver, number: int = 1) -> None:
+    """Fail unless a driver has left, so that the run can go on elsewhere."""
+    rows = [row["step"] for row in driver.run.rows_of(number, "events") if row["event"] == "preempted"]
+    assert rows == [0]
+    assert driver.run.results() == {}
+    assert driver.run.attempts() == [number]
+
+
+def test_a_driver_that_is_told_to_leave_as_it_claims_leaves(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, sigterm: Callable[[], None]
+) -> None:
+    def told(call: str, path: str, *_: object) -> None:
+        if call == "write" and path.endswith("claim.json"):
+            sigterm()
+
+    assert drive(Driver(behind(told, driver), driver.job, driver.whole), monkeypatch) == PREEMPTED
+    assert_left(driver)
+
+
+@pytest.fixture
+def starting(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    """Return a driver whose data takes for ever, and whose Ray is there at once."""
+    closed = threading.Event()
+    monkeypatch.setattr("trainers.tasks.registry.prepare", lambda _: closed.wait(60))
+    monkeypatch.setattr(driver, "_start_ray", lambda: (Workers(min=2, max=2), False))
+    yield driver
+    closed.set()
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_driver_that_is_told_to_leave_while_data_is_prepared_leaves_at_once(
+    starting: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start() -> tuple[Workers, bool]:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # stands for the handler that Ray sets
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return Workers(min=2, max=2), False
+
+    monkeypatch.setattr(starting, "_start_ray", start)
+    began = time.monotonic()
+    assert starting.drive() == PREEMPTED
+    assert time.monotonic() - began < 30
+    assert_left(starting)
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_driver_that_ray_ends_as_it_starts_leaves(starting: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "_start_ray", lambda: sys.exit(signal.SIGTERM))
+    assert starting.drive() == PREEMPTED
+    assert_left(starting)
 
 
 # -- where another machine goes on with the run
@@ -388,6 +455,55 @@ def test_a_driver_whose_machine_goes_does_not_wait_for_storage(
     assert drive(leaving, monkeypatch, leave) == PREEMPTED
     assert time.monotonic() - began < 30
     link.goes_for(0)
+
+
+def test_a_driver_does_not_wait_again_for_a_storage_that_its_ranks_have_waited_for(
+    driver: Driver, link: Link, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cluster.life.EVERY", 0.02)
+    monkeypatch.setattr("trainers.main.PATIENCE", 0.5)  # of cluster.outages it stays half an hour
+    cut_off = Driver(behind(link.check, driver), driver.job, driver.whole)
+
+    def wait_in_vain(attempt: Attempt) -> str:
+        link.goes_for(60)
+        time.sleep(1.0)
+        cut_off.patient.damage_of(attempt.number)
+        return LOST
+
+    began = time.monotonic()
+    assert drive(cut_off, monkeypatch, wait_in_vain) == 3
+    assert time.monotonic() - began < 30
+    assert Path(UNRECORDED).read_text() == "the storage does not answer (storage took no record of it)"
+    link.goes_for(0)
+
+
+def test_a_driver_shows_that_it_lives_though_nothing_is_written(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.life.EVERY", 0.02)
+
+    def train(attempt: Attempt) -> str:
+        assert wait_for(lambda: signs(driver.run) == [attempt.number], "a sign of life", timeout=10)
+        first = driver.run.last_heard()
+        assert first is not None
+        assert wait_for(lambda: (driver.run.last_heard() or 0) > first, "another one", timeout=10)
+        return LOST
+
+    def succeed(attempt: Attempt) -> str:
+        assert wait_for(lambda: signs(driver.run) == [1, 2], "a sign of life of the next", timeout=10)
+        attempt.finish(Result(state="SUCCEEDED"))
+        return ""
+
+    assert drive(driver, monkeypatch, train, succeed) == 0
+    ended = driver.run.last_heard()
+    time.sleep(0.2)
+    assert driver.run.last_heard() == ended
+
+
+def signs(run: Run) -> list[int]:
+    """Return the attempts that have shown that somebody lives."""
+    return [int(entry.path.split("/")[-2]) for entry in run.storage.list() if entry.path.endswith("alive.json")]
 
 
 # -- whether there is room for the ranks
