@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import ObjectExistsError, ObjectNotFoundError, StorageError, SupersededError
-from cluster.records import FORMAT, Checkpoint, Claim, Result, attempt_folder, checkpoint_folder, dump
+from cluster.records import FORMAT, Checkpoint, Claim, Notice, Result, attempt_folder, checkpoint_folder, dump
 from cluster.redaction import hide
 from cluster.storage.base import Digest
 from cluster.storage.sources import Source
@@ -91,18 +91,22 @@ class Attempt:
         path = self.run.path(f"{attempt_folder(self.number)}/damage.json")
         self.run.storage.write(path, dump({"reason": reason, "at": time.time()}))
 
-    def give_notice(self, reason: str) -> None:
-        """Tell this attempt to save and end: its machine will be taken away."""
+    def give_notice(self, reason: str, *, seconds: float | None = None) -> None:
+        """Tell this attempt to save and end: its machine goes, in so many seconds. The first word counts."""
         path = self.run.path(f"{attempt_folder(self.number)}/notice.json")
-        self.run.storage.write(path, dump({"reason": reason, "at": time.time()}))
+        with suppress(ObjectExistsError):
+            self.run.storage.write(
+                path, dump({"reason": reason, "at": time.time(), "seconds": seconds}), if_absent=True
+            )
 
-    def notice(self) -> str | None:
+    def notice(self) -> Notice | None:
         """Return why this attempt was told to save and end, if it was."""
         try:
             data = self.run.storage.read(self.run.path(f"{attempt_folder(self.number)}/notice.json"))
         except ObjectNotFoundError:
             return None
-        return str(json.loads(data)["reason"])
+        told = json.loads(data)
+        return Notice(told["reason"], told.get("seconds"))
 
     def show_life(self) -> None:
         """Leave a sign that somebody is at work on this attempt; it takes the place of the one before."""

@@ -64,6 +64,14 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """Why an attempt is to save and end."""
+
+    reason: str
+    seconds: float | None = None  # that were left when it was written; clocks of machines differ
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A committed checkpoint: it exists because its manifest does."""
 

@@ -10,6 +10,7 @@ On a Ray that runs already, Ray Train's elastic scaling says how many ranks an a
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 import socket
@@ -44,7 +45,7 @@ _ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a run's processes are known by their working directory
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a dead rank is noticed, and a finished one, in half a second
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a rank prints is shipped as it is
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it starts the ranks again by itself; see is_draining
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it starts the ranks again by itself; see seconds_until_drained
 }
 _UNREACHABLE_AFTER = 30  # seconds without an answer from a rank on another machine; Ray itself waits ten minutes
 _UNREACHABLE = "WorkerHealthCheckTimeoutError"
@@ -177,11 +178,17 @@ def release_resources(controller: str = "") -> None:
             ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
-def is_draining() -> bool:
-    """Whether this process is on a node that its cluster's autoscaler, or a person, is about to take away."""
+def seconds_until_drained() -> float | None:
+    """Return when its cluster's autoscaler, or a person, takes the node of this process away, infinity if ever.
+
+    None where nobody is about to.
+    """
     from ray._private.state import state
 
-    return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()
+    deadline = state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())
+    if deadline is None:
+        return None
+    return deadline / 1000 - time.time() if deadline else math.inf
 
 
 def is_unreachable(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import tempfile
 import threading
@@ -10,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from cluster.records import Checkpoint
 from cluster.selection import best_of
 from cluster.shards import INDEX_FILE, joined
 from cluster.storage.base import Digest
-from cluster.storage.sources import InMemory, Source, digest_of
+from cluster.storage.sources import InMemory, Piece, Source, digest_of
 from trainers.host_memory import HostMemory
 from trainers.memory import available_memory
 from trainers.peers import Looks, Peers, RankFailedError, Stand, Told
@@ -41,6 +42,7 @@ META_FILE = "raylift.json"  # what evaluation and prediction need beside the wei
 _LONGEST_WAIT = 30.0  # seconds that the loop stands still for the save before
 _ROOM = 1.5  # times the memory of a copy that must be free for another
 _PAUSE = 5.0  # seconds between tries, beside those that storage takes by itself
+_MARGIN = 2.0  # seconds before its machine goes by which the last save is to be there
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,39 @@ class Snapshot:
     evaluation: Evaluation
     memory: HostMemory  # that the copy is in
     blocked: float  # seconds that the loop stood still for it
+    dropped: threading.Event = field(default_factory=threading.Event)  # set where it makes way for the last one
+
+
+class _DroppedError(Exception):
+    """Nobody wants a save any more that is being written."""
+
+
+class _Droppable:
+    """A file of a save, of which nothing more is read once that is dropped."""
+
+    def __init__(self, source: Source, dropped: threading.Event) -> None:
+        self._source = source
+        self._dropped = dropped
+
+    @property
+    def size(self) -> int:
+        return self._source.size
+
+    def read(self, start: int, end: int) -> bytes:
+        self._check()
+        return self._source.read(start, end)
+
+    def pieces(self) -> Iterator[Piece]:
+        for piece in self._source.pieces():
+            self._check()
+            yield piece
+
+    def check_unchanged(self) -> None:
+        self._source.check_unchanged()
+
+    def _check(self) -> None:
+        if self._dropped.is_set():
+            raise _DroppedError
 
 
 class Checkpointer:
@@ -99,10 +134,13 @@ class Checkpointer:
             self._base = Attempt(patient(attempt.run), attempt.claim).start_from()
         self._unproven: Snapshot | None = None
         self._copying: HostMemory | None = None
+        self._took: float | None = None  # seconds, the newest checkpoint to be written
+        self._longest = math.inf  # of time.monotonic(): until when the last save can wait for the one before
         self._committed: list[Checkpoint] = []
         self._changed = threading.Condition()  # guards all that follows
         self._waiting: Snapshot | None = None  # to be written next
         self._writing: Snapshot | None = None
+        self._before: Snapshot | None = None  # was being written when the newest copy was made
         self._away_since: float | None = None  # when storage ceased to answer
         self._error: BaseException | None = None
         self._closed = False
@@ -149,14 +187,18 @@ class Checkpointer:
         differ = sum(checkpoint.files[name].sha256 != own[name] for name in own if name in checkpoint.files)
         return not any(trainer.context.gather(differ))
 
-    def save(self, trainer: Trainer, *, last: bool = False) -> None:
+    def save(self, trainer: Trainer, *, last: bool = False, left: float = math.inf) -> None:
         """Copy the state, for `confirm` to write; waits first for the save before. Raises what that one met.
 
-        The last state of a training is never left out, however long there is no memory for it.
+        The last state of a training is never left out, however long there is no memory for it. Where the machine goes
+        in the seconds `left`, the save before is given up for it as soon as the last one, written as fast as the newest
+        checkpoint, would come too late; but not where that would in any case.
         """
         if self._rank != 0 and self._peers is None:
             return
         started = time.monotonic()
+        if self._took is not None and left > self._took + _MARGIN:
+            self._longest = started + left - self._took - _MARGIN
         memory = self._free_memory(last=last)
         if memory is None:
             self._skip(trainer.progress.step)
@@ -196,8 +238,7 @@ class Checkpointer:
         if self._unproven is None:
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
-            self._thread.start()
+            self._start()
         with self._changed:
             self._waiting, self._unproven = self._unproven, None
             self._changed.notify_all()
@@ -212,6 +253,8 @@ class Checkpointer:
         """Write what is confirmed by the end of the training, and finish it. Raises StorageError."""
         self.confirm()
         try:
+            if self._drop_the_one_before():
+                self._start()  # the thread before may hang in the midst of what it sends
             self.wait()
         finally:
             with self._changed:
@@ -232,11 +275,12 @@ class Checkpointer:
         """
         with self._changed:
             free = lambda: self._error or self._away_since or not (self._writing or self._waiting)  # noqa: E731
-            self._changed.wait_for(free, timeout=_LONGEST_WAIT)
+            self._changed.wait_for(free, timeout=min(_LONGEST_WAIT, self._longest - time.monotonic()))
             self._raise()
             if self._waiting is not None:
                 self._skip(self._waiting.step)
                 self._waiting = None
+            self._before = self._writing
             taken = self._writing.memory if self._writing is not None else None
         for memory in self._memories:
             if memory is not taken:
@@ -244,10 +288,23 @@ class Checkpointer:
         if taken is not None and available_memory() < _ROOM * taken.size:
             if not last:
                 return None
+            self._drop_the_one_before()
             self.wait()
             return taken
         self._memories.append(HostMemory())
         return self._memories[-1]
+
+    def _drop_the_one_before(self) -> bool:
+        """Wait for the save before, and give it up once the last one can wait no longer; return whether it was."""
+        with self._changed:
+            before = self._before
+            is_over = lambda: self._error or before is None or self._writing is not before  # noqa: E731
+            if self._changed.wait_for(is_over, timeout=min(self._longest - time.monotonic(), threading.TIMEOUT_MAX)):
+                return False
+            assert before is not None
+            before.dropped.set()
+            self._skip(before.step)
+            return True
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -255,11 +312,17 @@ class Checkpointer:
 
     # -- behind the loop
 
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name="checkpoint", daemon=True)
+        self._thread.start()
+
     def _work(self) -> None:
         while (snapshot := self._next()) is not None:
             try:
                 self._write(snapshot)
             except BaseException as failed:  # told to the loop, at its next save or its end
+                if snapshot.dropped.is_set():
+                    continue
                 error = failed.cause if isinstance(failed, RankFailedError) else failed
                 if self._peers is not None:
                     with suppress(torch.distributed.DistError):  # then they know without being told
@@ -270,8 +333,10 @@ class Checkpointer:
                 return
 
     def _next(self) -> Snapshot | None:
-        """Return what is to be written, once there is something; None when all is over."""
+        """Return what is to be written, once there is something; None when all is over, or another thread goes on."""
         with self._changed:
+            if self._thread is not threading.current_thread():
+                return None
             self._writing = None
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -283,12 +348,13 @@ class Checkpointer:
         snapshot.memory.wait()
         committed = self._commit(snapshot, self._files_of(snapshot))
         if committed is None:
-            self._skip(snapshot.step)
+            if not snapshot.dropped.is_set():
+                self._skip(snapshot.step)
             return
         checkpoint, blocked = committed
+        seconds = self._took = time.monotonic() - started
         if self._rank != 0:
             return
-        seconds = time.monotonic() - started
         self._recorder.event(
             "checkpoint",
             step=snapshot.step,
@@ -312,7 +378,7 @@ class Checkpointer:
         if self._rank == 0:
             files[META_FILE] = InMemory(json.dumps(snapshot.meta, indent=1).encode())
             files[TRAINER_FILE] = InMemory(json.dumps(snapshot.trainer).encode())
-        return files
+        return {name: _Droppable(source, snapshot.dropped) for name, source in files.items()}
 
     def _commit(self, snapshot: Snapshot, files: Mapping[str, Source]) -> tuple[Checkpoint, float] | None:
         """Upload, over and over while storage is away, and have the checkpoint exist; return it, and who stood still.
@@ -357,13 +423,13 @@ class Checkpointer:
         """Make the checkpoint exist, as rank 0, or wait until it does; return None where it was given up."""
         step, info = snapshot.step, self._info(snapshot)
         if self._peers is None:
-            return self._attempt.seal(step, uploaded, info), snapshot.blocked
+            return None if snapshot.dropped.is_set() else (self._attempt.seal(step, uploaded, info), snapshot.blocked)
         stored = Told(Stand.STORED, uploaded, snapshot.state.layout, snapshot.blocked)
         self._peers.tell(step, stored)
         if self._rank != 0:
             return (Checkpoint(self._attempt.number, step, uploaded, info), 0.0) if self._is_ruled(step) else None
         told = self._all_parts(self._peers, step, stored)
-        if told is None:
+        if told is None or snapshot.dropped.is_set():
             return None
         index = InMemory(joined([one.layout for one in told], snapshot.state.metadata).to_json())
         uploaded = {name: digest for one in told for name, digest in one.files.items()}

@@ -8,7 +8,9 @@ In a rehearsal, this is also where its faults come from.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+import time
 from collections.abc import Iterator
 
 from cluster.attempts import Attempt
@@ -32,6 +34,7 @@ class Control:
         self._attempt = attempt
         self._faults = Faults(rank, world_size, driver=attempt.claim.pid)
         self._stop: StopReason | None = None
+        self._deadline = math.inf  # of time.monotonic(), as the notice of the attempt has it
         self.why: str | None = None  # of rank 0: in the words of whoever asked for a stop
         self.growth: Growth | None = None  # of rank 0, where the number of ranks may change
         self.resize_to: int | None = None  # set with the wish for it
@@ -64,6 +67,10 @@ class Control:
             return self._stop
         return StopReason.PREEMPTED if notice.is_given() else None
 
+    def left(self) -> float:
+        """Return for how many seconds this rank's machine is still there, as far as it knows, else infinity."""
+        return min(self._deadline - time.monotonic(), notice.left())
+
     @contextlib.contextmanager
     def excused(self) -> Iterator[None]:
         """Hold the step up, within `stop`: no watchdog takes it for hanging."""
@@ -83,7 +90,8 @@ class Control:
             try:
                 if (why := self._attempt.run.stop_reason()) is not None:
                     self.why, self._stop = why, StopReason.PERSON
-                elif self._attempt.notice() is not None:
+                elif (told := self._attempt.notice()) is not None:
+                    self._deadline = time.monotonic() + (math.inf if told.seconds is None else told.seconds - _POLL)
                     self._stop = StopReason.PREEMPTED
             except StorageError:
                 continue  # storage is away: training goes on

@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 
-from cluster.errors import RayliftError
+from cluster.attempts import Attempt
+from cluster.errors import RayliftError, StorageError
 from cluster.local import scratch_folder
 from cluster.records import Claim
 from cluster.runs import Run
@@ -26,7 +27,8 @@ from trainers.pulse import readings
 
 _RUN_URI = "RAYLIFT_RUN_URI"
 _POLL = 1.0  # seconds
-_DEADLINE = 3600 * 1000  # ms that Ray is told a drained node has left; the grace period is shorter
+_GRACE = "RAYLIFT_GRACE_SECONDS"  # that this pod has from when it is to end
+_MOST = 3600.0  # seconds that a pod has
 _DRIVER = "trainers.submitted"
 _HERE = "RAYLIFT_NODE_IP"  # of this pod
 
@@ -40,6 +42,8 @@ def leave(run: Run, role: str) -> None:
         driver = _driver(claims[-1])
         if driver is None:
             return
+        with contextlib.suppress(StorageError):  # then the driver tells, without a deadline
+            Attempt(run, claims[-1]).give_notice("its pod is taken away", seconds=_left())
         driver.terminate()
         while _is_alive(driver) and not _has_left(run, claims[-1].attempt):
             time.sleep(_POLL)
@@ -82,16 +86,21 @@ def _is_of_this_pod(pid: int) -> bool:
     return False
 
 
+def _left() -> float:
+    """Return how many seconds of the grace period are left: it began when this process did."""
+    return float(os.environ.get(_GRACE, _MOST)) - (time.time() - psutil.Process().create_time())
+
+
 def _drain_this_node() -> None:
     """Ask Ray to place nothing on this node, and to tell so to those that are there. Raises RuntimeError."""
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]
 
     gcs, here = GcsClient(address=os.environ["RAY_ADDRESS"]), os.environ[_HERE]
-    reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    reason, deadline = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), int((time.time() + _left()) * 1000)
     for node_id, node in gcs.get_all_node_info().items():
         if node.node_manager_address == here:
-            gcs.drain_node(node_id.hex(), reason, "its pod is taken away", time.time_ns() // 10**6 + _DEADLINE)
+            gcs.drain_node(node_id.hex(), reason, "its pod is taken away", deadline)
 
 
 def runs_here() -> set[str]:

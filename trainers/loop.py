@@ -26,6 +26,7 @@ from trainers.randomness import DROPOUT, MODEL, seed_for, seed_generator
 from trainers.sharding import is_sharded, shard
 
 _EVALUATED_AT_ONCE = 256  # samples, or a batch where that is more
+_FAR = 86400.0  # seconds: a deadline later than that is none
 
 if TYPE_CHECKING:
     from trainers.checkpoint import Checkpointer
@@ -145,7 +146,7 @@ class Trainer:
             early = self.should_end_early()
             done = stop is not None or early or self.progress.step == self.last_step
             if done or wants_save or self.is_due(self.every):
-                self.save(last=done)
+                self.save(last=done, left=self.time_left(stop))
             if done:
                 return self.finish(stop, early=early and self.progress.step < self.last_step)
             self.pulse.enter(Phase.COMPUTING)
@@ -265,9 +266,16 @@ class Trainer:
         stopping = self.config.early_stopping
         return stopping is not None and self.progress.evaluations_without_gain >= stopping.patience
 
-    def save(self, *, last: bool) -> None:
+    def time_left(self, stop: StopReason | None) -> float:
+        """Return the fewest seconds that the machine of a rank is still there for, where training stops. Collective."""
+        if stop is None:
+            return math.inf
         self.pulse.enter(Phase.SAVING)
-        self.checkpointer.save(self, last=last)
+        return min(self.context.gather(int(min(self.control.left(), _FAR) * 1000))) / 1000
+
+    def save(self, *, last: bool, left: float = math.inf) -> None:
+        self.pulse.enter(Phase.SAVING)
+        self.checkpointer.save(self, last=last, left=left)
         self.saved_at = time.monotonic()
         self.saved_step = self.progress.step
 

@@ -268,7 +268,7 @@ def _environment(request: LaunchRequest, cluster: KubernetesCluster) -> list[Man
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
         *([{"name": code.DIGEST, "value": request.code}] if request.code else []),
         *([{"name": redaction.NAMES, "value": ",".join(request.secrets)}] if request.secrets else []),
-        *of_its_pod(),
+        *of_its_pod(cluster),
     ]
 
 
@@ -278,9 +278,10 @@ def _launch(request: LaunchRequest) -> dict[str, str]:
     return {"RAYLIFT_LAUNCH": f"after-{newest}", "RAYLIFT_NEWEST_ATTEMPT": str(newest)}
 
 
-def of_its_pod() -> list[Manifest]:
-    """Return variables that tell each pod its address, and its processors, which are not all its machine's."""
+def of_its_pod(cluster: KubernetesCluster) -> list[Manifest]:
+    """Return variables that tell each pod its address, its processors, which are not all its machine's, and its end."""
     return [
+        {"name": "RAYLIFT_GRACE_SECONDS", "value": str(cluster.termination_grace_period_seconds)},
         {"name": "RAYLIFT_NODE_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {
             "name": "RAYLIFT_CPUS",

@@ -61,7 +61,7 @@ def render_cluster(request: ClusterRequest) -> list[Manifest]:
     env = [
         {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
         *([{"name": code.DIGEST, "value": request.code}] if request.code else []),
-        *of_its_pod(),
+        *of_its_pod(cluster),
     ]
     job = ray_job(
         name,

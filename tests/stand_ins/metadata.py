@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def in_seconds(seconds: float) -> str:
+    """Return the time in so many seconds, as AWS writes it."""
+    return f"{datetime.now(UTC) + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%SZ}"
 
 
 class Metadata:
@@ -11,6 +17,7 @@ class Metadata:
 
     def __init__(self) -> None:
         self.preempted = False
+        self.time: str | None = None  # when AWS takes the machine away, as it writes that; None: in two minutes
         self.failures = 0
         self.tokens: set[str] = set()
         outer = self
@@ -29,7 +36,7 @@ class Metadata:
                 if self.path == "/latest/meta-data/spot/instance-action":
                     if self.headers["X-aws-ec2-metadata-token"] not in outer.tokens:
                         return self.answer(401)
-                    action = '{"action": "terminate", "time": "2026-11-25T08:22:00Z"}'
+                    action = '{"action": "terminate", "time": "%s"}' % (outer.time or in_seconds(120))
                     return self.answer(200, action) if outer.preempted else self.answer(404)
                 if self.path == "/computeMetadata/v1/instance/preempted":
                     if self.headers["Metadata-Flavor"] != "Google":

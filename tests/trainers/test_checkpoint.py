@@ -8,21 +8,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
 import torch
 
+from cluster.attempts import Attempt
 from cluster.errors import CorruptObjectError, StorageDeniedError, StorageError, SupersededError, TrainingError
 from cluster.runs import Run
-from tests.harness import losses
+from cluster.storage.sources import InMemory, Source
+from tests.harness import losses, wait_for
 from tests.hooked import hooked
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, cut_off, events, start, steps_of, train
 from trainers import checkpoint
+from trainers.config import Checkpoint
 from trainers.host_memory import HostMemory
-from trainers.loop import Trainer
-from trainers.whole import MODEL_FILE, OPTIMIZER_FILE
+from trainers.loop import Progress, Trainer
+from trainers.record import Recorder
+from trainers.whole import MODEL_FILE, OPTIMIZER_FILE, State
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAST = 3 * STEPS_PER_EPOCH
@@ -319,6 +323,100 @@ def test_without_memory_for_a_second_copy_saves_are_left_out_but_the_last(
     assert {row["step"] for row in events(run, "checkpoint.skipped")} == set(range(2, LAST))
     for one in run.checkpoints():
         run.verify(one)
+
+
+# -- a machine that goes soon
+
+
+class Saves:
+    """The saves of a small state, of which one hangs `asleep`, or `reading` its file over and over."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, hangs: int, how: str) -> None:
+        self.run = start(folder)
+        self.gone_on = threading.Event()
+
+        def hang(name: str, *arguments: Any) -> None:
+            if saved_step(name, *arguments) != hangs:
+                return
+            if how == "asleep":
+                self.gone_on.wait(60)
+            while not self.gone_on.wait(0.01):
+                arguments[0].read(0, 1)
+
+        monkeypatch.setattr(checkpoint, "_files_of", lambda _: Number())
+        monkeypatch.setattr(checkpoint, "_MARGIN", 0.5)
+        attempt = Attempt.reopen(with_storage(self.run, hang), self.run.claim().number)
+        self.checkpointer = checkpoint.Checkpointer(
+            attempt, 0, config=Checkpoint(keep=99, best=False), recorder=Recorder(attempt, 0, log_every=1), meta={}
+        )
+
+    def save(self, step: int, **options: Any) -> None:
+        trainer = SimpleNamespace(progress=Progress(step=step), precision="fp32", state=dict)
+        self.checkpointer.save(cast(Trainer, trainer), **options)
+        self.checkpointer.confirm()
+
+    @property
+    def kept(self) -> list[int]:
+        return [one.step for one in self.run.checkpoints()]
+
+    @property
+    def skipped(self) -> list[int]:
+        self.checkpointer._recorder.flush()
+        return [row["step"] for row in events(self.run, "checkpoint.skipped")]
+
+
+class Number:
+    """A state that is the number of its step."""
+
+    def copy(self, trainer: Trainer, memory: HostMemory) -> State:
+        return State(memory.copy("model", {"step": torch.tensor(trainer.progress.step)}), {}, {})
+
+    def files(self, copied: State) -> dict[str, Source]:
+        return {"step": InMemory(str(int(copied.model["step"])).encode())}
+
+    def restore(self, *_: Any) -> None: ...
+
+
+@pytest.mark.parametrize(("how", "available"), [("asleep", 1 << 40), ("reading", 1 << 40), ("reading", 0)])
+def test_a_save_that_hangs_makes_way_for_the_last_one_before_the_machine_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, available: int
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    saves = Saves(tmp_path, monkeypatch, hangs=2, how=how)
+    saves.save(1)
+    saves.checkpointer.wait()
+    saves.save(2)
+    began = time.monotonic()
+    saves.save(3, last=True, left=2.0)
+    saves.checkpointer.close()
+    took = time.monotonic() - began
+    assert (saves.kept, saves.skipped) == ([1, 3], [2])
+    assert saves.run.storage.read(saves.run.path("attempts/000001/checkpoints/000000003/step")) == b"3"
+    assert 0.5 < took < 2, "as long as can be it waits for the one before"
+    saves.gone_on.set()
+    wait_for(lambda: sum(one.name == "checkpoint" for one in threading.enumerate()) == 0, "the thread that hung")
+    assert (saves.kept, saves.skipped) == ([1, 3], [2]), "it counts no more"
+
+
+@pytest.mark.parametrize(
+    ("left", "took"),
+    [
+        (2.0, None),  # the first save: nobody knows how long one takes
+        (2.0, 5.0),  # the last one would not fit
+        (3600.0, 0.1),
+    ],
+)
+def test_a_save_does_not_make_way_where_the_last_one_would_not_fit_or_can_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: float, took: float | None
+) -> None:
+    saves = Saves(tmp_path, monkeypatch, hangs=2, how="reading")
+    saves.save(2)
+    saves.checkpointer._took = took
+    monkeypatch.setattr(checkpoint, "_LONGEST_WAIT", 0.1)
+    threading.Timer(2.5, saves.gone_on.set).start()
+    saves.save(3, last=True, left=left)
+    saves.checkpointer.close()
+    assert (saves.kept, saves.skipped) == ([2, 3], [])
 
 
 def _after(trained: threading.Event) -> Callable[..., Any]:

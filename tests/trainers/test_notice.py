@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray._private.state import state
 
 from cluster.attempts import Attempt
 from cluster.errors import PreemptedError
+from cluster.records import Notice
 from cluster.runs import Run
 from tests.harness import environment, losses, wait_for
-from tests.stand_ins.metadata import Metadata
+from tests.stand_ins.metadata import Metadata, in_seconds
 from tests.trainers.training import EVERYTHING, Change, events, start, train
-from trainers import notice
+from trainers import backend, notice
+from trainers.checkpoint import Checkpointer
 from trainers.context import LocalContext, StopReason
 from trainers.control import Control
+from trainers.loop import Trainer
 
 LONG: Change = {"train": {"epochs": 40, "eval_every": "120 steps"}, "checkpoint": {"every": "1000 epochs"}}
 
@@ -27,6 +34,7 @@ LONG: Change = {"train": {"epochs": 40, "eval_every": "120 steps"}, "checkpoint"
 def given(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     event = threading.Event()
     monkeypatch.setattr(notice, "_given", event)
+    monkeypatch.setattr(notice, "_deadlines", [])
     monkeypatch.setattr(notice, "_POLL", 0.05)
     return event
 
@@ -45,7 +53,47 @@ def test_the_word_of_a_cloud_is_a_notice(
     metadata.preempted = True
     assert given.wait(10)
     assert notice.is_given()
+    assert notice.left() == pytest.approx({"aws": 120, "gcp": 30}[cloud], abs=3)
     closed.set()
+
+
+@pytest.mark.parametrize(
+    ("at", "seconds"),
+    [
+        (45, 45),
+        (-5, 1),  # the clock of this machine is wrong
+        (3600, 120),
+        ("soon", math.inf),
+    ],
+)
+def test_aws_tells_when_it_takes_the_machine(
+    metadata: Metadata, given: threading.Event, monkeypatch: pytest.MonkeyPatch, at: float | str, seconds: float
+) -> None:
+    for name, value in metadata.env("aws").items():
+        monkeypatch.setenv(name, value)
+    metadata.preempted, metadata.time = True, at if isinstance(at, str) else in_seconds(at)
+    assert notice.look()
+    assert notice.left() == pytest.approx(seconds, abs=3)
+    assert given.is_set()
+
+
+def test_of_several_deadlines_the_earliest_counts(given: threading.Event) -> None:
+    assert notice.left() == math.inf
+    for seconds in (math.inf, 50.0, 20.0, 90.0):
+        notice.give(seconds)
+    assert notice.left() == pytest.approx(20, abs=1)
+    assert given.is_set()
+
+
+@pytest.mark.parametrize(("deadline", "seconds"), [(None, None), (0, math.inf), (20_000, 20)])
+def test_ray_tells_when_it_takes_a_node(
+    monkeypatch: pytest.MonkeyPatch, deadline: int | None, seconds: float | None
+) -> None:
+    now = int(time.time() * 1000)
+    draining = {"other": now} if deadline is None else {"own": now + deadline if deadline else 0}
+    monkeypatch.setattr(state, "get_draining_nodes", lambda: draining)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "own"))
+    assert backend.seconds_until_drained() == (seconds if seconds is None else pytest.approx(seconds, abs=1))
 
 
 def test_a_cloud_can_be_asked_at_once(
@@ -68,19 +116,24 @@ def test_a_machine_of_no_cloud_asks_nobody(given: threading.Event) -> None:
     assert not given.is_set()
 
 
+@pytest.mark.usefixtures("given")
 def test_every_rank_hears_its_own_notice_and_rank_0_that_of_the_attempt(
-    tmp_path: Path, given: threading.Event, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainers.control._POLL", 0.05)
     run = start(tmp_path)
     attempt = run.claim()
     rank_1, rank_0 = Control(attempt, 1), Control(attempt, 0)
     assert rank_1.stop() is rank_0.stop() is None
-    attempt.give_notice("the machine asked the driver to end")
+    attempt.give_notice("the machine asked the driver to end", seconds=90)
     wait_for(lambda: rank_0.stop() is StopReason.PREEMPTED, "the notice")
+    assert rank_0.left() == pytest.approx(90, abs=2)
     assert rank_1.stop() is None
-    given.set()
+    assert rank_1.left() == math.inf
+    notice.give(20)
     assert rank_1.stop() is StopReason.PREEMPTED
+    assert rank_1.left() == pytest.approx(20, abs=1)
+    assert rank_0.left() == pytest.approx(20, abs=1), "they are one process here"
     rank_0.close()
     rank_1.close()
 
@@ -98,8 +151,9 @@ def test_a_person_comes_before_a_cloud(tmp_path: Path, given: threading.Event, m
 def test_the_notice_of_an_attempt_is_not_for_the_next(tmp_path: Path) -> None:
     run = start(tmp_path)
     first = run.claim()
-    first.give_notice("gone")
-    assert Attempt.reopen(run, 1).notice() == "gone"
+    first.give_notice("gone", seconds=60)
+    first.give_notice("gone indeed")
+    assert Attempt.reopen(run, 1).notice() == Notice("gone", 60)
     assert run.claim().notice() is None
 
 
@@ -118,6 +172,28 @@ def test_a_process_that_is_told_to_end_saves_and_goes_on_later_as_if_it_had_not(
     assert step < 160
     _run_process(run)
     assert losses(run) == losses(whole)
+
+
+@pytest.mark.usefixtures("given")
+def test_the_last_save_knows_the_earliest_deadline_of_all_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[bool, float]] = []
+    save = Checkpointer.save
+
+    def note(checkpointer: Checkpointer, trainer: Trainer, *, last: bool, left: float) -> None:
+        told.append((last, left))
+        save(checkpointer, trainer, last=last, left=left)
+
+    class Context(LocalContext):
+        def gather(self, value: int) -> list[int]:
+            return [value, 20_000]  # another rank's
+
+    monkeypatch.setattr(Checkpointer, "save", note)
+    monkeypatch.setattr("trainers.control.Control.after", lambda _, step: notice.give(60) if step == 2 else None)
+    with pytest.raises(PreemptedError, match="saved at step 3"):
+        train(start(tmp_path), context=Context())
+    assert told == [(False, math.inf), (False, math.inf), (True, 20.0)]
 
 
 def test_no_rank_leaves_a_preempted_attempt_before_rank_0_has_saved(tmp_path: Path, given: threading.Event) -> None:

@@ -105,10 +105,10 @@ class Ranks:
         config = Checkpoint(keep=keep, best=False)
         return Checkpointer(attempt, rank, config=config, recorder=recorder, meta={}, peers=peers)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, **options: Any) -> None:
         trainer = SimpleNamespace(progress=Progress(step=step), precision="fp32", state=dict)
         for rank in self.ranks:
-            rank.save(cast(Trainer, trainer))
+            rank.save(cast(Trainer, trainer), **options)
         for rank in self.ranks:
             rank.confirm()
 
@@ -217,6 +217,32 @@ def test_a_save_that_one_rank_gives_up_is_given_up_by_all(run: Run, away: int) -
     assert kept[-1] == 9
     assert {row["step"] for row in events(run, "checkpoint.skipped")} == set(range(1, 10)) - set(kept)
     assert len(events(run, "storage.back")) == 1
+    assert_of_one_step(run)
+
+
+@pytest.mark.parametrize("slow", range(RANKS))
+def test_where_one_rank_hangs_in_a_save_all_give_it_up_for_the_last_before_the_machine_goes(
+    run: Run, monkeypatch: pytest.MonkeyPatch, slow: int
+) -> None:
+    monkeypatch.setattr(checkpoint, "_MARGIN", 0.5)
+    gone_on = threading.Event()
+
+    def hang(name: str, *arguments: Any) -> None:
+        if name == "upload" and "/checkpoints/000000002/" in str(arguments[-1]):
+            gone_on.wait(60)
+
+    ranks = Ranks(run, {slow: hang})
+    ranks.save(1)
+    for rank in ranks.ranks:
+        rank.wait()
+    ranks.save(2)
+    began = time.monotonic()
+    ranks.save(3, last=True, left=2.0)
+    assert ranks.close() == [None] * RANKS
+    assert time.monotonic() - began < 3
+    gone_on.set()
+    assert [one.step for one in run.checkpoints()] == [1, 3]
+    assert {row["step"] for row in events(run, "checkpoint.skipped")} == {2}
     assert_of_one_step(run)
 
 

@@ -148,7 +148,7 @@ def test_a_trial_is_started_elsewhere_if_the_machine_of_its_own_process_goes_too
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, drained: bool
 ) -> None:
     saved_at(sweep, 7)
-    monkeypatch.setattr("trainers.backend.is_draining", lambda: drained)
+    monkeypatch.setattr("trainers.backend.seconds_until_drained", lambda: 60.0 if drained else None)
     actor: Any = TrialActor.__new__(TrialActor)
     actor._lifeline, actor._training = None, sweep.begun()
     actor._shared = SimpleNamespace(ranks=RANKS, metric="eval_accuracy")

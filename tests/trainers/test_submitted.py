@@ -9,13 +9,16 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from cluster import code
+from cluster.attempts import Attempt
 from cluster.config import Workers
 from cluster.errors import UsageError
 from cluster.records import Result
@@ -167,7 +170,12 @@ def test_the_pod_of_the_driver_asks_that_to_leave_and_waits_until_it_has_saved_o
     monkeypatch.setattr(leaving, "_POLL", 0.02)
     driver = a_driver(run, saves=saves)
     try:
+        monkeypatch.setenv("RAYLIFT_GRACE_SECONDS", "7000")
+        age = time.time() - psutil.Process().create_time()
         leave(run, "head")
+        notice = Attempt.reopen(run, 1).notice()
+        assert notice is not None
+        assert notice.seconds == pytest.approx(7000 - age, abs=5), "the grace period began with this process"
         assert (driver.poll() is None) is saves
         assert any(row["event"] == "preempted" for row in run.rows_of(1, "events")) is saves
     finally:

@@ -127,10 +127,10 @@ class TrialActor(ray_tune.Trainable):
     def _is_leaving(self) -> bool:
         """Whether the machine of this process goes; where the ranks are others, none of them may be on it."""
         if self._lifeline is None and not self._shared.ranks.own_ray:
-            from trainers.backend import is_draining
+            from trainers.backend import seconds_until_drained
 
             with contextlib.suppress(RuntimeError):  # Ray is busy
-                return is_draining()
+                return seconds_until_drained() is not None
         return notice.is_given()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

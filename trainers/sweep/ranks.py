@@ -156,8 +156,8 @@ class RankedTraining(Training):
             result = Result("STOPPED", f"{reason}; it waited for its workers", 4, step)
             attempt.finish(result)
             return News(step, start.epoch, start.iteration, state=result.state, message=result.message)
-        if (reason := self._sweep.notice()) is not None:
-            return News(step, start.epoch, start.iteration, state="PREEMPTED", message=reason)
+        if (told := self._sweep.notice()) is not None:
+            return News(step, start.epoch, start.iteration, state="PREEMPTED", message=told.reason)
         return None
 
 
