@@ -76,7 +76,7 @@ def explain(error: Exception, place: Place, uri: str, *, of_bucket: bool = False
         return StorageError(f"{place.endpoint} does not answer ({reason(error)}): {hint}")
     if is_sign_in_away(error):
         return StorageError(f"Google's sign-in does not answer ({reason(error, _line(error))}): check the network")
-    if isinstance(error, auth.GoogleAuthError) and place.emulated:
+    if isinstance(error, auth.InvalidOperation):  # of credentials that are none
         return StorageDeniedError(
             f"{place.endpoint} wants credentials for {uri}, but with STORAGE_EMULATOR_HOST none are sent: "
             "unset it where this is Google's own service"

@@ -200,6 +200,12 @@ def assert_is_away(error: Exception, is_away: bool) -> None:
     assert str(error.args[0]).split("\n")[0] in str(told)
 
 
+def test_a_key_that_is_revoked_is_told_from_none_at_whatever_endpoint() -> None:
+    place = Place("bucket", "http://127.0.0.1:4443", "run@project.iam.gserviceaccount.com")  # as API_ENDPOINT_OVERRIDE
+    told = explain(RefreshError("invalid_grant: Bad Request"), place, "gs://bucket/a")
+    assert "no valid credentials for gs://bucket/a (invalid_grant: Bad Request): type gcloud auth" in str(told)
+
+
 def test_a_missing_bucket_is_named_and_not_made(gcs_env: GCSServer) -> None:
     message = check_message("gs://no-such-bucket/prefix")
     assert "bucket no-such-bucket does not exist" in message
