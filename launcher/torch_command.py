@@ -11,18 +11,20 @@ from cluster.errors import MissingExtraError
 from launcher.settings import resolve_run
 
 
-def find_model(text: str, storage: str | None) -> str:
-    """Return where a model is: the path of an export, or a run's URI, of a sweep its best trial's.
+def find_model(text: str, storage: str | None, checkpoint: str | None) -> list[str]:
+    """Return arguments that say where a model is: the path of an export, or a run's URI, and which of its checkpoints.
 
-    Raises UsageError, RunNotFoundError.
+    Of a sweep that is its best trial, at its best unless told. Raises UsageError, RunNotFoundError.
     """
     folder = Path(text).expanduser()
     if (folder / "model.safetensors").is_file():
-        return str(folder.absolute())
+        return [str(folder.absolute())]
     from cluster.runs import Run
     from launcher.sweeps import winner_of
 
-    return winner_of(Run.at(resolve_run(text, storage))).uri
+    run = Run.at(resolve_run(text, storage))
+    winner = winner_of(run)
+    return [winner.uri, "--checkpoint", checkpoint or ("last" if winner is run else "best")]
 
 
 def run_with_torch(module: str, arguments: list[str]) -> int:

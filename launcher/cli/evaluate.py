@@ -19,13 +19,13 @@ def evaluate_command(
         typer.Option("--data", metavar="SOURCE", help="Labelled images, as data.eval takes them; default: the job's."),
     ] = None,
     storage: StorageOption = None,
-    checkpoint: CheckpointOption = "last",
+    checkpoint: CheckpointOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure a model's loss, accuracy and F1, over all and class by class."""
     from launcher.torch_command import find_model, run_with_torch
 
-    arguments = [find_model(model, storage), "--checkpoint", checkpoint]
+    arguments = find_model(model, storage, checkpoint)
     arguments += ["--data", data] if data is not None else []
     arguments += ["--json"] if json else []
     raise typer.Exit(run_with_torch("trainers.evaluate", arguments))

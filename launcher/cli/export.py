@@ -9,11 +9,12 @@ import typer
 from launcher.cli.common import JsonOption, RunName, StorageOption
 
 CheckpointOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--checkpoint",
         metavar="last|best|STEP",
-        help="Which one; best by checkpoint.metric, of those kept.",
+        help="Which one; best by checkpoint.metric, of those kept. Default: last, and of a sweep's best trial best.",
+        show_default=False,
     ),
 ]
 
@@ -22,7 +23,7 @@ def export_command(
     name: RunName,
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder that is new or empty.")],
     storage: StorageOption = None,
-    checkpoint: CheckpointOption = "last",
+    checkpoint: CheckpointOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -34,16 +35,16 @@ def export_command(
     from launcher.export import export_model
     from launcher.sweeps import best_of, job_of, read_sweep
 
-    run, job, of = open_run(name, storage), None, ""
+    run, job, of, which = open_run(name, storage), None, "", "last"
     if (sweep := read_sweep(run.all_rows("events"))) is not None:
         best = best_of(sweep, run)
         job, of = job_of(best, sweep, run).encode(), f" of trial {best.id}, the best,"
-        run = trial_run(run, best.id)
+        run, which = trial_run(run, best.id), "best"
 
     def warn(text: str) -> None:
         typer.echo(f"warning: {text}", err=True)
 
-    done = export_model(run, Path(folder), checkpoint, force=force, warn=warn, job=job)
+    done = export_model(run, Path(folder), checkpoint or which, force=force, warn=warn, job=job)
     metrics = dict(done.info.get("metrics", {}))
     if json:
         print_json({"folder": str(Path(folder).absolute()), "run": run.uri, "step": done.step, "metrics": metrics})

@@ -16,7 +16,7 @@ def predict_command(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Image files, or folders of them.")],
     top: Annotated[int, typer.Option("--top", min=1, help="How many labels an image.")] = 3,
     storage: StorageOption = None,
-    checkpoint: CheckpointOption = "last",
+    checkpoint: CheckpointOption = None,
     json: JsonOption = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print a table: image, rank, label, probability.")] = False,
 ) -> None:
@@ -26,6 +26,6 @@ def predict_command(
 
     if json and csv:
         raise UsageError("--json and --csv exclude each other")
-    arguments = [find_model(model, storage), "--checkpoint", checkpoint, "--top", str(top)]
+    arguments = [*find_model(model, storage, checkpoint), "--top", str(top)]
     arguments += ["--json"] if json else ["--csv"] if csv else []
     raise typer.Exit(run_with_torch("trainers.predict", [*arguments, "--", *inputs]))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cluster.attempts import Attempt
 from cluster.errors import UsageError
 from cluster.runs import Run
 from launcher.cli.export import export_command
@@ -140,17 +141,36 @@ def test_what_a_killed_export_left_behind_is_in_nobodys_way(run: Run, tmp_path: 
     assert not (tmp_path / "model.partial").exists()
 
 
-def test_of_a_sweep_the_best_trial_is_exported_and_said_to_be_it(
+def test_of_a_sweep_the_best_trial_is_exported_at_its_best_and_said_to_be_it(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It got worse after step 10."""
     sweep = new_run(tmp_path / "runs", "sweep", DIGITS + "tune: {trials: 8}\n")
     write_rows(sweep.claim(), "events", STORY, by="driver")
     shutil.copytree(tmp_path / "runs" / run.id, tmp_path / "runs" / "sweep" / "trials" / "00001")
     export_command(sweep.uri, str(tmp_path / "model"))
-    assert "exported the checkpoint of step 20 of trial 00001, the best, to" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "exported the checkpoint of step 10 of trial 00001, the best, to" in said
+    assert "eval_accuracy 0.9000" in said
     card = (tmp_path / "model" / "README.md").read_text()
     assert "\n# sweep, trial 00001\n" in card
     assert "| optimizer | adam, lr 0.1, batch size 64 |" in card, "as the sweep knows it, not as its folder began"
+
+
+def test_of_a_best_trial_that_was_ended_early_the_checkpoint_is_exported_that_was_evaluated(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It did one step more, and saved that."""
+    sweep = new_run(tmp_path / "runs", "sweep", DIGITS + "tune: {trials: 8}\n")
+    write_rows(sweep.claim(), "events", STORY, by="driver")
+    evaluation = {"step": 30, "metrics": {"eval_accuracy": 0.95}}
+    files = [tmp_path / "model.safetensors", tmp_path / "raylift.json"]
+    for step, metrics in ((30, evaluation["metrics"]), (31, {})):
+        Attempt.reopen(run, 1).commit(step, files, {"metrics": metrics, "evaluation": evaluation})
+    shutil.copytree(tmp_path / "runs" / run.id, tmp_path / "runs" / "sweep" / "trials" / "00001")
+    export_command(sweep.uri, str(tmp_path / "model"), json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["step"], told["metrics"]) == (30, {"eval_accuracy": 0.95})
 
 
 def test_the_command_exports_without_torch(run: Run, tmp_path: Path) -> None:

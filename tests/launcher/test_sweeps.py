@@ -102,7 +102,9 @@ def test_the_best_trials_job_file_and_run_are_the_sweeps(tmp_path: Path, capsys:
     trials_command(run.uri, limit=100, best=True)
     assert parse(capsys.readouterr().out, "best").value["train"]["optimizer"] == {"name": "adam", "lr": 0.1}
     assert winner_of(run).uri == best.uri
-    assert find_model(run.uri, None) == best.uri
+    assert find_model(run.uri, None, None) == [best.uri, "--checkpoint", "best"]
+    assert find_model(run.uri, None, "last") == [best.uri, "--checkpoint", "last"]
+    assert find_model(best.uri, None, None) == [best.uri, "--checkpoint", "last"]
 
 
 def test_the_job_file_of_a_best_trial_that_went_on_from_another_has_the_values_that_it_came_to(
