@@ -579,18 +579,33 @@ def test_a_trial_that_waits_is_told_apart_from_one_that_runs(run: Run) -> None:
     assert states(launch) == ["RUNNING"]
 
 
-def test_of_a_trial_that_waited_when_it_was_ended_its_own_folder_says_so(run: Run) -> None:
+@pytest.mark.parametrize("saved", [True, False], ids=["it waits", "it saves, to wait"])
+def test_of_a_trial_that_waited_when_it_was_ended_its_own_folder_says_so(run: Run, *, saved: bool) -> None:
     launch = Launch(run, slots=2)
     launch.suggest("a")
     folder = trial_run(run, "00000")
     folder.create(b"task: image-classification\n")
     folder.claim()
     launch.result("a", 2, 0.5)
-    launch.bridge.on_trial_complete("a", None)
+    launch.record.is_now(launch.record.trials["00000"], "WAITING")
+    if saved:
+        launch.bridge.on_trial_complete("a", None)
+    else:
+        launch.result("a", 2, 0.5, complete=True)
     result = folder.result()
     assert result is not None
     assert (result.state, result.step, result.metrics) == ("PRUNED", 2, {"eval_accuracy": 0.5})
     assert states(launch) == ["PRUNED"]
+
+
+def test_a_trial_that_is_ended_as_it_trains_writes_its_own_end(run: Run) -> None:
+    launch = Launch(run)
+    launch.suggest("a")
+    folder = trial_run(run, "00000")
+    folder.create(b"task: image-classification\n")
+    folder.claim()
+    launch.result("a", 2, 0.5, complete=True)
+    assert (states(launch), folder.result()) == (["PRUNED"], None)
 
 
 def test_a_trial_that_is_begun_ahead_waits_until_another_ends(run: Run) -> None:
