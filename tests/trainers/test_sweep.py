@@ -374,6 +374,31 @@ def test_a_scheduler_that_was_lost_judges_as_it_would_have(run: Run, name: str, 
     assert (judge(remembers=False), judge(remembers=True)) == ("CONTINUE", "STOP")
 
 
+def test_a_trial_that_goes_on_is_compared_with_the_median_by_the_best_that_it_has_reached(run: Run) -> None:
+    def judge(run: Run, told: list[float], *, before: int) -> str:
+        """Have a trial beside three at 0.6 reach these values, the first `before` of them in an earlier launch."""
+        others = [row for n in range(1, 4) for row in (begun(n), *(evaluated(n, i, 0.6) for i in range(1, 5)))]
+        others += [ended(number, "SUCCEEDED") for number in range(1, 4)]
+        past = [evaluated(0, iteration, value) for iteration, value in enumerate(told[:before], 1)]
+        write_rows(run.claim(), "events", [begun(0), *past, *others], by="driver")
+        scheduler, record = scheduler_of(run, 1, name="median")
+        remember(scheduler, record)
+        trial: Any = Newcomer("as Tune calls it")
+        remember_one(scheduler, trial.trial_id, record.trials["00000"], "eval_accuracy")
+        scheduler.on_trial_add(None, trial)
+        told_now = enumerate(told[before:], before + 1)
+        return [
+            str(scheduler.on_trial_result(None, trial, {"training_iteration": iteration, "eval_accuracy": value}))
+            for iteration, value in told_now
+        ][-1]
+
+    values = [0.65, 0.9, 0.9, 0.55]
+    folder = Path(run.uri).parent
+    found = [judge(new_run(folder, f"before-{before}"), values, before=before) for before in range(4)]
+    assert found == ["CONTINUE"] * 4
+    assert judge(new_run(folder, "worse"), [0.4, 0.5, 0.55], before=2) == "STOP"
+
+
 def scheduler_of(run: Run, seed: int, **options: Any) -> Any:
     """Return the scheduler of a sweep whose first trials have begun, with Python's and numpy's generators anywhere."""
     random.seed()

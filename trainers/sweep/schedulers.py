@@ -58,7 +58,7 @@ def build_scheduler(
             )
         case "median":
             return _Median(
-                is_stopping, **common, grace_period=grace, min_samples_required=config.min_samples_required or 3
+                record, is_stopping, **common, grace_period=grace, min_samples_required=config.min_samples_required or 3
             )
         case "hyperband":
             return _HyperBand(
@@ -130,6 +130,17 @@ class _Asha(_Stopping, ASHAScheduler):
 
 class _Median(_Stopping, MedianStoppingRule):
     """Goes on where there is nothing to compare with: to pause would cost more than it could save."""
+
+    def __init__(self, record: Record, is_stopping: Callable[[], bool], **options: Any) -> None:
+        super().__init__(is_stopping, **options)
+        self._record = record
+
+    def on_trial_add(self, tune_controller: TuneController, trial: RayTrial) -> None:
+        """Take up a trial with what it has reached before."""
+        super().on_trial_add(tune_controller, trial)
+        past = told_of(self._record.trials[trial.config["trial"]], self._record.metric)
+        if past:
+            self._results[trial] = past
 
     def _on_insufficient_samples(self, *_: Any) -> str:
         return str(TrialScheduler.CONTINUE)
@@ -211,6 +222,12 @@ def as_told(one: Evaluation) -> dict[str, Any]:
     return {"training_iteration": one.iteration, "step": one.step, "epoch": one.epoch, **one.metrics}
 
 
+def told_of(trial: Trial, metric: str) -> list[dict[str, Any]]:
+    """Return the evaluations of a trial that have the metric, in their order, as schedulers hear of them."""
+    evaluations = sorted(trial.evaluations.values(), key=lambda one: one.iteration)
+    return [as_told(one) for one in evaluations if metric in one.metrics]
+
+
 @dataclass(frozen=True)
 class _Past:
     """A trial of before, as a scheduler sees it."""
@@ -222,18 +239,22 @@ class _Past:
 def remember(scheduler: TrialScheduler, record: Record) -> None:
     """Tell a scheduler of the trials that ended before."""
     for trial in record.trials.values():
-        if trial.state in ENDED:
+        if trial.state not in ENDED:
+            continue
+        if isinstance(scheduler, _Median):
+            past: Any = _Past(trial.id, {"trial": trial.id})
+            controller: Any = None  # which it asks nothing
+            scheduler.on_trial_add(controller, past)
+        else:
             remember_one(scheduler, trial.id, trial, record.metric)
 
 
 def remember_one(scheduler: TrialScheduler, name: str, trial: Trial, metric: str) -> None:
     """Tell a scheduler of the evaluations that a trial, which Tune knows by this name, has had."""
-    if not isinstance(scheduler, ASHAScheduler | _Median):
-        return  # a population sees for itself, HyperBand begins new brackets with the trials that are left
+    if not isinstance(scheduler, ASHAScheduler):
+        return  # others see for themselves, HyperBand begins new brackets with the trials that are left
     past: Any = _Past(name, {"trial": trial.id})
-    controller: Any = None  # which asks it nothing
-    tell = scheduler.on_trial_complete if isinstance(scheduler, _Median) else scheduler.on_trial_result
+    controller: Any = None  # which it asks nothing
     scheduler.on_trial_add(controller, past)
-    for one in sorted(trial.evaluations.values(), key=lambda one: one.iteration):
-        if metric in one.metrics:
-            tell(controller, past, as_told(one))
+    for told in told_of(trial, metric):
+        scheduler.on_trial_result(controller, past, told)
