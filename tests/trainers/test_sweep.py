@@ -449,6 +449,34 @@ def test_whom_a_poor_trial_copies_follows_from_the_seed_and_its_number_and_itera
     assert copied(1) != copied(2)
 
 
+def test_trials_of_a_population_wait_for_each_other_also_after_a_resume(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They met at 2 and 4; the launch was cut off when two of them had come to 5, and one to 6."""
+    reached = {"00000": 4, "00001": 5, "00002": 5, "00003": 6}
+    rows = [
+        row for number, last in enumerate(reached.values()) for row in (begun(number), evaluated(number, last, 0.5))
+    ]
+    write_rows(run.claim(), "events", rows, by="driver")
+    scheduler, _ = scheduler_of(run, 1, name="pbt", synch=True, perturbation_interval=2)
+    trials = [Newcomer(name, name) for name in reached]
+    for trial in trials:
+        scheduler.on_trial_add(None, trial)
+    met: list[int] = []
+    monkeypatch.setattr(scheduler, "_checkpoint_or_exploit", lambda trial, *_: met.append(trials.index(trial)))
+    monkeypatch.setattr(Newcomer, "is_finished", lambda _: False, raising=False)
+    controller = SimpleNamespace(get_live_trials=lambda: trials, get_trials=lambda: trials)
+
+    def evaluate(number: int, iteration: int) -> str:
+        told = {"training_iteration": iteration, "eval_accuracy": 0.5}
+        return str(scheduler.on_trial_result(controller, trials[number], told))
+
+    assert [evaluate(1, 6), evaluate(2, 6), evaluate(0, 5), met] == ["PAUSE", "PAUSE", "CONTINUE", []]
+    evaluate(0, 6)
+    assert sorted(met) == [0, 1, 2, 3]
+    assert scheduler._next_perturbation_sync == 8
+
+
 def copy_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Copied:
     """Have trial 0 go on from trial 1, in a launch that is cut off at once; return what it copied."""
     monkeypatch.setattr(SegmentWriter, "_flush_now_and_then", lambda _: None)

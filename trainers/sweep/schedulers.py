@@ -177,6 +177,10 @@ class _Population(_Pausing, PopulationBasedTraining):
     def __init__(self, tune: Tune, record: Record, is_stopping: Callable[[], bool], **options: Any) -> None:
         super().__init__(record, is_stopping, **options)
         self._tune = tune
+        left = [trial.newest for trial in record.trials.values() if trial.state not in ENDED]
+        reached = min((as_told(one)[self._time_attr] if one is not None else 0 for one in left), default=0)
+        while self._next_perturbation_sync <= reached:  # they have all met there before
+            self._next_perturbation_sync += self._perturbation_interval
 
     def on_trial_add(self, tune_controller: TuneController, trial: RayTrial) -> None:  # noqa: ARG002
         """Take up a trial, from where it stands where it has trained before; Ray's own takes none of a searcher."""
@@ -185,7 +189,10 @@ class _Population(_Pausing, PopulationBasedTraining):
         if past.newest is not None:
             told = as_told(past.newest)
             time = told[self._time_attr]
-            state.last_perturbation_time = int(time // self._perturbation_interval * self._perturbation_interval)
+            last = int(time // self._perturbation_interval * self._perturbation_interval)
+            if self._synch:  # a trial may have come to where it waits for the others
+                last = min(last, int(self._next_perturbation_sync - self._perturbation_interval))
+            state.last_perturbation_time = last
             if self._metric in told:
                 self._save_trial_state(state, time, told, trial)
 
