@@ -357,6 +357,23 @@ def test_a_searcher_that_was_lost_suggests_what_it_would_have(run: Run, tmp_path
     assert before + go_on(Launch(run, sweep), 17, 30) == whole
 
 
+def test_two_sweeps_that_train_one_trial_after_another_choose_the_same_points(tmp_path: Path) -> None:
+    space = {"x": {"loguniform": [1e-4, 1]}, "y": [1, 2, 3]}
+    sweep = Tune.model_validate({"trials": 20, "search": {"name": "tpe", "seed": 5}, "space": space})
+    chosen = []
+    for name in ("one", "two"):
+        random.seed()
+        np.random.seed()
+        launch = Launch(new_run(tmp_path, name), sweep, slots=1)
+        for number in range(20):
+            launch.suggest(str(number))
+            point = launch.record.trials[f"{number:05d}"].point
+            launch.result(str(number), 1, point["x"] * point["y"], state="SUCCEEDED", complete=True)
+        chosen.append([trial.point for trial in launch.record.trials.values()])
+    assert chosen[0] == chosen[1]
+    assert len({point["x"] for point in chosen[0]}) == 20
+
+
 @pytest.mark.parametrize(("name", "options"), [("asha", {}), ("median", {"min_samples_required": 3})])
 def test_a_scheduler_that_was_lost_judges_as_it_would_have(run: Run, name: str, options: dict[str, Any]) -> None:
     def judge(*, remembers: bool) -> str:
@@ -406,6 +423,60 @@ def scheduler_of(run: Run, seed: int, **options: Any) -> Any:
     known = {"scheduler": Scheduler.model_validate(options), "search": Search(name="random", seed=seed)}
     record = Launch(run).record
     return build_scheduler(SWEEP.model_copy(update=known), record, "max", LONGEST, lambda: False), record
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"name": "asha"}, {"_max_t": 9, "_reduction_factor": 3, "_stop_last_trials": False, "rungs": [[1, 3, 9]]}),
+        ({"name": "asha", "time_attr": "step"}, {"_max_t": 90, "_time_attr": "step"}),
+        ({"name": "asha", "grace_period": 20}, {"_max_t": 20, "rungs": [[20]]}),  # longer than a trial
+        (
+            {"name": "asha", "grace_period": 2, "max_t": 32, "reduction_factor": 4, "brackets": 2},
+            {"_max_t": 32, "_reduction_factor": 4, "_stop_last_trials": True, "rungs": [[2, 8, 32], [8, 32]]},
+        ),
+        ({"name": "median"}, {"_grace_period": 1, "_min_samples_required": 3}),
+        (
+            {"name": "median", "time_attr": "epoch", "grace_period": 4, "min_samples_required": 7},
+            {"_time_attr": "epoch", "_grace_period": 4, "_min_samples_required": 7},
+        ),
+        ({"name": "hyperband"}, {"_max_t_attr": 9, "_eta": 3, "_stop_last_trials": False}),
+        (
+            {"name": "hyperband", "time_attr": "epoch", "max_t": 5, "reduction_factor": 2},
+            {"_time_attr": "epoch", "_max_t_attr": 5, "_eta": 2, "_stop_last_trials": True},
+        ),
+        (
+            {"name": "pbt"},
+            {"_perturbation_interval": 2, "_burn_in_period": 0, "_quantile_fraction": 0.25, "_synch": False},
+        ),
+        (
+            {
+                "name": "pbt",
+                "time_attr": "step",
+                "perturbation_interval": 7,
+                "burn_in_period": 21,
+                "quantile_fraction": 0.4,
+                "synch": True,
+            },
+            {
+                "_time_attr": "step",
+                "_perturbation_interval": 7,
+                "_burn_in_period": 21,
+                "_quantile_fraction": 0.4,
+                "_synch": True,
+            },
+        ),
+    ],
+)
+def test_rays_scheduler_gets_the_options_of_the_job_file_and_the_length_of_a_trial(
+    run: Run, options: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    scheduler, _ = scheduler_of(run, 1, **options)
+    expected = {"_metric": "eval_accuracy", "_mode": "max", "_time_attr": "training_iteration", **expected}
+    rungs = expected.pop("rungs", None)
+    assert {name: getattr(scheduler, name) for name in expected} == expected
+    if rungs is not None:
+        assert [[at for at, _ in reversed(bracket._rungs)] for bracket in scheduler._brackets] == rungs
 
 
 def test_the_bracket_of_a_trial_follows_from_the_seed_and_the_trial_and_is_the_same_after_a_resume(run: Run) -> None:

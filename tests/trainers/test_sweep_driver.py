@@ -11,7 +11,9 @@ from cluster.config import LocalCluster, Workers
 from cluster.records import Result
 from cluster.segments import SegmentWriter
 from cluster.trials import read_trials
-from tests.finished import new_run
+from tests.finished import new_run, write_rows
+from tests.sweeps import begun, ended, evaluated
+from trainers.config import Every
 from trainers.jobs import load_job
 from trainers.main import Ready
 from trainers.sweep import driver as sweep_driver
@@ -76,6 +78,36 @@ def test_a_sweep_does_not_wait_for_nodes_that_come_when_its_trials_ask_for_them(
     assert (final is not None) is waits
 
 
+# -- how long a trial is
+
+
+@pytest.mark.parametrize(
+    ("train", "longest"),
+    [
+        ({"epochs": 3}, {"step": 48, "epoch": 3, "training_iteration": 3}),
+        ({"epochs": None, "max_steps": 40}, {"step": 40, "epoch": 3, "training_iteration": 2}),
+        ({"epochs": 3, "max_steps": 40}, {"step": 40, "epoch": 3, "training_iteration": 2}),
+        ({"epochs": 2, "max_steps": 400}, {"step": 32, "epoch": 2, "training_iteration": 2}),
+        (
+            {"epochs": 3, "eval_every": Every(count=5, unit="step")},
+            {"step": 48, "epoch": 3, "training_iteration": 9},
+        ),
+        (
+            {"epochs": 3, "eval_every": Every(count=0.5, unit="epoch")},
+            {"step": 48, "epoch": 3, "training_iteration": 6},
+        ),
+        ({"epochs": 3, "eval_every": Every(count=9, unit="epoch")}, {"step": 48, "epoch": 3, "training_iteration": 1}),
+    ],
+)
+def test_what_a_scheduler_counts_follows_from_the_samples_and_the_job(
+    driver: SweepDriver, train: dict[str, object], longest: dict[str, int]
+) -> None:
+    """A thousand samples are sixteen steps of 64, the last one smaller."""
+    driver.job = driver.job.model_copy(update={"train": driver.job.train.model_copy(update=train)})
+    ready = Ready(Workers(min=1, max=1), gpus=False, meta={"train": 1000}, arrays={})
+    assert driver._longest(ready) == longest
+
+
 # -- how it ends
 
 
@@ -102,3 +134,48 @@ def test_what_a_sweep_has_heard_is_in_storage_before_its_result(
         driver._fit(attempt, events, Ready(Workers(min=1, max=1), gpus=False, meta={"train": 80}, arrays={}))
     (trial,) = read_trials(driver.run.all_rows("events"))
     assert (trial.state, trial.value("eval_accuracy")) == ("SUCCEEDED", 0.9)
+
+
+def test_a_sweep_that_was_killed_between_its_last_end_and_its_result_goes_on_to_that(
+    driver: SweepDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(driver.run.claim(), "events", [begun(0), evaluated(0, 1, 0.9), begun(1), evaluated(1, 1, 0.8)], by="a")
+    write_rows(driver.run.claim(), "events", [ended(0, "SUCCEEDED"), ended(1, "PRUNED")], by="driver")
+    attempt = driver.run.claim()
+    events = SegmentWriter(driver.run, attempt.number, "events", "driver")
+    found: list[bool] = []
+    monkeypatch.setattr(sweep_driver, "_ENVIRONMENT", {})
+    monkeypatch.setattr(
+        SweepDriver, "_run_trials", lambda _driver, _attempt, _ready, bridge, _scheduler: found.append(bridge.is_done)
+    )
+    driver.room = Room(2, most=2)
+    driver._fit(attempt, events, Ready(Workers(min=1, max=1), gpus=False, meta={"train": 80}, arrays={}))
+    events.close()
+    result = driver.run.result()
+    assert found == [True]
+    assert result is not None
+    assert (result.state, result.metrics) == ("SUCCEEDED", {"eval_accuracy": 0.9})
+
+
+def test_a_sweep_whose_metric_there_is_not_has_failed_and_says_which_there_are(
+    driver: SweepDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = "tune.metric: there is no 'eval_r3'; this task has eval_loss, eval_r2"
+
+    def run_trials(_driver: SweepDriver, _attempt: Attempt, _ready: Ready, bridge: Bridge, _scheduler: object) -> None:
+        bridge.suggest("a")
+        told = {"training_iteration": 1, "step": 5, "epoch": 1, "state": "FAILED", "message": why}
+        bridge.on_trial_complete("a", {**told, "lacks_metric": True, "evaluation/eval_r2": 0.9})
+        assert bridge.is_done
+
+    attempt = driver.run.claim()
+    events = SegmentWriter(driver.run, attempt.number, "events", "driver")
+    monkeypatch.setattr(sweep_driver, "_ENVIRONMENT", {})
+    monkeypatch.setattr(SweepDriver, "_run_trials", run_trials)
+    driver.room, driver.metric = Room(2, most=2), "eval_r3"
+    driver._fit(attempt, events, Ready(Workers(min=1, max=1), gpus=False, meta={"train": 80}, arrays={}))
+    events.close()
+    result = driver.run.result()
+    assert result is not None
+    assert (result.state, result.exit_code) == ("FAILED", 1)
+    assert result.message == f"no trial of 1 succeeded; the first, 00000: {why}"
