@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from cluster.kubernetes.provider import KubernetesProvider
 from cluster.provider import LaunchRequest, State
 from cluster.ticket import Ticket
 from launcher.cli.app import app
+from tests.cluster.kubernetes.dying import deaths
 from tests.cluster.kubernetes.golden import FOLDER, RUN_ID, named_cluster, on_named_cluster, request
 from tests.cluster.kubernetes.golden import documents as kept
 from tests.cluster.kubernetes.kuberay import take_up
@@ -143,6 +145,27 @@ def test_a_cluster_that_is_made_twice_is_made_once(server: ApiServer, clusters: 
     assert job_of(server)["metadata"] == before
     (secret,) = server.all("Secret")
     assert secret["metadata"]["ownerReferences"][0]["uid"] == before["uid"]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_laptop_that_dies_at_any_step_of_up_leaves_what_the_next_up_completes(
+    server: ApiServer, clusters: NamedClusters, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    def begin() -> None:
+        if ended:  # and is made anew
+            clusters.up(asked())
+            server.set_status("RayJob", "raylift", NAME, jobDeploymentStatus="Complete")
+
+    begin()
+    died = []
+    for changes in deaths(monkeypatch, lambda: clusters.up(asked(secrets={"HF_TOKEN": "hunter2!"}))):
+        clusters.up(asked(secrets={"HF_TOKEN": "hunter2!"}))
+        (secret,) = server.all("Secret")
+        assert secret["metadata"]["ownerReferences"][0]["uid"] == job_of(server)["metadata"]["uid"]
+        assert clusters.down(NAME).leftovers == []
+        died.append(changes)
+        begin()
+    assert died == list(range(3 if ended else 2)), "the job that has ended, the new one; the Secret is the last call"
 
 
 def test_a_cluster_whose_secret_is_refused_is_taken_back(server: ApiServer, clusters: NamedClusters) -> None:
@@ -343,6 +366,26 @@ def test_down_ends_the_runs_too_and_leaves_nothing(server: ApiServer, clusters: 
         assert server.all(kind) == []
     with pytest.raises(RunNotFoundError, match="there is no cluster dev"):
         clusters.down(NAME)
+
+
+def test_a_laptop_that_dies_at_any_step_of_down_leaves_what_the_next_down_removes(
+    server: ApiServer, clusters: NamedClusters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin() -> None:
+        clusters.up(asked(secrets={"HF_TOKEN": "hunter2!"}))
+        take_up(server, NAME)
+        runs(server, clusters, launch())
+
+    begin()
+    died = []
+    for changes in deaths(monkeypatch, lambda: clusters.down(NAME)):
+        with contextlib.suppress(RunNotFoundError):
+            assert clusters.down(NAME).leftovers == []
+        for kind in ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret"):
+            assert server.all(kind) == []
+        died.append(changes)
+        begin()
+    assert died == [0, 1, 2, 3, 4], "of the run its job and its Secret, of the cluster those and that of the token"
 
 
 def test_down_ends_the_jobs_that_wait_for_a_cluster_which_somebody_has_deleted(
