@@ -35,7 +35,14 @@ _REASONS = {
     503: "ServiceUnavailable",
     504: "Timeout",
 }
-_OF_EVENTS = ("involvedObject.kind", "involvedObject.name", "type", "reason")  # fields by which they are selected
+_SELECTABLE = {  # by what a kind's objects are selected beside their names and labels
+    "Event": [
+        *(f"involvedObject.{key}" for key in ("kind", "apiVersion", "namespace", "name", "uid")),
+        "type",
+        "reason",
+    ],
+    "Pod": ["spec.nodeName", "status.phase"],
+}
 _GRACE = 30.0  # seconds until a watch ends by itself, unless told
 
 
@@ -115,7 +122,7 @@ class Call:
         return 200, self._list()
 
     def _list(self) -> Object:
-        matches = _selector(self.query)
+        matches = _selector(self.kind, self.query)
         found = self.store.select(self.kind, self.namespace, matches)
         version, _, start_text = self.query.get("continue", f"{self.store.version}.0").partition(".")
         start, limit = int(start_text), int(self.query.get("limit") or 0)
@@ -133,7 +140,7 @@ class Call:
         if "sendInitialEvents" in self.query:
             raise RefusedError(501, "this stand-in streams no lists")
         after = int(self.query.get("resourceVersion") or 0)
-        return self._changes(after, _selector(self.query), float(self.query.get("timeoutSeconds") or _GRACE))
+        return self._changes(after, _selector(self.kind, self.query), float(self.query.get("timeoutSeconds") or _GRACE))
 
     def _changes(self, after: int, matches: Callable[[Object], bool], seconds: float) -> Iterator[bytes]:
         deadline = time.monotonic() + seconds
@@ -161,10 +168,11 @@ class Call:
         names = [each["name"] for each in (*pod["spec"]["containers"], *pod["spec"].get("initContainers", []))]
         if (container := self.query.get("container", names[0])) not in names:
             raise RefusedError(400, f"container {container} is not valid for pod {self.name}")
-        return self._printed(pod, container, follow=self.query.get("follow") == "true")
+        tail = self.query.get("tailLines")
+        before = _before_the_last(int(tail), self.api.printed(pod, container)) if tail is not None else 0
+        return self._printed(pod, container, before, follow=self.query.get("follow") == "true")
 
-    def _printed(self, pod: Object, container: str, *, follow: bool) -> Iterator[bytes]:
-        sent = 0
+    def _printed(self, pod: Object, container: str, sent: int, *, follow: bool) -> Iterator[bytes]:
         while True:
             with self.store.lock:
                 data = self.api.printed(pod, container)[sent:]
@@ -369,11 +377,11 @@ class Call:
         return self.query.get("dryRun") == "All"
 
 
-def _selector(query: dict[str, str]) -> Callable[[Object], bool]:
+def _selector(kind: Kind, query: dict[str, str]) -> Callable[[Object], bool]:
     labels = [_label(each) for each in filter(None, query.get("labelSelector", "").split(","))]
     wanted = [each.partition("=") for each in filter(None, query.get("fieldSelector", "").split(","))]
     for path, _, _ in wanted:
-        if path not in ("metadata.name", "metadata.namespace", *_OF_EVENTS):
+        if path not in ("metadata.name", "metadata.namespace", *_SELECTABLE.get(kind.name, ())):
             raise RefusedError(400, f"field label not supported: {path}")
 
     def matches(value: Object) -> bool:
@@ -381,6 +389,12 @@ def _selector(query: dict[str, str]) -> Callable[[Object], bool]:
         return all(label(has) for label in labels) and all(_at(value, path) == text for path, _, text in wanted)
 
     return matches
+
+
+def _before_the_last(count: int, data: bytes) -> int:
+    """Return how much of a log comes before its last lines."""
+    lines = data.splitlines(keepends=True)
+    return sum(map(len, lines[: max(0, len(lines) - count)]))
 
 
 def _label(text: str) -> Callable[[Object], bool]:

@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.stand_ins.kubernetes import access, certificates, discovery, fields, kinds, schemas
+from tests.stand_ins.kubernetes import access, certificates, discovery, fields, kinds, protobuf, schemas
 from tests.stand_ins.kubernetes.access import Action, User
 from tests.stand_ins.kubernetes.calls import Call, RefusedError
 from tests.stand_ins.kubernetes.kinds import BUILT_IN, Kind, Object
@@ -34,7 +34,7 @@ _PATH = re.compile(
 _QUERY = {
     *("fieldManager", "fieldValidation", "dryRun", "force", "labelSelector", "fieldSelector", "limit", "continue"),
     *("watch", "resourceVersion", "resourceVersionMatch", "timeoutSeconds", "allowWatchBookmarks", "timeout"),
-    *("propagationPolicy", "gracePeriodSeconds", "container", "follow", "pretty", "sendInitialEvents"),
+    *("propagationPolicy", "gracePeriodSeconds", "container", "follow", "tailLines", "pretty", "sendInitialEvents"),
 }
 
 
@@ -84,6 +84,9 @@ class ApiServer:
         self._thread.start()
         for namespace in ("default", "kube-system"):
             self.create("Namespace", {"metadata": {"name": namespace}})
+        port = {"name": "https", "port": self._http.server_address[1], "protocol": "TCP"}
+        itself = {"addressType": "IPv4", "endpoints": [{"addresses": ["127.0.0.1"]}], "ports": [port]}
+        self.create("EndpointSlice", {"metadata": {"name": "kubernetes"}, **itself}, "default")
 
     @property
     def url(self) -> str:
@@ -261,8 +264,14 @@ class _Handler(BaseHTTPRequestHandler):
         user = self._user()
         if self.command == "GET" and (found := discovery.answer(path, self.api.kinds)) is not None:
             return 200, found
-        if body and "json" not in (content := self.headers.get("Content-Type", "")) and "yaml" not in content:
-            raise RefusedError(415, f"this stand-in reads JSON and YAML, not {content}")
+        content = self.headers.get("Content-Type", "").partition(";")[0]
+        if content == protobuf.TYPE:
+            try:
+                body = json.dumps(protobuf.read(body)).encode()
+            except KeyError as error:
+                raise RefusedError(501, f"this stand-in does not know the protobuf of {error}") from error
+        elif body and "json" not in content and "yaml" not in content:
+            raise RefusedError(415, f"this stand-in reads JSON, YAML and a little protobuf, not {content}")
         if unknown := query.keys() - _QUERY:
             raise RefusedError(501, f"this stand-in does not know the parameters {sorted(unknown)}")
         match = _PATH.fullmatch(path)
@@ -274,7 +283,6 @@ class _Handler(BaseHTTPRequestHandler):
         kind = next((each for each in self.api.kinds if _is_of(each, match)), None)
         if kind is None or (match["namespace"] and not kind.namespaced):
             raise RefusedError(404, "the server could not find the requested resource")
-        content = self.headers.get("Content-Type", "").partition(";")[0]
         place = (match["namespace"], match["name"] or "", match["sub"] or "")
         call = Call(self.api, self.command, content, user, kind, *place, query, body)
         with self.api.store.lock:
