@@ -13,9 +13,11 @@ import pytest
 
 from cluster.kubernetes.versions import IMAGE as RAYS_OWN
 from cluster.runs import Run
+from cluster.trials import trial_run
 from tests.harness import ROOT, fresh_id, open_run, raylift, wait_for
 from tests.real.seaweedfs import SeaweedFS
 from tests.stand_ins.kubernetes.bare import bare_image
+from tests.stand_ins.kubernetes.kubelet import processes
 from tests.stand_ins.kubernetes.kuberay import Operator, operator
 from tests.stand_ins.kubernetes.server import ApiServer
 
@@ -103,6 +105,25 @@ def test_a_sweep_of_a_task_of_ones_own_goes_on_on_a_cluster_with_a_name_while_th
     wait_for(lambda: not pods_of(server, "head") + pods_of(server, "worker"), "the end of its pods", timeout=60)
     assert raylift("down", "dev", "--on", on[1]).returncode == 0
     assert left_in(server) == []
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_sweep_is_a_job_of_its_own_that_finds_its_best_trial_and_leaves_nothing_in_the_cluster(
+    server: ApiServer, run: Run, on: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    followed = raylift("run", tmp_path / "sweep.yaml", *on, timeout=PATIENT)
+    assert followed.returncode == 0, followed.stdout + followed.stderr
+    assert left_in(server) == []
+    assert processes() == []
+    told = json.loads(raylift("status", run.uri, "--json").stdout)
+    assert told["state"] == "SUCCEEDED", told
+    assert [trial["state"] for trial in told["sweep"]["trials"]] == ["SUCCEEDED"] * 3
+    stored = {name: trial_run(run, name).rows("metrics") for name in ("00000", "00001", "00002")}
+    values = {name: [row["eval_loss"] for row in rows if row["kind"] == "eval"][-1] for name, rows in stored.items()}
+    assert told["sweep"]["best"] == min(values, key=lambda name: values[name])
+    assert raylift("export", run.uri, tmp_path / "model").returncode == 0
+    assert (tmp_path / "model" / "code" / "diabetes.py").is_file()
 
 
 def state_of(server: ApiServer, name: str) -> str:
