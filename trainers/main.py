@@ -372,7 +372,8 @@ class Driver:
             if claim.launch == self.launch and not self._is_excused(claim.attempt)
         ]
         reached = [self._last_step(attempt) for attempt in failed[-_SAME_STEP:]]
-        if len(reached) == _SAME_STEP and len(set(reached)) == 1:
+        is_known = self.own_ray or reached[-1] > 0  # else: ranks elsewhere may have been lost with their machines
+        if len(reached) == _SAME_STEP and len(set(reached)) == 1 and is_known:
             message = f"{lost}; for the third time in a row after step {reached[0]}, so no restart would help"
             return Result(state="FAILED", message=message, exit_code=1)
         limit = self.job.train.max_failures

@@ -137,6 +137,24 @@ def test_three_losses_after_the_same_step_end_a_run(driver: Driver, step: int) -
     assert final.message == f"{LOST}; for the third time in a row after step {step}, so no restart would help"
 
 
+def test_three_machines_that_are_lost_before_a_first_step_is_known_do_not_end_a_run(driver: Driver) -> None:
+    driver.cluster = driver.cluster.model_copy(update={"address": "somewhere:6379"})
+    for _ in range(3):
+        assert driver._why_not_again(attempt_that_reached(driver.run, 0), LOST) is None
+    final = driver._why_not_again(attempt_that_reached(driver.run, 0), LOST)
+    assert final is not None
+    assert final.message == f"{LOST}, and no restart is left (train.max_failures is 3)"
+
+
+def test_three_losses_after_the_same_step_end_a_run_of_a_cluster_too(driver: Driver) -> None:
+    driver.cluster = driver.cluster.model_copy(update={"address": "somewhere:6379"})
+    for _ in range(2):
+        assert driver._why_not_again(attempt_that_reached(driver.run, 7), LOST) is None
+    final = driver._why_not_again(attempt_that_reached(driver.run, 7), LOST)
+    assert final is not None
+    assert "for the third time in a row after step 7" in final.message
+
+
 def test_three_kills_after_the_same_step_end_a_run_whatever_rows_were_written(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
