@@ -380,6 +380,28 @@ def test_a_real_process_that_hangs_is_killed_with_a_verdict(
     assert ("in deadlock" in printed) == (how == "deadlocked"), "it prints where it hangs, if it can"
 
 
+@pytest.mark.parametrize(("looks", "slept", "is_ended"), [(40, 0.0, True), (20, 3600.0, False)])
+def test_a_machine_that_slept_has_ended_no_rank_that_slept_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: int, slept: float, is_ended: bool
+) -> None:
+    """A rank does not beat, for ten seconds of looks or for five; at one of them the machine had slept."""
+    done, now = 0, 1000.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal done, now
+        done, now = done + 1, now + seconds + (slept if done == 4 else 0.0)
+
+    ended: list[int] = []
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(os, "getppid", lambda: 1 if done < looks else 2)
+    monkeypatch.setattr(watchdog, "end_rank", lambda _folder, reading, _reason: ended.append(reading.pid))
+    monkeypatch.setattr(watchdog, "tell", lambda *_: None)
+    (tmp_path / "rank-0").write_bytes(RANK.packed())
+    watchdog.main([str(tmp_path), "1", "1", ""])
+    assert ended == [RANK.pid] * is_ended
+
+
 def test_the_watchdog_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     script = "import sys; from pathlib import Path; from trainers.watchdog import Keeper; "
     script += "print(Keeper(Path(sys.argv[1]), 1, 'elsewhere').process.pid, flush=True); sys.stdin.read()"
