@@ -69,6 +69,9 @@ class Newcomer:
     def __init__(self, name: str = "new", trial: str = "00000", **config: str) -> None:
         self.trial_id, self.config = name, {"trial": trial, **config}
 
+    def is_finished(self) -> bool:
+        return self.status in ("TERMINATED", "ERROR")
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
@@ -535,7 +538,6 @@ def test_trials_of_a_population_wait_for_each_other_also_after_a_resume(
         scheduler.on_trial_add(None, trial)
     met: list[int] = []
     monkeypatch.setattr(scheduler, "_checkpoint_or_exploit", lambda trial, *_: met.append(trials.index(trial)))
-    monkeypatch.setattr(Newcomer, "is_finished", lambda _: False, raising=False)
     controller = SimpleNamespace(get_live_trials=lambda: trials, get_trials=lambda: trials)
 
     def evaluate(number: int, iteration: int) -> str:
@@ -546,6 +548,22 @@ def test_trials_of_a_population_wait_for_each_other_also_after_a_resume(
     evaluate(0, 6)
     assert sorted(met) == [0, 1, 2, 3]
     assert scheduler._next_perturbation_sync == 8
+
+
+def test_trials_of_a_population_go_on_where_the_one_that_they_wait_for_fails(run: Run) -> None:
+    write_rows(run.claim(), "events", [begun(number) for number in range(3)], by="driver")
+    scheduler, _ = scheduler_of(run, 1, name="pbt", synch=True, perturbation_interval=2)
+    trials: list[Any] = [Newcomer(f"{number:05d}", f"{number:05d}") for number in range(3)]
+    controller = SimpleNamespace(get_live_trials=lambda: trials, get_trials=lambda: trials)
+    for trial in trials:
+        scheduler.on_trial_add(controller, trial)
+    for trial in trials[:2]:
+        told = {"training_iteration": 2, "eval_accuracy": 0.5}
+        assert scheduler.on_trial_result(controller, trial, told) == "PAUSE"
+        trial.status = "PAUSED"
+    assert scheduler.choose_trial_to_run(controller) is None
+    trials[2].status = "ERROR"  # Tune has it among the living, where its actor was lost too often
+    assert scheduler.choose_trial_to_run(controller) is trials[0]
 
 
 def copy_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Copied:

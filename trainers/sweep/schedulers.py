@@ -196,6 +196,14 @@ class _Population(_Pausing, PopulationBasedTraining):
             if self._metric in told:
                 self._save_trial_state(state, time, told, trial)
 
+    def choose_trial_to_run(self, tune_controller: TuneController) -> RayTrial | None:
+        """Have trials go on that wait for one which has ended; Ray's own would wait for ever."""
+        live = [trial for trial in tune_controller.get_live_trials() if not trial.is_finished()]  # it has lost ones too
+        times = [self._trial_state[trial].last_train_time for trial in live]
+        if self._synch and times and min(times) >= self._next_perturbation_sync:
+            self._next_perturbation_sync += self._perturbation_interval
+        return super().choose_trial_to_run(tune_controller)
+
     def _checkpoint_or_exploit(
         self,
         trial: RayTrial,
