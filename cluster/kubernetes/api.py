@@ -184,6 +184,11 @@ class Api:
             except GoneError:
                 time.sleep(_PAUSE)
 
+    def read(self, path: str, **query: Any) -> bytes:
+        """Return what a server has at a path, all of it. Raises ApiError."""
+        found: bytes = self._call("GET", path, query).read()
+        return found
+
     def lines(self, path: str, **query: Any) -> Iterator[bytes]:
         """Yield what a server streams, as it comes; ends quietly where the connection does. Raises ApiError."""
         from urllib3.exceptions import HTTPError

@@ -166,6 +166,6 @@ def _printed(server: Api, pod: Object) -> list[str]:
     """Return the lines that the container printed."""
     path = f"{api.PODS.path(pod['metadata']['namespace'], pod['metadata']['name'])}/log"
     with contextlib.suppress(ApiError):
-        lines = b"".join(server.lines(path, container=_PROBE)).decode(errors="replace").split("\n")
+        lines = server.read(path, container=_PROBE).decode(errors="replace").split("\n")
         return [line for line in lines if line.strip()]
     return []

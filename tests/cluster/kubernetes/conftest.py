@@ -12,7 +12,7 @@ from cluster.kubernetes.provider import KubernetesProvider
 from tests.cluster.kubernetes.golden import request
 from tests.k8s.manifests import K8S, Manifest, render
 from tests.stand_ins.kubernetes.access import User
-from tests.stand_ins.kubernetes.server import ApiServer, api_server
+from tests.stand_ins.kubernetes.server import ApiServer, Fault, api_server
 
 LAUNCHER = "launcher-token"
 
@@ -44,3 +44,15 @@ def kubernetes(server: ApiServer) -> KubernetesProvider:  # noqa: ARG001
     """Return the provider of a plain run, in the name of the launcher's account."""
     cluster = request("plain", termination_grace_period_seconds=30).cluster
     return KubernetesProvider(cluster)  # type: ignore[arg-type]
+
+
+@pytest.fixture(
+    params=[Fault("", status=429), Fault("", status=500), Fault("", late=4.0), Fault("", after=True), Fault("", cut=8)],
+    ids=["429", "500", "late", "lost", "cut"],
+)
+def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Fault:
+    """Return what a call may meet instead of its reply; nobody waits for one that is late."""
+    found: Fault = request.param
+    if found.late:
+        monkeypatch.setattr(api, "_TIMEOUT", (5.0, 3.0))
+    return found

@@ -79,6 +79,14 @@ def test_a_cluster_that_has_all_is_found_to_have_it(server: ApiServer, check: Ch
     assert server.all("RayJob") == []
 
 
+def test_a_cluster_is_looked_at_where_its_server_does_not_answer_at_once(
+    server: ApiServer, check: Check, fault: Fault
+) -> None:
+    server.faults = [dataclasses.replace(fault, call=call) for call in ("GET /version", "GET /api", "POST", "PATCH")]
+    assert [name for name, (ok, _) in check().items() if not ok] == []
+    assert all(not each.count for each in server.faults)
+
+
 def test_the_command_checks_what_on_names(server: ApiServer, tmp_path: Path) -> None:
     (tmp_path / "k8s.yaml").write_text("{provider: kubernetes, image: x, accelerators: 'H100:8', nodes: 2}\n")
     done = raylift("check", "--on", tmp_path / "k8s.yaml", "--storage", tmp_path / "runs", "--json")

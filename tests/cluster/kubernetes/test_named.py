@@ -439,6 +439,24 @@ def test_a_cluster_is_made_listed_and_ended_by_command(server: ApiServer, on: li
     assert (code, said.startswith("nothing to end: there is no cluster dev")) == (0, True)
 
 
+def test_a_cluster_is_made_and_ended_where_a_server_does_not_answer_at_once(
+    server: ApiServer, on: list[str], monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hunter2!")
+    calls = ("POST", "GET", "PATCH /apis", "PATCH /api/v1")
+    server.faults = [dataclasses.replace(fault, call=call) for call in calls]
+    code, said = call("up", NAME, *on, "--secret", "HF_TOKEN")
+    assert (code, "cluster dev is being made" in said) == (0, True), said
+    (secret,) = server.all("Secret")
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == job_of(server)["metadata"]["uid"]
+    take_up(server, NAME)
+    server.faults += [dataclasses.replace(fault, call=call) for call in ("GET", "DELETE")]
+    code, said = call("down", NAME, *on)
+    assert (code, said.strip().endswith("left over: 0")) == (0, True), said
+    assert server.all("RayJob") == server.all("RayCluster") == server.all("Secret") == []
+    assert all(not each.count for each in server.faults)
+
+
 def test_a_cluster_with_runs_on_it_is_not_ended_without_a_word(
     server: ApiServer, clusters: NamedClusters, on: list[str]
 ) -> None:

@@ -828,6 +828,19 @@ def test_logs_that_are_not_followed_end_with_what_there_is(
     assert b"".join(kubernetes.logs(RUN_ID, follow=False)) == b"so far"
 
 
+def test_logs_are_whole_where_a_server_does_not_answer_at_once(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, fault: Fault
+) -> None:
+    kubernetes.launch(run)
+    take_up(server, RUN_ID)
+    pod = submit(server, RUN_ID)
+    server.log(pod, b"one two three four")
+    log = f"GET /api/v1/namespaces/raylift/pods/{pod['metadata']['name']}/log"
+    server.faults += [dataclasses.replace(fault, call=call) for call in (log, "GET")]
+    assert b"".join(kubernetes.logs(RUN_ID, follow=False)) == b"one two three four"
+    assert all(not each.count for each in server.faults)
+
+
 # Ending
 
 
@@ -952,14 +965,13 @@ def test_a_teardown_by_somebody_who_may_not_look_at_accounts_and_roles_removes_a
     assert server.all("RayJob") == server.all("RayCluster") == server.all("Pod") == []
 
 
-@lost
 def test_a_server_that_is_busy_during_a_teardown_is_asked_again(
-    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, reply: Fault
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, fault: Fault
 ) -> None:
     kubernetes.launch(run)
     take_up(server, RUN_ID)
     server.faults += [Fault("DELETE", status=429, headers={"Retry-After": "1"})]
-    server.faults += [dataclasses.replace(reply, call="DELETE", count=2), dataclasses.replace(reply, call="GET")]
+    server.faults += [dataclasses.replace(fault, call="DELETE", count=2), dataclasses.replace(fault, call="GET")]
     server.faults += [Fault("GET /api/v1/namespaces/raylift/pods", status=503, count=2)]
     assert kubernetes.teardown(RUN_ID).leftovers == []
     assert all(not fault.count for fault in server.faults)
