@@ -37,7 +37,7 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
         server = Api(cluster.context)
         version = server.get("/version")["gitVersion"]
     except InfrastructureError as error:
-        return [Finding("api", False, str(error)), check_storage_at(storage)]
+        return [Finding("api", False, str(error)), _storage(storage)]
     job = _job(cluster, storage)
     spec = job["spec"]["rayClusterSpec"]
     head, worker = spec["headGroupSpec"]["template"], spec["workerGroupSpecs"][0]["template"]
@@ -57,11 +57,23 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
             if "autoscalerOptions" in spec
             else []
         ),
-        check_storage_at(storage),
+        _storage(storage),
     ]
-    if "://" not in storage or not all(each.ok for each in found if each.name in ("kuberay", "rights", "manifest")):
+    if not _is_bucket(storage) or not all(each.ok for each in found if each.name in ("kuberay", "rights", "manifest")):
         return found  # no pod sees a folder of this machine; or none can be made
     return [*found, _asked("storage there", lambda: _from_a_pod(server, cluster, storage))]
+
+
+def _storage(storage: str) -> Finding:
+    """Write to a bucket, and read it back; a run refuses anything else."""
+    if _is_bucket(storage):
+        return check_storage_at(storage)
+    there = f"{storage} is on this machine, where no pod sees it"
+    return Finding("storage", False, f"{there}: --storage s3://bucket/prefix or gs://bucket/prefix")
+
+
+def _is_bucket(storage: str) -> bool:
+    return storage.partition("://")[0] in CLIENTS
 
 
 def _job(cluster: KubernetesCluster, storage: str) -> dict[str, Any]:

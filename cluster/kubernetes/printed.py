@@ -65,8 +65,11 @@ class Printed:
     def _new_of(self, source: _Source, *, follow: bool) -> Iterator[bytes]:
         path, at = f"{api.PODS.path(self._namespace, source.pod)}/log", 0
         with contextlib.suppress(ApiError):  # the pod has gone meanwhile
-            followed = lambda: self._server.lines(path, container=source.name, follow="true")  # noqa: E731
-            for chunk in followed() if follow else [self._server.read(path, container=source.name)]:
+            if follow:
+                chunks = self._server.lines(path, container=source.name, follow="true")
+            else:
+                chunks = iter([self._server.read(path, container=source.name)])
+            for chunk in chunks:
                 new = chunk[max(0, source.read - at) :]
                 at += len(chunk)
                 source.read = max(source.read, at)

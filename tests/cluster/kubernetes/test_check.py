@@ -69,13 +69,18 @@ def worker(case: str, **keys: Any) -> dict[str, Any]:
     return template
 
 
-def test_a_cluster_that_has_all_is_found_to_have_it(server: ApiServer, check: Check) -> None:
-    found = check()
-    assert list(found) == ["api", "kuberay", "rights", "manifest", "quota", "nodes", "storage"]
-    assert [name for name, (ok, _) in found.items() if not ok] == []
-    assert found["api"][1] == f"Kubernetes v1.34.1 at {server.url}"
-    assert found["quota"][1] == "there is room for this run and its 3 pods"
-    assert found["nodes"][1].startswith("you may not list nodes")
+def test_a_cluster_that_has_all_is_found_to_have_it(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_checks, "check_storage_at", lambda _storage: Finding("storage", True, ""))
+    monkeypatch.setattr(cluster_checks, "probe", lambda *_: None)
+    cluster = request("plain").cluster
+    assert isinstance(cluster, KubernetesCluster)
+    found = {each.name: each for each in check_cluster(cluster, "s3://bucket/runs")}
+    names = ["api", "kuberay", "rights", "manifest", "quota", "nodes", "storage", "storage there"]
+    assert list(found) == names
+    assert [name for name in names if found[name].ok is False] == []
+    assert found["api"].detail == f"Kubernetes v1.34.1 at {server.url}"
+    assert found["quota"].detail == "there is room for this run and its 3 pods"
+    assert found["nodes"].detail.startswith("you may not list nodes")
     assert server.all("RayJob") == []
 
 
@@ -85,6 +90,15 @@ def test_a_cluster_is_looked_at_where_its_server_does_not_answer_at_once(
     server.faults = [dataclasses.replace(fault, call=call) for call in ("GET /version", "GET /api", "POST", "PATCH")]
     assert [name for name, (ok, _) in check().items() if not ok] == []
     assert all(not each.count for each in server.faults)
+
+
+@pytest.mark.usefixtures("server")
+def test_a_check_without_a_bucket_says_what_to_type(tmp_path: Path) -> None:
+    (tmp_path / "k8s.yaml").write_text("{provider: kubernetes, image: x}\n")
+    done = raylift("check", "--on", tmp_path / "k8s.yaml", "--storage", "./runs")
+    assert done.returncode == 3
+    (said,) = (line for line in done.stdout.splitlines() if line.startswith("NO   storage"))
+    assert "is on this machine, where no pod sees it: --storage s3://bucket/prefix or gs://bucket/prefix" in said
 
 
 def test_the_command_checks_what_on_names(server: ApiServer, tmp_path: Path) -> None:
