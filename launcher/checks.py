@@ -26,7 +26,7 @@ class Finding:
     """One thing that was looked at."""
 
     name: str
-    ok: bool
+    ok: bool | None  # None where it could not be told
     detail: str
 
 

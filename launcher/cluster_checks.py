@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,11 +10,12 @@ from cluster.config import KubernetesCluster
 from cluster.errors import InfrastructureError
 from cluster.kubernetes import api, rights
 from cluster.kubernetes.api import Api, ApiError, Kind
-from cluster.kubernetes.fits import fitting, total
+from cluster.kubernetes.fits import obstacles, room, total
 from cluster.kubernetes.manifest import node_counts, render
+from cluster.kubernetes.pods import PRODUCT_LABELS
 from cluster.kubernetes.probe import probe
 from cluster.kubernetes.reach import may_reach
-from cluster.kubernetes.versions import CLIENTS, KUBERAY
+from cluster.kubernetes.versions import CLIENTS, KUBERAY, KUBERNETES
 from cluster.provider import LaunchRequest
 from launcher.checks import Finding, check_storage_at
 
@@ -46,12 +48,12 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
         head = {**head, "spec": {**head["spec"], "containers": containers}}
     pods = [job["spec"]["submitterPodTemplate"], head, *[worker] * max(1, node_counts(cluster)[0])]
     found = [
-        Finding("api", True, f"Kubernetes {version} at {server.host}"),
+        _version(version, server.host),
         _asked("kuberay", lambda: _kuberay(server)),
         _asked("rights", lambda: _rights(server, cluster.namespace)),
         _asked("manifest", lambda: _manifest(server, job)),
         _asked("quota", lambda: _quota(server, cluster.namespace, pods)),
-        _asked("nodes", lambda: _nodes(server, head, worker)),
+        _asked("nodes", lambda: _nodes(server, head, worker, max(1, node_counts(cluster)[0]))),
         *(
             [_asked("autoscaler", lambda: _autoscaler(server, cluster.namespace, head))]
             if "autoscalerOptions" in spec
@@ -90,7 +92,15 @@ def _job(cluster: KubernetesCluster, storage: str) -> dict[str, Any]:
     return render(request)[0]
 
 
-def _asked(name: str, ask: Callable[[], tuple[bool, str]]) -> Finding:
+def _version(version: str, host: str) -> Finding:
+    found = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if found >= KUBERNETES:
+        return Finding("api", True, f"Kubernetes {version} at {host}")
+    least = ".".join(map(str, KUBERNETES))
+    return Finding("api", False, f"Kubernetes {version} at {host}: what runs are made of takes {least} or newer")
+
+
+def _asked(name: str, ask: Callable[[], tuple[bool | None, str]]) -> Finding:
     try:
         return Finding(name, *ask())
     except InfrastructureError as error:
@@ -148,7 +158,7 @@ def _manifest(server: Api, job: dict[str, Any]) -> tuple[bool, str]:
     return True, "the API server would take a RayJob as raylift makes it"
 
 
-def _quota(server: Api, namespace: str, pods: list[dict[str, Any]]) -> tuple[bool, str]:
+def _quota(server: Api, namespace: str, pods: list[dict[str, Any]]) -> tuple[bool | None, str]:
     from kubernetes.utils.quantity import parse_quantity
 
     try:
@@ -156,7 +166,7 @@ def _quota(server: Api, namespace: str, pods: list[dict[str, Any]]) -> tuple[boo
     except ApiError as error:
         if error.status != 403:
             raise
-        return True, "you may not read quotas: whether there is room for a run is not known"
+        return None, "you may not read quotas: whether there is room for a run is not known"
     requests, limits = (total([pod["spec"] for pod in pods], [of]) for of in ("requests", "limits"))
     asked = {
         **requests,  # cpu and memory are other words for requests.cpu and requests.memory
@@ -179,23 +189,45 @@ def _quota(server: Api, namespace: str, pods: list[dict[str, Any]]) -> tuple[boo
     return True, f"there is room for this run and its {len(pods)} pods" if quotas else "there is none"
 
 
-def _nodes(server: Api, head: dict[str, Any], worker: dict[str, Any]) -> tuple[bool, str]:
+def _nodes(server: Api, head: dict[str, Any], worker: dict[str, Any], least: int) -> tuple[bool | None, str]:
+    """Look how many nodes of which types could take a worker, and whether all of them could take all workers."""
     from kubernetes.utils.quantity import parse_quantity
 
+    asked = ", ".join(f"{' + '.join(amounts)} {resource}" for resource, amounts in total([worker["spec"]]).items())
+    wanted = f"{least} {'worker' if least == 1 else 'workers'} with {asked}"
     try:
         nodes = server.select(_NODES, None)
     except ApiError as error:
         if error.status != 403:
             raise
-        return True, "you may not list nodes: whether one could take a worker is not known"
-    heads, workers = (len(fitting(nodes, template, parse_quantity)) for template in (head, worker))
-    told = f"of {len(nodes)}, {heads} could take the head and {workers} a worker, were they empty"
-    if heads and workers:
+        return None, f"you may not list nodes: whether they could take {wanted} is not known"
+    heads = sum(not obstacles(node, head, parse_quantity) for node in nodes)
+    types: dict[str, list[int]] = {}  # of nodes, with what keeps a worker from them: how many each has room for
+    for node in nodes:
+        kept = obstacles(node, worker, parse_quantity)
+        of = f"{_type(node)}, which has {', '.join(kept)}" if kept else _type(node)
+        types.setdefault(of, []).append(0 if kept else room(node, worker, parse_quantity))
+    free = [count for each in types.values() for count in each if count]
+    told = "; ".join(
+        [
+            f"{wanted}: {len(free)} of {len(nodes)} nodes could take one, were they empty, and together {sum(free)}",
+            f"{heads} could take the head",
+            *(f"{len(each)} × {of}" for of, each in types.items()),
+        ]
+    )
+    if heads and sum(free) >= least:
         return True, told
-    return False, f"{told}; only where the cluster adds nodes by itself will this run start"
+    return False, f"{told}. Only where the cluster adds nodes by itself will this run start"
 
 
-def _autoscaler(server: Api, namespace: str, head: dict[str, Any]) -> tuple[bool, str]:
+def _type(node: Mapping[str, Any]) -> str:
+    """Return the type of a machine, and its accelerators, as its labels have them."""
+    labels = node["metadata"].get("labels", {})
+    product = next((f" ({labels[each]})" for each in PRODUCT_LABELS if each in labels), "")
+    return f"{labels.get('node.kubernetes.io/instance-type', 'a node of no type')}{product}"
+
+
+def _autoscaler(server: Api, namespace: str, head: dict[str, Any]) -> tuple[bool | None, str]:
     """Look whether network policies let an autoscaler, which is in the head's pod, out to the API server."""
     opens = "k8s/components/autoscaler opens the way"
     try:
@@ -204,7 +236,7 @@ def _autoscaler(server: Api, namespace: str, head: dict[str, Any]) -> tuple[bool
     except ApiError as error:
         if error.status != 403:
             raise
-        return True, f"you may not read whether network policies keep it from the API server; {opens}"
+        return None, f"you may not read whether network policies keep it from the API server; {opens}"
     if not policies:
         return True, f"no network policy is in the namespace {namespace}"
     labels = {**head["metadata"]["labels"], "ray.io/node-type": "head"}

@@ -10,17 +10,26 @@ Object = Mapping[str, Any]
 Quantity = Callable[[str], Decimal]  # how Kubernetes' amounts are read: 500m, 4Gi
 
 
-def fitting(nodes: Sequence[Object], template: Object, quantity: Quantity) -> list[str]:
-    """Return the names of the nodes whose labels, taints and size let a pod of a template in."""
+def obstacles(node: Object, template: Object, quantity: Quantity) -> list[str]:
+    """Return what keeps a pod of a template from a node: its labels, its taints, its size; nothing where all fit."""
     spec = template["spec"]
-    return [
-        node["metadata"]["name"]
-        for node in nodes
-        if not node.get("spec", {}).get("unschedulable")
-        and _has_labels(node, spec)
-        and _is_tolerated(node, spec.get("tolerations", []))
-        and not lacking(node, total([spec]), quantity)
-    ]
+    found = {
+        "a cordon": node.get("spec", {}).get("unschedulable"),
+        "other labels": not _has_labels(node, spec),
+        "a taint": not _is_tolerated(node, spec.get("tolerations", [])),
+    }
+    short = lacking(node, total([spec]), quantity)
+    return [*(what for what, is_so in found.items() if is_so), *(f"too little {resource}" for resource in short)]
+
+
+def room(node: Object, template: Object, quantity: Quantity) -> int:
+    """Return how many pods of a template a node that lets them in has room for."""
+    there = node.get("status", {}).get("allocatable", {})
+    asked = {resource: sum(map(quantity, amounts)) for resource, amounts in total([template["spec"]]).items()}
+    return min(
+        [int(quantity(str(there.get(resource, "0"))) // amount) for resource, amount in asked.items() if amount],
+        default=0,
+    )
 
 
 def total(specs: Sequence[Object], of: Sequence[str] = ("limits", "requests")) -> dict[str, list[str]]:

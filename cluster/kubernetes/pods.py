@@ -13,6 +13,7 @@ Manifest = dict[str, Any]
 CONTAINER = "ray"
 SAYS_WHY = "FallbackToLogsOnError"  # the end of what a container printed is kept in its status, where that fails
 RUN_LABEL = "raylift.dev/run"
+URI_ANNOTATION = "raylift.dev/run-uri"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "raylift"}
 RUN_URI = "RAYLIFT_RUN_URI"  # of the run: not on the command line, which several shells would read
 _SCRATCH = "/tmp"  # the one place of a container that can be written to, beside shared memory
@@ -28,6 +29,7 @@ _UNITS = {"Mi": 1, "Gi": 1024, "Ti": 1024**2}
 _NVIDIA = "nvidia.com/gpu.product"
 _GKE = "cloud.google.com/gke-accelerator"
 _KARPENTER = "karpenter.k8s.aws/instance-gpu-name"
+PRODUCT_LABELS = (_NVIDIA, _GKE, _KARPENTER)
 _PRODUCTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "T4": {_NVIDIA: ["Tesla-T4"], _GKE: ["nvidia-tesla-t4"], _KARPENTER: ["t4"]},
     "V100": {

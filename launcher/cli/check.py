@@ -6,6 +6,8 @@ import typer
 
 from launcher.cli.common import JsonOption, OnOption, StorageOption
 
+_WORDS = {True: "ok", False: "NO", None: "?"}
+
 
 def check_command(on: OnOption = None, storage: StorageOption = None, json: JsonOption = False) -> None:
     """Check this machine, or the cluster that --on names: whether jobs can run there, and storage can be written."""
@@ -28,6 +30,6 @@ def check_command(on: OnOption = None, storage: StorageOption = None, json: Json
         print_json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
-            typer.echo(f"{'ok' if finding.ok else 'NO':<4} {finding.name:<14} {finding.detail}")
-    if not all(finding.ok for finding in findings):
+            typer.echo(f"{_WORDS[finding.ok]:<4} {finding.name:<14} {finding.detail}")
+    if any(finding.ok is False for finding in findings):
         raise typer.Exit(3)

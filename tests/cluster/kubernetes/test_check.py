@@ -16,7 +16,7 @@ from cluster.config import KubernetesCluster
 from cluster.errors import InfrastructureError
 from cluster.kubernetes import probe as probing
 from cluster.kubernetes.api import Api
-from cluster.kubernetes.fits import fitting
+from cluster.kubernetes.fits import obstacles
 from cluster.kubernetes.manifest import render
 from launcher import cluster_checks
 from launcher.checks import Finding
@@ -25,6 +25,7 @@ from tests.cluster.kubernetes.golden import request
 from tests.harness import raylift
 from tests.k8s.manifests import K8S
 from tests.k8s.manifests import render as render_folder
+from tests.stand_ins.kubernetes import discovery
 from tests.stand_ins.kubernetes.kinds import Kind
 from tests.stand_ins.kubernetes.schemas import kuberay_crds, mistakes, schema_of, unknown_fields
 from tests.stand_ins.kubernetes.server import ApiServer, Fault
@@ -32,12 +33,12 @@ from tests.stand_ins.kubernetes.validation import mistake_in
 
 QUEUE = "kueue.x-k8s.io/queue-name"
 OTHER_ACCOUNT = {"template": {"spec": {"serviceAccountName": "other"}}}
-Check = Callable[..., dict[str, tuple[bool, str]]]
+Check = Callable[..., dict[str, tuple[bool | None, str]]]
 
 
 @pytest.fixture
 def check(server: ApiServer, tmp_path: Path) -> Check:  # noqa: ARG001
-    def look(**keys: Any) -> dict[str, tuple[bool, str]]:
+    def look(**keys: Any) -> dict[str, tuple[bool | None, str]]:
         cluster = request("plain", **keys).cluster
         assert isinstance(cluster, KubernetesCluster)
         findings = check_cluster(cluster, str(tmp_path / "runs"))
@@ -179,7 +180,7 @@ def test_the_manifest_that_is_tried_has_the_container_that_fetches_raylift(
     server.admit = note
     cluster = request("plain", image=None, storage_secret="s3", workers={"min": 1, "max": 2}).cluster
     assert isinstance(cluster, KubernetesCluster)
-    assert all(each.ok for each in check_cluster(cluster, "s3://bucket/runs/"))
+    assert not any(each.ok is False for each in check_cluster(cluster, "s3://bucket/runs/"))
     (job,) = tried
     for template in (
         job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"],
@@ -238,16 +239,45 @@ def test_a_webhook_that_would_refuse_is_quoted(server: ApiServer, check: Check) 
     )
 
 
-def test_nodes_that_could_take_the_pods_are_counted(
+def test_nodes_are_compared_with_what_the_workers_need_by_their_types(
     server: ApiServer, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_admin(server, monkeypatch)
-    server.create("Node", node("small", cpu="500m"))
-    server.create("Node", node("large"))
-    assert check()["nodes"] == (True, "of 2, 1 could take the head and 1 a worker, were they empty")
-    ok, said = check(accelerators="L4:1")["nodes"]
+    kind, product = "node.kubernetes.io/instance-type", "nvidia.com/gpu.product"
+    server.create("Node", node("small", labels={kind: "e2-small"}, cpu="500m"))
+    for name in ("a", "b"):
+        labels = {kind: "g2-standard-8", product: "NVIDIA-L4"}
+        server.create("Node", node(name, labels=labels, **{"nvidia.com/gpu": "1"}))
+    ok, said = check(accelerators="L4:1", nodes=2)["nodes"]
+    assert ok
+    assert said == (
+        "2 workers with 3 cpu, 12Gi memory, 10Gi ephemeral-storage, 1 nvidia.com/gpu: 2 of 3 nodes could take one, "
+        "were they empty, and together 2; 2 could take the head; 2 × g2-standard-8 (NVIDIA-L4); "
+        "1 × e2-small, which has other labels, too little cpu, too little nvidia.com/gpu"
+    )
+    ok, said = check(accelerators="L4:1", nodes=3)["nodes"]
     assert not ok
-    assert said.startswith("of 2, 1 could take the head and 0 a worker")
+    assert "3 workers with" in said
+    assert said.endswith(". Only where the cluster adds nodes by itself will this run start")
+    assert not check(accelerators="H100:8")["nodes"][0]
+    assert check(workers=4)["nodes"][0], "several are on one node"
+
+
+@pytest.mark.parametrize(
+    ("version", "is_new"), [("v1.25.0-gke.1", True), ("v1.24.17+k3s1", False), ("v1.9.0", False), ("v2.0.0", True)]
+)
+def test_a_kubernetes_that_is_too_old_is_told(
+    server: ApiServer, check: Check, monkeypatch: pytest.MonkeyPatch, version: str, is_new: bool
+) -> None:
+    monkeypatch.setitem(discovery.VERSION, "gitVersion", version)
+    too_old = "" if is_new else ": what runs are made of takes 1.25 or newer"
+    assert check()["api"] == (is_new, f"Kubernetes {version} at {server.url}{too_old}")
+
+
+def test_what_could_not_be_looked_at_is_neither_ok_nor_a_failure(check: Check) -> None:
+    ok, said = check(workers=2)["nodes"]
+    assert ok is None
+    assert said.startswith("you may not list nodes: whether they could take 2 workers with 1 cpu, 4Gi memory")
 
 
 @pytest.mark.parametrize(
@@ -264,7 +294,7 @@ def test_nodes_that_could_take_the_pods_are_counted(
 def test_a_node_fits_by_its_labels_and_its_size(keys: dict[str, Any], fits: bool) -> None:
     gpu = [{"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}]
     there = node(taints=gpu, **{"nvidia.com/gpu": "1", **keys})
-    assert bool(fitting([there], worker("plain", accelerators="L4:1"), parse_quantity)) is fits
+    assert bool(obstacles(there, worker("plain", accelerators="L4:1"), parse_quantity)) is not fits
 
 
 @pytest.mark.parametrize(("case", "fits"), [("spot-alone", True), ("eight-gpus-a-node", False)])
@@ -273,7 +303,7 @@ def test_a_spot_machine_takes_what_asks_for_one(case: str, fits: bool) -> None:
     kind = {"spot-alone": "nvidia-tesla-a100", "eight-gpus-a-node": "nvidia-h100-80gb"}[case]
     labels = {"cloud.google.com/gke-spot": "true", "cloud.google.com/gke-accelerator": kind}
     large = {"nvidia.com/gpu": "8", "cpu": "200", "memory": "2Ti", "ephemeral-storage": "1Ti"}
-    assert bool(fitting([node(labels=labels, taints=taints, **large)], worker(case), parse_quantity)) is fits
+    assert bool(obstacles(node(labels=labels, taints=taints, **large), worker(case), parse_quantity)) is not fits
 
 
 @pytest.mark.parametrize(
@@ -297,7 +327,7 @@ def test_a_spot_machine_takes_what_asks_for_one(case: str, fits: bool) -> None:
 def test_a_node_fits_by_each_operator_of_an_affinity(expression: dict[str, Any], fits: bool) -> None:
     there = node(labels={"zone": "a", "cores": "16"})
     template = worker("plain", pod_template={"spec": {"affinity": affinity({"matchExpressions": [expression]})}})
-    assert bool(fitting([there], template, parse_quantity)) is fits
+    assert bool(obstacles(there, template, parse_quantity)) is not fits
 
 
 @pytest.mark.parametrize(
@@ -310,7 +340,7 @@ def test_a_node_fits_by_each_operator_of_an_affinity(expression: dict[str, Any],
 )
 def test_a_node_fits_by_its_name_and_not_by_a_term_that_says_nothing(term: dict[str, Any], fits: bool) -> None:
     template = worker("plain", pod_template={"spec": {"affinity": affinity(term)}})
-    assert bool(fitting([node()], template, parse_quantity)) is fits
+    assert bool(obstacles(node(), template, parse_quantity)) is not fits
 
 
 @pytest.mark.parametrize(
@@ -326,7 +356,7 @@ def test_a_node_fits_by_its_name_and_not_by_a_term_that_says_nothing(term: dict[
 def test_a_container_beside_rays_counts_with_what_it_asks_for(sidecar: dict[str, Any], fits: bool) -> None:
     containers = [{"name": "logs", "image": "x", **sidecar}]
     template = worker("plain", pod_template={"spec": {"containers": containers}})
-    assert bool(fitting([node()], template, parse_quantity)) is fits
+    assert bool(obstacles(node(), template, parse_quantity)) is not fits
 
 
 def test_a_node_that_is_cordoned_or_tainted_takes_nothing() -> None:
@@ -334,8 +364,8 @@ def test_a_node_that_is_cordoned_or_tainted_takes_nothing() -> None:
     cordoned["spec"]["unschedulable"] = True
     tainted = node(taints=[{"key": "dedicated", "value": "db", "effect": "NoExecute"}])
     preferred = node(taints=[{"key": "dedicated", "value": "db", "effect": "PreferNoSchedule"}])
-    fits = [bool(fitting([each], worker("plain"), parse_quantity)) for each in (cordoned, tainted, preferred)]
-    assert fits == [False, False, True]
+    found = [obstacles(each, worker("plain"), parse_quantity) for each in (cordoned, tainted, preferred)]
+    assert found == [["a cordon"], ["a taint"], []]
 
 
 def test_a_check_whose_pod_does_not_start_says_why_and_leaves_nothing(
@@ -520,7 +550,7 @@ def test_an_autoscaler_that_is_kept_from_the_api_server_is_found(
 
 def test_whoever_may_not_look_is_told_what_an_autoscaler_needs(check: Check) -> None:
     ok, said = check(storage_secret="s3", workers={"min": 1, "max": 4})["autoscaler"]
-    assert ok
+    assert ok is None
     assert said == (
         "you may not read whether network policies keep it from the API server; k8s/components/autoscaler opens the way"
     )
