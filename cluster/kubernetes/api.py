@@ -379,7 +379,7 @@ def _in_words(api: Api, status: int, details: str, call: str) -> str:
         over = ". Runs that are over count until raylift rm" if "count/rayjobs" in details else ""
         return f"the quota of the namespace is used up: {details}. See it: kubectl describe resourcequota{over}"
     if "admission webhook" in details or "violates PodSecurity" in details:
-        return f"the cluster's own rules refuse it: {details}"
+        return f"the cluster's own rules refuse it: {details}. What is applied: raylift plan JOB --on … --yaml"
     if "failed calling webhook" in details:
         return f"the cluster's own rules cannot be asked, for a webhook of it does not answer: {details}"
     if "because it is being terminated" in details:

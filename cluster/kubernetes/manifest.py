@@ -23,7 +23,6 @@ from cluster.kubernetes.versions import RAY_VERSION
 from cluster.provider import LaunchRequest
 from cluster.ticket import Ticket
 
-URI_ANNOTATION = "raylift.dev/run-uri"
 ON_CLUSTER = "raylift.dev/on-cluster"  # of a run: the cluster with a name that it is on
 RAY_CLUSTER = "ray.io/cluster"  # KubeRay's label for what belongs to a RayCluster
 NAME_LENGTH = 47  # KubeRay adds six characters for the RayCluster, and up to ten for its services: 63 in all
@@ -54,7 +53,7 @@ def render(request: LaunchRequest) -> list[Manifest]:
         name,
         cluster,
         labels=queue_label(cluster),
-        annotations={URI_ANNOTATION: request.run_uri, **slices(cluster)},
+        annotations={pods.URI_ANNOTATION: request.run_uri, **slices(cluster)},
         spec={
             # the run is named in the environment: this line goes through two shells
             "entrypoint": "python -P -m trainers.submitted",
@@ -232,7 +231,7 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
         name,
         cluster,
         labels=labels,
-        annotations={URI_ANNOTATION: request.run_uri},
+        annotations={pods.URI_ANNOTATION: request.run_uri},
         spec={
             "entrypoint": f"python -P -m trainers.attended {ticket.word()}",
             "clusterSelector": {RAY_CLUSTER: request.ray_cluster},

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cluster.kubernetes.pods import RUN_LABEL
+from cluster.kubernetes.pods import RUN_LABEL, URI_ANNOTATION
 from cluster.provider import State
 
 Object = Mapping[str, Any]
@@ -45,6 +46,7 @@ _NEVER_BEGAN = re.compile(
 )
 _UNSTARTED = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")  # reasons of a kubelet's events
 _TIMED_OUT = "Unable to attach or mount volumes"  # follows the event that says why
+_NO_SECRET = re.compile(r'secret "(\S+)" not found')  # to mount, or to take variables from
 _LOST = {"Evicted": "was evicted", "Preempted": "had to make room for another"}
 _NOT_MADE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 
@@ -69,8 +71,12 @@ def where_it_stands(
         return state, trouble(pods) or _unstarted(pods, events) or _lost(job, events)
     if deployment == "Suspending":
         return state, f"its pods are taken away{_because_of(workload)}"
-    known = _in_queue(job, workload) or trouble(pods) or _unstarted(pods, events) or _warning(events)
-    return state, known or _lost(job, events) or _unfetched(job, pods, events) or _waiting(deployment, pods)
+    if said := _in_queue(job, workload):
+        return state, said
+    if said := trouble(pods) or _unstarted(pods, events):
+        return state, f"{said}{_way_out(job, said)}"
+    known = _warning(events) or _lost(job, events) or _unfetched(job, pods, events)
+    return state, known or _waiting(deployment, pods)
 
 
 def trouble(pods: Iterable[Object]) -> str:
@@ -168,6 +174,15 @@ def _unstarted(pods: Sequence[Object], events: Sequence[Object]) -> str:
             said = newest["message"]
             return f"the pod {name} cannot start: {said}" if is_placed else _unschedulable(pod, said)
     return ""
+
+
+def _way_out(job: Object, said: str) -> str:
+    """Return what to type where a pod does not start, whose run holds its other pods, and their machines, meanwhile."""
+    if (secret := _NO_SECRET.search(said)) is not None:
+        namespace = job["metadata"]["namespace"]
+        return f". Make it, and the pod starts: kubectl create secret generic {secret[1]} --namespace {namespace} …"
+    uri = job["metadata"].get("annotations", {}).get(URI_ANNOTATION)
+    return f". To wait no longer: raylift stop --now {shlex.quote(uri)}" if uri else ""
 
 
 def _never_started(job: Object, events: Sequence[Object]) -> str:

@@ -235,7 +235,8 @@ def test_a_webhook_that_would_refuse_is_quoted(server: ApiServer, check: Check) 
     server.admit = lambda kind, _value: 'admission webhook "x" denied the request: no' if kind.name == "RayJob" else ""
     assert check()["manifest"] == (
         False,
-        'the cluster\'s own rules refuse it: admission webhook "x" denied the request: no',
+        'the cluster\'s own rules refuse it: admission webhook "x" denied the request: no. '
+        "What is applied: raylift plan JOB --on … --yaml",
     )
 
 

@@ -257,6 +257,30 @@ def test_a_pod_that_waits_for_a_secret_to_mount_says_which(deployment: str) -> N
     assert "cannot start" not in where_it_stands(own(deployment), [started], events, None)[1]
 
 
+@pytest.mark.parametrize("deployment", ["Initializing", "Running"])
+def test_a_pod_that_keeps_others_waiting_says_how_to_wait_no_longer(deployment: str) -> None:
+    waits = own(deployment)
+    waits["metadata"]["annotations"] = {"raylift.dev/run-uri": "s3://bucket/my runs/digits"}
+    for each in (
+        container(waiting={"reason": "ErrImagePull"}),
+        unschedulable("0/5 nodes are available: 5 Insufficient cpu."),
+    ):
+        said = where_it_stands(waits, [each], [], None)[1]
+        assert said.endswith(". To wait no longer: raylift stop --now 's3://bucket/my runs/digits'") is (
+            deployment == "Initializing"
+        )
+
+
+@pytest.mark.parametrize("reason", ["mount", "variables"])
+def test_a_secret_that_pods_wait_for_comes_with_the_command_that_makes_it(reason: str) -> None:
+    waiting = {"reason": "CreateContainerConfigError", "message": 'secret "gcs" not found'}
+    pods = [container(waiting=waiting) if reason == "variables" else pod(phase="Pending", conditions=[PLACED])]
+    said = where_it_stands(own("Initializing"), pods, [of_pod("digits-head", "FailedMount", NO_SECRET)], None)[1]
+    assert said.endswith(
+        'secret "gcs" not found. Make it, and the pod starts: kubectl create secret generic gcs --namespace raylift …'
+    )
+
+
 def test_what_a_scheduler_says_in_an_event_alone_is_said_until_the_pod_has_a_node() -> None:
     events = [of_pod("digits-head", "FailedScheduling", "0/5 nodes are available: 5 Insufficient cpu.")]
     assert where_it_stands(own("Initializing"), [pod(phase="Pending")], events, None)[1].endswith(
