@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -81,6 +81,9 @@ class Receipt:
 
     removed: Sequence[Resource] = ()
     leftovers: Sequence[Resource] = ()
+
+
+OnWait = Callable[[Sequence[Resource]], None]  # told again and again what a teardown waits for
 
 
 class Provider(Protocol):

@@ -14,7 +14,7 @@ from launcher.interrupts import Interrupts
 from launcher.text import decimal, duration, typed
 
 if TYPE_CHECKING:
-    from cluster.provider import Provider
+    from cluster.provider import OnWait, Provider
     from cluster.runs import Run
     from launcher.display import PlainDisplay
     from launcher.printed import Launching
@@ -112,6 +112,7 @@ def _history(run: Run) -> int:
 def _follow_elsewhere(run: Run, remote: Remote, *, after: int, json: bool) -> int:
     """Show a run on a cluster until it ends, and take away what is left of it there; Ctrl-C leaves it running."""
     from launcher.remote import Watcher
+    from launcher.waiting import Waiting
     from launcher.watch import Follower
 
     started, display = time.monotonic(), _display(run, after, json=json)
@@ -130,7 +131,9 @@ def _follow_elsewhere(run: Run, remote: Remote, *, after: int, json: bool) -> in
     except StorageError as error:
         return _lose_sight(run, error, display)
     code = _report_end(run, seconds=time.monotonic() - started, json=json, display=display)
-    return _take_away(run, remote, watcher.launch, display) or code if run.result() is not None else code
+    if run.result() is None:
+        return code
+    return _take_away(run, remote, watcher.launch, display, on_wait=None if json else Waiting(display.say)) or code
 
 
 def _leave_running(run: Run, display: PlainDisplay) -> int:
@@ -140,12 +143,12 @@ def _leave_running(run: Run, display: PlainDisplay) -> int:
     return LOST
 
 
-def _take_away(run: Run, remote: Remote, launch: str | None, display: PlainDisplay) -> int:
+def _take_away(run: Run, remote: Remote, launch: str | None, display: PlainDisplay, *, on_wait: OnWait | None) -> int:
     """Remove what a launch that is over left on its cluster, and say so; return an exit code where something stays."""
     from launcher.remote import tear_down_remote
 
     try:
-        receipt = tear_down_remote(run, remote, launch=launch)
+        receipt = tear_down_remote(run, remote, launch=launch, on_wait=on_wait)
     except RunExistsError as error:
         display.say(str(error))
         return 0

@@ -18,7 +18,7 @@ from cluster.errors import (
     StorageError,
     UsageError,
 )
-from cluster.provider import Provider, Receipt, RunStatus, State
+from cluster.provider import OnWait, Provider, Receipt, RunStatus, State
 from cluster.registry import open_provider
 from cluster.runs import Run
 from launcher.text import typed
@@ -36,7 +36,7 @@ class Remote(Provider, Protocol):
         """Yield where a run stands, now and when that changes, until it is gone. Raises InfrastructureError."""
         ...
 
-    def teardown(self, run_id: str, *, launch: str | None = None) -> Receipt:
+    def teardown(self, run_id: str, *, launch: str | None = None, on_wait: OnWait | None = None) -> Receipt:
         """Remove all of a run; with the `launch` that was described, nothing of another. Raises RunExistsError."""
         ...
 
@@ -69,7 +69,9 @@ def launch_of(run: Run, provider: Provider) -> str | None:
         return None
 
 
-def tear_down_remote(run: Run, provider: Remote, *, launch: str | None = None) -> Receipt:
+def tear_down_remote(
+    run: Run, provider: Remote, *, launch: str | None = None, on_wait: OnWait | None = None
+) -> Receipt:
     """Remove all that there is of a run on its cluster, and nothing of what else has its id by now.
 
     That may be another run, or another launch of this one than the `launch` that was seen to be over: for the latter
@@ -83,7 +85,7 @@ def tear_down_remote(run: Run, provider: Remote, *, launch: str | None = None) -
     except RunNotFoundError:
         launch = _NO_LAUNCH  # its own object is gone, and others may be left
     try:
-        return provider.teardown(run.id, launch=launch)
+        return provider.teardown(run.id, launch=launch, on_wait=on_wait)
     except RunExistsError as error:
         raise _goes_on(run, error) from error
 

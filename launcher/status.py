@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.errors import InfrastructureError, NewerFormatError, RunNotFoundError, UsageError
 from cluster.local import LocalProvider
-from cluster.provider import Receipt, State
+from cluster.provider import OnWait, Receipt, State
 from cluster.records import Claim, counted
 from cluster.runs import Run
 from cluster.trials import ENDED, sweep_of
@@ -160,10 +160,10 @@ def _has_processes(run: Run) -> bool:
     return provider.is_here(run.id, run.uri) and provider.is_running(run.id)
 
 
-def tear_down(run: Run) -> Receipt:
-    """End what there is of a run, on this machine or on its cluster."""
+def tear_down(run: Run, on_wait: OnWait | None = None) -> Receipt:
+    """End what there is of a run, on this machine or on its cluster; of that, `on_wait` hears what is waited for."""
     if (remote := remote_of(run)) is not None:
-        return tear_down_remote(run, remote)
+        return tear_down_remote(run, remote, on_wait=on_wait)
     provider = LocalProvider()
     return provider.teardown(run.id) if provider.is_here(run.id, run.uri) else Receipt()
 

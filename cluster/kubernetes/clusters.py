@@ -17,7 +17,7 @@ from cluster.kubernetes.manifest import ON_CLUSTER, group_name, node_counts
 from cluster.kubernetes.named import CLUSTER_LABEL, CODE, IDLE, SECRETS, SETTINGS, ClusterRequest, render_cluster
 from cluster.kubernetes.pods import accelerators
 from cluster.kubernetes.provider import KubernetesProvider, new_manager, owned
-from cluster.provider import LaunchRequest, Receipt, State
+from cluster.provider import LaunchRequest, OnWait, Receipt, State
 
 _MANAGER = "raylift-cluster"  # who applies a Secret
 _TAKEN_UP = 30.0  # seconds for KubeRay to take a cluster up
@@ -77,12 +77,12 @@ class NamedClusters:
         jobs = self.server.select(api.RAY_JOBS, self.namespace, f"{ON_CLUSTER}={name}")
         return [job["metadata"]["name"] for job in jobs if not _has_ended(job)]
 
-    def down(self, name: str) -> Receipt:
+    def down(self, name: str, on_wait: OnWait | None = None) -> Receipt:
         """Delete a cluster and the jobs of the runs on it, wait until all is gone, and list what is not. Idempotent."""
         runs = self.runs_on(name)
         if self._job(name) is None and not runs:
             raise RunNotFoundError(self._unknown(name))
-        receipts = [self.provider.teardown(each) for each in (*runs, name)]
+        receipts = [self.provider.teardown(each, on_wait=on_wait) for each in (*runs, name)]
         return Receipt(
             removed=[each for receipt in receipts for each in receipt.removed],
             leftovers=[each for receipt in receipts for each in receipt.leftovers],

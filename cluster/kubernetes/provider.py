@@ -22,7 +22,7 @@ from cluster.kubernetes.manifest import ON_CLUSTER, RAY_CLUSTER, object_name, re
 from cluster.kubernetes.planned import plan
 from cluster.kubernetes.pods import MANAGED_BY, RUN_LABEL, URI_ANNOTATION
 from cluster.kubernetes.printed import Printed
-from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus, State
+from cluster.provider import LaunchRequest, OnWait, Plan, Receipt, Resource, RunStatus, State
 
 _WORKLOADS = Kind("kueue.x-k8s.io", "v1beta2", "workloads")
 _OF_JOB = "ray.io/originated-from-cr-name"  # KubeRay's own label
@@ -101,8 +101,8 @@ class KubernetesProvider:
         """Have the RayJob deleted; KubeRay then ends the job, and Kubernetes what belongs to it."""
         self.server.delete(api.RAY_JOBS, self.namespace, object_name(run_id))
 
-    def teardown(self, run_id: str, *, launch: str | None = None) -> Receipt:
-        """Delete all of a run, wait until it is gone, and list what is not.
+    def teardown(self, run_id: str, *, launch: str | None = None, on_wait: OnWait | None = None) -> Receipt:
+        """Delete all of a run, wait until it is gone, and list what is not. `on_wait` hears what is still there.
 
         With the `launch` that was described, nothing of another one: raises RunExistsError where that has come since.
         """
@@ -113,7 +113,7 @@ class KubernetesProvider:
             self.server.delete(api.RAY_CLUSTERS, self.namespace, cluster["metadata"]["name"])
         own = secret_name(run_id)
         secrets = [own] if self.server.delete(api.SECRETS, self.namespace, own) else []
-        left = self._wait_until_gone(run_id, launch)
+        left = self._wait_until_gone(run_id, launch, on_wait)
         held = {each.name for each in left if each.kind == "RayCluster"}
         self._refuse_another(run_id, launch)
         # KubeRay's token is in a Secret of the cluster's name, which goes after that
@@ -273,10 +273,12 @@ class KubernetesProvider:
         of_clusters += [(kind, each) for kind in beside for each in self._list_where_one_may(kind, RAY_CLUSTER)]
         return found + [_resource(kind, each) for kind, each in of_clusters if _is_of(each, name)]
 
-    def _wait_until_gone(self, run_id: str, launch: str | None = None) -> list[Resource]:
+    def _wait_until_gone(self, run_id: str, launch: str | None = None, on_wait: OnWait | None = None) -> list[Resource]:
         deadline = time.monotonic() + self.cluster.termination_grace_period_seconds + _BEYOND_GRACE
         while (left := self._existing(run_id)) and time.monotonic() < deadline:
             self._refuse_another(run_id, launch)
+            if on_wait is not None:
+                on_wait(left)
             time.sleep(_POLL)
         return left
 

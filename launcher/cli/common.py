@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from cluster.config import KubernetesCluster
     from cluster.runs import Run
+    from launcher.waiting import Waiting
 
 JobFile = Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job file; raylift init writes one.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run's id or URI, as raylift ps shows it.")]
@@ -77,6 +78,13 @@ def print_json(value: Any) -> None:
     from launcher.text import finite
 
     print(json.dumps(finite(value), indent=2, default=str))
+
+
+def waiting(*, json: bool) -> Waiting | None:
+    """Return what says on standard error what a command waits for; to programs it says nothing."""
+    from launcher.waiting import Waiting
+
+    return None if json else Waiting(lambda line: typer.echo(line, err=True))
 
 
 def confirm(question: str, *, yes: bool) -> None:

@@ -13,14 +13,14 @@ def down_command(name: ClusterName, on: OnOption = None, yes: YesOption = False,
     from cluster.errors import RunNotFoundError
     from cluster.kubernetes.clusters import NamedClusters
     from cluster.provider import Receipt
-    from launcher.cli.common import confirm, kubernetes_block, print_json
+    from launcher.cli.common import confirm, kubernetes_block, print_json, waiting
 
     clusters = NamedClusters(kubernetes_block(on))
     if runs := clusters.runs_on(name):
         there = "a run is" if len(runs) == 1 else f"{len(runs)} runs are"
         confirm(f"{there} on {name}: {', '.join(runs)}. They end, and raylift resume goes on. End them?", yes=yes)
     try:
-        receipt, nothing = clusters.down(name), ""
+        receipt, nothing = clusters.down(name, waiting(json=json)), ""
     except RunNotFoundError as error:
         receipt, nothing = Receipt(), f"nothing to end: {error}"
     left = [f"{each.kind} {each.name} {each.detail}" for each in receipt.leftovers]

@@ -20,7 +20,7 @@ def rm_command(
 ) -> None:
     """Remove a run with all its checkpoints, and what is left of it on this machine or its cluster."""
     from cluster.provider import Receipt
-    from launcher.cli.common import confirm, open_run, print_json
+    from launcher.cli.common import confirm, open_run, print_json, waiting
     from launcher.remote import or_abandoned, place_of
     from launcher.status import summarize, tear_down
     from launcher.submit import refuse_while_heard_of, refuse_while_running
@@ -35,7 +35,7 @@ def rm_command(
             refuse_while_running(run)
         asked = f"Remove {run.uri} with its {len(run.checkpoints())} checkpoints"
         confirm(f"{asked}{', and look for nothing of it in its cluster' if unseen else ''}?", yes=yes)
-        receipt = tear_down(run) if unseen is None else Receipt()
+        receipt = tear_down(run, waiting(json=json)) if unseen is None else Receipt()
     left = [f"{resource.kind} {resource.name} {resource.detail}" for resource in receipt.leftovers]
     count = run.delete() if not left else 0  # by the run what is left is found again
     if json:

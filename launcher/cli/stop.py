@@ -26,7 +26,7 @@ def stop_command(
     its sweep alone.
     """
     from cluster.provider import Receipt
-    from launcher.cli.common import open_run, print_json
+    from launcher.cli.common import open_run, print_json, waiting
     from launcher.remote import or_abandoned
     from launcher.status import tear_down, waits_to_begin
     from launcher.submit import refuse_while_its_sweep_runs
@@ -40,7 +40,7 @@ def stop_command(
         run.request_stop("stopped by raylift stop")
         now = now or waits_to_begin(run)
         with or_abandoned(run):
-            receipt = tear_down(run) if now else receipt
+            receipt = tear_down(run, waiting(json=json)) if now else receipt
     if json:
         ended = {"ended": len(receipt.removed), "left": len(receipt.leftovers)}
         print_json({"run_id": run.id, "run_uri": run.uri, "asked": result is None, **ended})

@@ -23,6 +23,7 @@ from cluster.kubernetes.reasons import FETCHING
 from cluster.records import Result
 from cluster.runs import Run
 from cluster.segments import IN_STORAGE, SegmentWriter
+from launcher import waiting
 from launcher.cli.app import app
 from launcher.remote import launch_of, tear_down_remote
 from tests.cluster.kubernetes.kuberay import submit, take_up
@@ -550,6 +551,46 @@ def test_what_stays_after_stop_now_is_named_and_the_exit_code_is_6(server: ApiSe
     done = CliRunner().invoke(app, ["stop", run.uri, "--now"])  # here, where it does not wait for a minute
     assert done.exit_code == 6
     assert f"left over: RayJob {run.id} raylift, being deleted, held by ray.io/rayjob-finalizer" in done.stdout
+
+
+@pytest.mark.parametrize("command", [("stop", "--now"), ("rm", "--yes"), ("down", "--yes")])
+def test_what_a_command_waits_for_is_said_to_people_on_standard_error(
+    server: ApiServer, options: list[str], monkeypatch: pytest.MonkeyPatch, command: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(waiting, "_PATIENCE", 0.1)
+    run = run_of(options)
+    if command[0] == "down":
+        assert raylift_here("up", run.id, *options[1:3]).returncode == 0
+        words = [*command, run.id, *options[1:3]]
+    else:
+        assert raylift_here("run", *options, "--detach").returncode == 0
+        words = [*command, run.uri]
+    take_up(server, run.id, finalizer=True)
+    server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Complete" if command[0] == "rm" else "Running")
+    assert "waiting for" not in raylift_here(*words, "--json").stderr
+    done = raylift_here(*words)
+    assert done.returncode == 6
+    assert f"waiting for: RayJob {run.id}" in done.stderr
+    assert "waiting for" not in done.stdout
+
+
+def test_a_run_that_is_over_says_what_its_taking_away_waits_for(
+    server: ApiServer, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "_PATIENCE", 0.1)
+    run = run_of(options)
+
+    def ends() -> None:
+        wait_for(lambda: server.all("Secret"), "the launch", timeout=60)
+        take_up(server, run.id, finalizer=True)
+        run.claim().finish(Result(state="SUCCEEDED", step=12))
+
+    thread = threading.Thread(target=ends)
+    thread.start()
+    done = raylift_here("run", *options)
+    thread.join()
+    assert done.returncode == 6, done.stdout
+    assert f"waiting for: RayJob {run.id}" in done.stdout
 
 
 def test_a_cluster_that_does_not_answer_does_not_hide_what_storage_knows(server: ApiServer, options: list[str]) -> None:
