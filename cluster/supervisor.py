@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 _SAID = (0, 4)  # it comes to these by way of a result alone
 _POLL = 0.2  # seconds
-_FROZEN = 8.0  # seconds that the driver, or its Ray, may be stopped by a signal; the ranks have as long
+_FROZEN = 8.0  # seconds that driver, Ray, or Ray Train in it may be stopped by a signal; the ranks have as long
+_LOOK = 2.0  # seconds between looks for Ray Train's controllers
+_CONTROLLER = "ray::TrainContr"  # as much of its name as the system keeps
 _PR_SET_CHILD_SUBREAPER = 36
 _KILLS_AGO = round(10 / _POLL)  # polls: what was killed before has nothing to do with how a driver ends now
 _LOG_TAIL = 64 * 1024  # bytes
@@ -96,14 +98,19 @@ class Supervisor:
             if self.stopping:  # since we were told, there was no driver to tell
                 self.driver.terminate()
             node: list[psutil.Process] = []
-            driver, polls = psutil.Process(self.driver.pid), 0
+            controllers: list[psutil.Process] = []
+            driver, polls, looked_at = psutil.Process(self.driver.pid), 0, time.monotonic()
             while (code := self.driver.poll()) is None:
                 time.sleep(_POLL)
                 self.kills = [*self.kills[-_KILLS_AGO:], kills_for_memory()]
                 node = node or self._node_processes()
-                stopped = [process for process in (driver, *node) if _is_stopped(process)]
+                if node and time.monotonic() - looked_at > _LOOK:
+                    controllers, looked_at = _controllers_of(driver), time.monotonic()
+                stopped = [process for process in (driver, *node, *controllers) if _is_stopped(process)]
                 polls = polls + 1 if stopped else 0
-                if polls * _POLL > _FROZEN:
+                if polls * _POLL > _FROZEN and stopped[0] in controllers:
+                    stopped[0].kill()  # the driver starts another one
+                elif polls * _POLL > _FROZEN:
                     self.frozen = "driver" if stopped[0] == driver else stopped[0].name()
                     self.driver.kill()
                 elif node and not all(is_alive(process) for process in node):
@@ -219,6 +226,17 @@ class Supervisor:
         from cluster.runs import Run
 
         return Run.at(self.launch["run_uri"])
+
+
+def _controllers_of(driver: psutil.Process) -> list[psutil.Process]:
+    """Return the processes of Ray Train that look after ranks: of the run, or of each trial that has several."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in driver.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name().startswith(_CONTROLLER):
+                    found.append(process)
+    return found
 
 
 def _is_stopped(process: psutil.Process) -> bool:

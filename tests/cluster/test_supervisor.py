@@ -33,7 +33,7 @@ from tests.hooked import hooked
 from tests.real.memory_limit import memory_limit
 
 DRIVER = """
-import os, signal, subprocess, sys, time
+import os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 from cluster.records import Result
 from cluster.runs import Run
@@ -79,6 +79,15 @@ def hang():
 def tell():
     print("after attempt", os.environ["RAYLIFT_NEWEST_ATTEMPT"], flush=True)
     sys.exit(1)
+
+def wait_for_its_controller():
+    for name in ("raylet", "gcs_server", "ray::TrainContr"):
+        program = Path.cwd() / name
+        shutil.copy(shutil.which("sleep"), program)
+        started = subprocess.Popen([program, "600"])
+    print("waiting", flush=True)
+    started.wait()
+    succeed()
 
 def take_memory():
     bytearray(os.urandom(1 << 20) * 400)
@@ -411,6 +420,17 @@ def test_a_driver_that_freezes_is_ended_and_started_again(driven: Driven) -> Non
     assert driven.starts() == 2
     assert driven.events("recovering") == ["the driver froze, and was ended"]
     assert driven.run.results()[2].state == "SUCCEEDED"
+
+
+def test_a_controller_of_ray_train_that_freezes_is_ended_and_left_to_the_driver(driven: Driven) -> None:
+    driven.launch("wait_for_its_controller")
+    driven.until_waiting()
+    controller = wait_for(lambda: find_process(driven.run.id, "ray::TrainContr"), "the controller")
+    controller.suspend()
+    driven.until_over()
+    assert driven.starts() == 1
+    assert driven.run.results()[1].state == "SUCCEEDED"
+    assert driven.events("recovering") == []
 
 
 def test_a_driver_that_stands_still_for_a_moment_is_left_alone(driven: Driven) -> None:
