@@ -150,7 +150,8 @@ def describe_event(row: dict[str, Any], attempt: int) -> str:
         case "checkpoint":
             return _saved(row)
         case "checkpoint.skipped":
-            return f"not saved: the checkpoint of step {row['step']}: storage was away or slow, a newer one followed"
+            why = f"storage was away or slow, a newer one followed{_held(row)}"
+            return f"not saved: the checkpoint of step {row['step']}: {why}"
         case "storage.back":
             return f"storage is back, after {duration(row['seconds'])}"
         case "checkpoint.corrupt":
@@ -187,7 +188,11 @@ def describe_metrics(row: dict[str, Any]) -> str:
 
 
 def _saved(row: dict[str, Any]) -> str:
-    blocked = row.get("blocked", 0.0)
     rate = f" ({row['mb_per_s']} MB/s)" if row["seconds"] >= _FELT and "mb_per_s" in row else ""
-    held = f"; training stood still for {duration(blocked)}" if blocked >= _FELT else ""
-    return f"saved: checkpoint of step {row['step']}, {size(row['bytes'])}, in {duration(row['seconds'])}{rate}{held}"
+    took = f"{duration(row['seconds'])}{rate}{_held(row)}"
+    return f"saved: checkpoint of step {row['step']}, {size(row['bytes'])}, in {took}"
+
+
+def _held(row: dict[str, Any]) -> str:
+    blocked = row.get("blocked", 0.0)
+    return f"; training stood still for {duration(blocked)}" if blocked >= _FELT else ""

@@ -144,7 +144,8 @@ class _Attempt:
         for first, last, step in evaluations:
             spent["evaluating" if step <= bound else "repeated"] += last - first
         clock = _clock_without([(first, last) for first, last, _ in evaluations])
-        saves = sorted(((row["step"], _ms(row.get("blocked", 0))) for row in self._of("checkpoint")), reverse=True)
+        told = [*self._of("checkpoint"), *self._of("checkpoint.skipped")]
+        saves = sorted(((row["step"], _ms(row.get("blocked", 0))) for row in told), reverse=True)
 
         def take_saves(gap: int, before: float) -> int:
             """Take out of a gap what the saves of the steps before it held up; return what is left."""

@@ -157,7 +157,7 @@ class SweepFiles:
 
 
 def _has_values(update: Update) -> bool:
-    return update.stream == "metrics" or update.row["event"] == "checkpoint"
+    return update.stream == "metrics" or update.row["event"] in ("checkpoint", "checkpoint.skipped")
 
 
 def scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -8,7 +8,7 @@ import platform
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -42,6 +42,7 @@ META_FILE = "raylift.json"  # what evaluation and prediction need beside the wei
 _LONGEST_WAIT = 30.0  # seconds that the loop stands still for the save before
 _ROOM = 1.5  # times the memory of a copy that must be free for another
 _PAUSE = 5.0  # seconds between tries, beside those that storage takes by itself
+_LOOK = 0.5  # seconds between looks whether something is urgent
 _MARGIN = 2.0  # seconds before its machine goes by which the last save is to be there
 
 
@@ -187,9 +188,17 @@ class Checkpointer:
         differ = sum(checkpoint.files[name].sha256 != own[name] for name in own if name in checkpoint.files)
         return not any(trainer.context.gather(differ))
 
-    def save(self, trainer: Trainer, *, last: bool = False, left: float = math.inf) -> None:
+    def save(
+        self,
+        trainer: Trainer,
+        *,
+        last: bool = False,
+        left: float = math.inf,
+        is_urgent: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Copy the state, for `confirm` to write; waits first for the save before. Raises what that one met.
 
+        Where it `is_urgent` that training goes on, to its end at the next step, only the last save waits.
         The last state of a training is never left out, however long there is no memory for it. Where the machine goes
         in the seconds `left`, the save before is given up for it as soon as the last one, written as fast as the newest
         checkpoint, would come too late; but not where that would in any case.
@@ -199,9 +208,9 @@ class Checkpointer:
         started = time.monotonic()
         if self._took is not None and left > self._took + _MARGIN:
             self._longest = started + left - self._took - _MARGIN
-        memory = self._free_memory(last=last)
+        memory = self._free_memory(last=last, is_urgent=is_urgent)
         if memory is None:
-            self._skip(trainer.progress.step)
+            self._skip(trainer.progress.step, time.monotonic() - started)
             return
         self._unproven = Snapshot(
             step=trainer.progress.step,
@@ -267,18 +276,21 @@ class Checkpointer:
             self._closed, self._waiting = True, None
             self._changed.notify_all()
 
-    def _free_memory(self, *, last: bool) -> HostMemory | None:
+    def _free_memory(self, *, last: bool, is_urgent: Callable[[], bool]) -> HostMemory | None:
         """Wait until the save before is committed; where storage is away, or slow, not for long.
 
         A copy that waits still is given up for the next one, which goes into its memory. Returns None where there is
         only the memory of the save that is on its way, and not enough for as much again.
         """
+        until = min(time.monotonic() + _LONGEST_WAIT, self._longest)
         with self._changed:
-            free = lambda: self._error or self._away_since or not (self._writing or self._waiting)  # noqa: E731
-            self._changed.wait_for(free, timeout=min(_LONGEST_WAIT, self._longest - time.monotonic()))
+            while (self._writing or self._waiting) and not (self._error or self._away_since):
+                if (wait := until - time.monotonic()) <= 0 or (is_urgent() and not last):
+                    break
+                self._changed.wait(min(wait, _LOOK))
             self._raise()
             if self._waiting is not None:
-                self._skip(self._waiting.step)
+                self._skip(self._waiting.step, self._waiting.blocked)
                 self._waiting = None
             self._before = self._writing
             taken = self._writing.memory if self._writing is not None else None
@@ -303,7 +315,7 @@ class Checkpointer:
                 return False
             assert before is not None
             before.dropped.set()
-            self._skip(before.step)
+            self._skip(before.step, before.blocked)
             return True
 
     def _raise(self) -> None:
@@ -349,7 +361,7 @@ class Checkpointer:
         committed = self._commit(snapshot, self._files_of(snapshot))
         if committed is None:
             if not snapshot.dropped.is_set():
-                self._skip(snapshot.step)
+                self._skip(snapshot.step, snapshot.blocked)
             return
         checkpoint, blocked = committed
         seconds = self._took = time.monotonic() - started
@@ -482,9 +494,9 @@ class Checkpointer:
         told = peers.ruling(step)
         return told is not None and told.stand is Stand.SKIPPED
 
-    def _skip(self, step: int) -> None:
-        """Give up a save for a newer one, on all ranks."""
-        self._recorder.event("checkpoint.skipped", step=step)
+    def _skip(self, step: int, blocked: float) -> None:
+        """Give up a save for a newer one, on all ranks; the loop stood still for it all the same."""
+        self._recorder.event("checkpoint.skipped", step=step, blocked=round(blocked, 3))
         if self._peers is not None:
             self._peers.tell(step, Told(Stand.SKIPPED))
 

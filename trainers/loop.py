@@ -275,7 +275,8 @@ class Trainer:
 
     def save(self, *, last: bool, left: float = math.inf) -> None:
         self.pulse.enter(Phase.SAVING)
-        self.checkpointer.save(self, last=last, left=left)
+        urgent = lambda: self.control.urgent_stop() is not None  # noqa: E731
+        self.checkpointer.save(self, last=last, left=left, is_urgent=urgent)
         self.saved_at = time.monotonic()
         self.saved_step = self.progress.step
 

@@ -55,6 +55,11 @@ def shown(*rows: dict[str, Any], attempt: int = 1) -> list[str]:
             "saved: checkpoint of step 8, 12.3 MB, in 5.0 s (2.5 MB/s); training stood still for 1.5 s",
         ),
         (
+            {"event": "checkpoint.skipped", "step": 8, "blocked": 30.0},
+            "not saved: the checkpoint of step 8: storage was away or slow, a newer one followed; training stood still "
+            "for 30 s",
+        ),
+        (
             {"event": "checkpoint.corrupt", "step": 8, "reason": "model.safetensors is damaged"},
             "warning: the checkpoint of step 8 is damaged and passed over: model.safetensors is damaged",
         ),

@@ -71,6 +71,13 @@ def test_the_parts_of_an_attempt_are_told_apart() -> None:
     }
 
 
+def test_a_save_that_was_given_up_held_training_up_too() -> None:
+    skipped = event(4.0, "checkpoint.skipped", step=1, blocked=1.5)
+    events = [event(1.0, "training", step=0), skipped, event(6.0, "checkpoint", step=2, blocked=0.5)]
+    found = spent([claim(1, 1.0)], events, [step(2.0, 1), step(5.0, 2)], {1: 6.0})
+    assert found == {"training": 2.5, "saves": 2.0, "other": 0.5}
+
+
 def test_what_the_last_save_held_up_is_told_apart_from_the_rest_of_the_end() -> None:
     events = [event(1.0, "training", step=0), event(5.0, "checkpoint", step=1, blocked=0.5)]
     found = spent([claim(1, 1.0)], events, [step(3.0, 1)], {1: 6.0})

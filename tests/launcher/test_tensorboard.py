@@ -59,12 +59,13 @@ def test_saves_are_curves_too(tmp_path: Path) -> None:
         {"event": "checkpoint", "step": step, "bytes": 2500, "seconds": 2.0, "blocked": 0.25 * step, "mb_per_s": 1.5}
         for step in (2, 4)
     ]
+    skipped = {"event": "checkpoint.skipped", "step": 3, "blocked": 30.0}
     write_rows(attempt, "metrics", training(0, 4, begin=1.0))
-    write_rows(attempt, "events", saves)
-    assert write_event_files([run], tmp_path / "tb") == len(run.all_rows("metrics")) + 2
+    write_rows(attempt, "events", [saves[0], skipped, saves[1]])
+    assert write_event_files([run], tmp_path / "tb") == len(run.all_rows("metrics")) + 3
     assert curve(tmp_path / "tb" / run.id, "save/bytes") == [(2, 2500), (4, 2500)]
     assert curve(tmp_path / "tb" / run.id, "save/mb_per_s") == [(2, 1.5), (4, 1.5)]
-    assert curve(tmp_path / "tb" / run.id, "save/blocked") == [(2, 0.5), (4, 1.0)]
+    assert curve(tmp_path / "tb" / run.id, "save/blocked") == [(2, 0.5), (3, 30.0), (4, 1.0)]
 
 
 def test_an_attempt_that_begins_anew_takes_all_before_it_back(tmp_path: Path) -> None:

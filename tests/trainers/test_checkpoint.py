@@ -419,6 +419,22 @@ def test_a_save_does_not_make_way_where_the_last_one_would_not_fit_or_can_wait(
     assert (saves.kept, saves.skipped) == ([2, 3], [])
 
 
+@pytest.mark.parametrize("available", [0, 1 << 40])
+def test_a_save_that_is_given_up_tells_how_long_training_stood_still_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: int
+) -> None:
+    """Without memory for a second copy it is left out, with it the next one replaces it."""
+    monkeypatch.setattr(checkpoint, "_LONGEST_WAIT", 0.3)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    saves = Saves(tmp_path, monkeypatch, hangs=1, how="asleep")
+    for step in (1, 2, 3):
+        saves.save(step)
+    saves.gone_on.set()
+    saves.checkpointer.close()
+    assert saves.skipped[0] == 2
+    assert 0.3 <= events(saves.run, "checkpoint.skipped")[0]["blocked"] < 2
+
+
 def _after(trained: threading.Event) -> Callable[..., Any]:
     """Return the end of training, before which all its steps are done."""
     finish = Trainer.finish

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray._private.state import state
@@ -19,6 +20,7 @@ from cluster.errors import PreemptedError
 from cluster.records import Notice
 from cluster.runs import Run
 from tests.harness import environment, losses, wait_for
+from tests.hooked import hooked
 from tests.stand_ins.metadata import Metadata, in_seconds
 from tests.trainers.training import EVERYTHING, Change, events, start, train
 from trainers import backend, notice
@@ -181,9 +183,9 @@ def test_the_last_save_knows_the_earliest_deadline_of_all_ranks(
     told: list[tuple[bool, float]] = []
     save = Checkpointer.save
 
-    def note(checkpointer: Checkpointer, trainer: Trainer, *, last: bool, left: float) -> None:
+    def note(checkpointer: Checkpointer, trainer: Trainer, *, last: bool, left: float, **options: Any) -> None:
         told.append((last, left))
-        save(checkpointer, trainer, last=last, left=left)
+        save(checkpointer, trainer, last=last, left=left, **options)
 
     class Context(LocalContext):
         def gather(self, value: int) -> list[int]:
@@ -194,6 +196,24 @@ def test_the_last_save_knows_the_earliest_deadline_of_all_ranks(
     with pytest.raises(PreemptedError, match="saved at step 3"):
         train(start(tmp_path), context=Context())
     assert told == [(False, math.inf), (False, math.inf), (True, 20.0)]
+
+
+@pytest.mark.usefixtures("given")
+def test_a_notice_is_heard_while_the_loop_waits_for_a_save_that_hangs(tmp_path: Path) -> None:
+    run, gone_on = start(tmp_path), threading.Event()
+
+    def hang(name: str, *arguments: Any) -> None:
+        if name == "upload" and "/checkpoints/000000002/" in str(arguments[1]):
+            threading.Timer(1, notice.give, [5]).start()
+            gone_on.wait(60)
+
+    began = time.monotonic()
+    with pytest.raises(PreemptedError, match="saved at step 4"):
+        train(Run(hooked(run.storage, before=hang), run.id))
+    gone_on.set()
+    assert time.monotonic() - began < 20, "half a minute is the wait where nobody is in a hurry"
+    assert [one.step for one in run.checkpoints()] == [1, 4]
+    assert [row["step"] for row in events(run, "checkpoint.skipped")] == [3, 2]
 
 
 def test_no_rank_leaves_a_preempted_attempt_before_rank_0_has_saved(tmp_path: Path, given: threading.Event) -> None:
