@@ -15,6 +15,8 @@ from typing import Any
 
 from cluster.provider import State
 from cluster.records import Claim, Result, counted, last_steps
+from cluster.runs import Run
+from cluster.verification import survey, verify
 
 Row = dict[str, Any]
 INTACT = "intact"
@@ -56,6 +58,22 @@ class History:
     seen: Sequence[Seen] = ()
     left: Sequence[str] = ()  # what should be gone: processes, files, uploads
 
+    @classmethod
+    def of(cls, run: Run, expected: Sequence[Row], *, keep: int, **observed: Any) -> History:
+        """Return the history of a run as its storage has it, and what was `observed` beside: other fields of this."""
+        findings = verify(run, survey(run)).findings
+        return cls(
+            claims=run.claims(),
+            results=run.results(),
+            metrics=run.all_rows("metrics"),
+            events=run.all_rows("events"),
+            stored={(one.folder.attempt, one.folder.step): one.verdict for one in findings},
+            visible=[(checkpoint.attempt, checkpoint.step) for checkpoint in run.checkpoints()],
+            keep=keep,
+            expected=expected,
+            **observed,
+        )
+
     def named(self, event: str) -> list[Row]:
         return [row for row in self.events if row["event"] == event]
 
@@ -83,6 +101,16 @@ class _Saves:
             if step <= bound and at < before
         ]
         return max(found, default=(0, 0))
+
+
+def assert_as_it_must_be(run: Run, undisturbed: Run, *, faults: int, keep: int = 2) -> None:
+    """Fail where a run that went through so many faults, with resumes, has a history that cannot be.
+
+    Every attempt started from the newest checkpoint then, and whatever was computed is what the other run computed.
+    """
+    injected = [Injected(0.0, "a fault")] * faults
+    found = violations(History.of(run, undisturbed.rows("metrics"), keep=keep, injected=injected))
+    assert not found, "\n".join(found)
 
 
 def violations(history: History) -> list[str]:

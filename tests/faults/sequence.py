@@ -234,7 +234,8 @@ def check_sequence(seed: int, count: int, folder: Path, server: SeaweedFS, expec
         try:
             sequenced.go(draw(random.Random(seed), count))
             left = _left_of(run, server)
-            found = violations(_history(run, sequenced, expected, left))
+            seen = {"injected": sequenced.injected, "seen": sequenced.seen, "left": left}
+            found = violations(History.of(run, expected, keep=KEEP, **seen))
         except AssertionError as error:
             found = [str(error)]
         finally:
@@ -244,23 +245,6 @@ def check_sequence(seed: int, count: int, folder: Path, server: SeaweedFS, expec
     begun = sequenced.injected[0].at if sequenced.injected else 0.0
     told = [f"{one.at - begun:6.1f} s  {one.name}" for one in sequenced.injected]
     return [*found, f"seed {seed}, {count} faults, {run.uri}:", *told]
-
-
-def _history(run: Run, sequenced: Sequenced, expected: Sequence[Row], left: Sequence[str]) -> History:
-    findings = verify(run, survey(run)).findings
-    return History(
-        claims=run.claims(),
-        results=run.results(),
-        metrics=run.all_rows("metrics"),
-        events=run.all_rows("events"),
-        stored={(one.folder.attempt, one.folder.step): one.verdict for one in findings},
-        visible=[(checkpoint.attempt, checkpoint.step) for checkpoint in run.checkpoints()],
-        keep=KEEP,
-        expected=expected,
-        injected=sequenced.injected,
-        seen=sequenced.seen,
-        left=left,
-    )
 
 
 def _left_of(run: Run, server: SeaweedFS) -> list[str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.provider import State
 from cluster.records import Base, Claim, Result
-from tests.faults.checker import INTACT, History, Injected, Seen, violations
+from tests.faults.checker import INTACT, History, Injected, Seen, assert_as_it_must_be, violations
 from tests.finished import training
+from tests.trainers.training import EVERYTHING, cut_off, start, train
 
 Change = Callable[[History], History]
 LAST = 12
@@ -226,3 +228,19 @@ def test_a_violation_is_found(history: History, change: Change, words: str) -> N
 )
 def test_what_may_happen_is_no_violation(history: History, change: Change) -> None:
     assert violations(change(history)) == []
+
+
+def test_of_real_runs_one_that_goes_on_is_as_it_must_be_and_one_that_repeats_what_it_had_saved_is_not(
+    tmp_path: Path,
+) -> None:
+    whole = start(tmp_path, EVERYTHING)
+    train(whole)
+    assert_as_it_must_be(whole, whole, faults=0, keep=100)
+    for step, repeats in ((12, False), (7, True)):
+        run = cut_off(whole, step, tmp_path / str(step))
+        train(run)
+        if not repeats:
+            assert_as_it_must_be(run, whole, faults=1, keep=100)
+        else:
+            with pytest.raises(AssertionError, match="starts from step 7, though attempt 1 had saved step 12"):
+                assert_as_it_must_be(run, whole, faults=1, keep=100)

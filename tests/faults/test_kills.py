@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cluster.runs import Run
+from tests.faults.checker import assert_as_it_must_be
 from tests.faults.screens import LONG_STEPS, long_job, wait_for_nothing_left, write_job
 from tests.harness import (
     assert_clean,
@@ -77,7 +78,7 @@ def test_a_killed_run_ends_with_the_losses_of_an_undisturbed_one(
                 process = commands.enter_context(start_raylift("resume", run.uri))
         output += process.communicate(timeout=240)[0]
         assert process.returncode == 0, output
-    _check_the_end(run, undisturbed, len(kills), output)
+    _check_the_end(run, undisturbed, kills, output)
 
 
 def test_a_run_whose_supervisor_is_killed_goes_on_and_leaves_nothing_all_the_same(job: Path, undisturbed: Run) -> None:
@@ -122,13 +123,15 @@ def test_a_run_killed_inside_a_save_ends_with_the_losses_of_an_undisturbed_one(
                 link.delay = 0.0
             output, _ = process.communicate(timeout=300)
             assert process.returncode == 0, output
-    _check_the_end(run, undisturbed, len(kills), output)
+    _check_the_end(run, undisturbed, kills, output)
 
 
-def _check_the_end(run: Run, undisturbed: Run, kills: int, output: str) -> None:
-    assert len(run.attempts()) > kills, f"a kill came too late\n{output}"
+def _check_the_end(run: Run, undisturbed: Run, kills: list[tuple[str, float]], output: str) -> None:
+    assert len(run.attempts()) > len(kills), f"a kill came too late\n{output}"
     assert losses(run) == losses(undisturbed), output
     assert_nothing_left(run.id)
+    resumes = sum("supervisor" in what for what, _ in kills)
+    assert_as_it_must_be(run, undisturbed, faults=len(kills) + resumes)
     assert_clean(run, output)
 
 

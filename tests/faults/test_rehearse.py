@@ -13,6 +13,7 @@ import pytest
 from cluster.local import processes_of, scratch_folder
 from cluster.runs import Run, list_runs
 from cluster.storage.open import open_storage
+from tests.faults.checker import assert_as_it_must_be
 from tests.faults.screens import assert_refused, long_job, write_job
 from tests.harness import (
     ROOT,
@@ -95,6 +96,7 @@ def test_a_frozen_rank_a_driver_that_is_to_end_and_a_machine_that_shuts_down_cha
     assert len(run.attempts()) == 4
     assert losses(run) == losses(undisturbed)
     assert_nothing_left(run.id)
+    assert_as_it_must_be(run, undisturbed, faults=4)  # with the resume
     assert_clean(run, output + resumed.stdout + resumed.stderr)
 
 
