@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ import pytest
 from cluster.local import LocalProvider
 from cluster.runs import Run
 from cluster.storage.open import open_storage
+from tests.faults.checker import assert_as_it_must_be
 from tests.faults.screens import long_job, wait_for_nothing_left, write_job
 from tests.harness import assert_clean, environment, find_process, fresh_id, kill, losses, open_run, raylift, wait_for
 from tests.real.fake_gcs import GCSServer
-from tests.real.proxy import proxy
+from tests.real.proxy import Proxy, proxy
 from tests.real.seaweedfs import SeaweedFS
 from tests.trainers.training import EVERYTHING, Change, start
 
@@ -34,7 +36,7 @@ LONG: Change = {
     "train": {"epochs": EPOCHS, "early_stopping": None},
     "checkpoint": {"every": "20 steps", "keep": 3},
 }
-KILLED_AWAY = 20.0  # seconds; a process that storage has never answered tries for no more than two
+KILLED_AWAY = 15.0  # seconds; a process that storage has never answered tries for no more than two
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(510 + AWAY)]
 
 
@@ -45,18 +47,13 @@ def test_servers_that_are_gone_for_long_cost_no_step_and_no_checkpoint(
     whole = start(tmp_path, EVERYTHING, LONG, run_id="whole")
     runs = [Run(open_storage(server.fresh_uri()), "outage") for server in (own_s3_env, gcs_env)]
     with proxy(gcs_env.port) as link, ExitStack() as processes:
-
-        def silence() -> None:
-            link.outage = "silent"
-            link.cut()
-
         for run in runs:
             run.create(whole.job())
         started = [processes.enter_context(_train(run, STORAGE_EMULATOR_HOST=link.endpoint)) for run in runs]
         for process in started:
             processes.callback(process.kill)
         with ThreadPoolExecutor(2) as pool:
-            gone = list(pool.map(_lose, runs, (own_s3_env.stop, silence)))
+            gone = list(pool.map(_lose, runs, (own_s3_env.stop, partial(_silence, link))))
         _train(whole).communicate(timeout=180 + AWAY)
         time.sleep(max(0.0, max(gone) + AWAY - time.time()))
         back = time.time()
@@ -86,29 +83,45 @@ def _lose(run: Run, away: Callable[[], object]) -> float:
 
 @pytest.mark.ray
 def test_a_rank_and_a_driver_that_die_while_storage_is_away_are_replaced_when_it_is_back(
-    tmp_path: Path, own_s3_env: SeaweedFS, undisturbed: Run
+    tmp_path: Path, own_s3_env: SeaweedFS, gcs_env: GCSServer, undisturbed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One of S3 is stopped, one of GCS no longer answers: two runs, at the same time."""
     job = write_job(tmp_path, long_job("7 steps", max_failures=2))
-    run = open_run(uri := own_s3_env.fresh_uri(), fresh_id("outage"))
-    try:
-        done = raylift("run", job, "--id", run.id, "--storage", uri, "--detach")  # who follows it may lose sight of it
-        assert done.returncode == 0, done.stdout + done.stderr
-        wait_for(lambda: run.attempts() and run.checkpoints(), "the first checkpoint")
+    runs = [open_run(server.fresh_uri(), fresh_id("outage")) for server in (own_s3_env, gcs_env)]
+    with proxy(gcs_env.port) as link, ExitStack() as ends:
+        with monkeypatch.context() as patch:
+            patch.setenv("STORAGE_EMULATOR_HOST", link.endpoint)
+            for run in runs:
+                arguments = ("--id", run.id, "--storage", run.storage.uri)
+                done = raylift("run", job, *arguments, "--detach")  # who follows it may lose sight of it
+                ends.callback(LocalProvider().teardown, run.id)
+                assert done.returncode == 0, done.stdout + done.stderr
+        for run in runs:
+            wait_for(run.attempts, "the first attempt")
+            wait_for(run.checkpoints, "the first checkpoint")
         own_s3_env.stop()
+        _silence(link)
         for what in ("worker", "driver"):
             time.sleep(2)
-            victim = find_process(run.id, what)
-            assert victim is not None, f"there is no {what} to kill"
-            kill(victim)
+            for run in runs:
+                victim = find_process(run.id, what)
+                assert victim is not None, f"there is no {what} to kill"
+                kill(victim)
         time.sleep(KILLED_AWAY)
         own_s3_env.start_again()
-        wait_for(run.result, "the end", timeout=200)
-        assert {number: result.state for number, result in run.results().items()} == {2: "SUCCEEDED"}
-        assert losses(run) == losses(undisturbed)
-        wait_for_nothing_left(run.id)
-        assert_clean(run)
-    finally:
-        LocalProvider().teardown(run.id)
+        link.outage = None
+        for run in runs:
+            wait_for(run.result, "the end", timeout=200)
+            assert {number: result.state for number, result in run.results().items()} == {2: "SUCCEEDED"}
+            assert losses(run) == losses(undisturbed)
+            wait_for_nothing_left(run.id)
+            assert_as_it_must_be(run, undisturbed, faults=2)
+            assert_clean(run)
+
+
+def _silence(link: Proxy) -> None:
+    link.outage = "silent"
+    link.cut()
 
 
 def _train(run: Run, **env: str) -> subprocess.Popen[str]:
