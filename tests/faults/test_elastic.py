@@ -15,7 +15,17 @@ from cluster.runs import Run
 from launcher.status import summarize
 from tests.faults.screens import wait_for_nothing_left, write_job
 from tests.finished import train
-from tests.harness import Started, find_process, fresh_id, kill, open_run, raylift, start_raylift, wait_for
+from tests.harness import (
+    Started,
+    assert_clean,
+    find_process,
+    fresh_id,
+    kill,
+    open_run,
+    raylift,
+    start_raylift,
+    wait_for,
+)
 from tests.real.ray_nodes import RayNodes
 from trainers.data.keyed import fingerprint
 from trainers.data.order import SampleOrder
@@ -108,6 +118,7 @@ def assert_nothing_left(run: Run, nodes: RayNodes) -> None:
     wait_for_nothing_left(run.id)
     wait_for(lambda: not nodes.ranks(), "the end of the ranks", timeout=30)
     assert not [number for number in run.attempts() if pulse_folder(Path(gettempdir()), run.uri, number).exists()]
+    assert_clean(run)
 
 
 def test_a_node_is_lost_and_another_comes_and_nothing_is_different(

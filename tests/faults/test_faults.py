@@ -25,6 +25,7 @@ from tests.faults.screens import (
     write_modules,
 )
 from tests.harness import (
+    assert_clean,
     command,
     environment,
     find_process,
@@ -174,6 +175,7 @@ def test_raylift_stop_saves_and_stops(under_way: tuple[Run, subprocess.Popen[str
     told = ("STOPPED", "stopped by raylift stop; saved at step ", "raylift resume")
     assert_ended(output, process.returncode, run, 4, *told)
     assert run.checkpoints()[-1].step == steps(run)[-1]
+    assert_clean(run, output)
 
 
 def test_a_closed_terminal_ends_nothing(project: Path) -> None:
@@ -285,6 +287,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_a_resume_goes_on_once_there_is_sp
         assert resumed.returncode == 0, resumed.stdout + resumed.stderr
         assert steps(run) == list(range(1, EPOCHS * 23 + 1))
         wait_for_nothing_left(run.id)
+        assert_clean(run, output + resumed.stdout + resumed.stderr)
 
 
 @pytest.mark.root

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from cluster.runs import list_runs
 from cluster.storage.open import open_storage
 from tests.faults.screens import DIGITS, write_job
-from tests.harness import ROOT, fresh_id, losses, open_run, raylift
+from tests.harness import ROOT, assert_clean, fresh_id, losses, open_run, raylift
 from tests.trainers.training import cut_off
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
@@ -29,6 +29,7 @@ def test_a_sharded_training_goes_through_every_fault_and_its_model_is_exported_a
     names = disturbed.checkpoints()[-1].files
     assert {f"model-rank-{rank}-of-2.safetensors" for rank in range(2)} < set(names)
     assert raylift("verify", disturbed.uri).returncode == 0
+    assert_clean(disturbed)
     assert raylift("export", disturbed.uri, tmp_path / "model").returncode == 0
     assert load_file(tmp_path / "model" / "model.safetensors")["conv1.weight"].shape == (32, 1, 3, 3)
     measured = [raylift("evaluate", model, "--json") for model in (disturbed.uri, tmp_path / "model")]
