@@ -11,6 +11,7 @@ from tests.harness import ROOT, assert_clean, assert_nothing_left, fresh_id, los
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 NOTICED = 30.0  # seconds
+GOES_ON = 60.0  # seconds until the next step: a start is imports, which take long where others use the processor
 TASK = """
 
 def deadlock():
@@ -49,9 +50,11 @@ def test_a_rank_that_hangs_is_ended_within_seconds_and_the_run_goes_on_exactly(t
     hung = sorted(marker.stat().st_mtime for marker in markers.iterdir())
     lost = [row for row in run.rows("events") if row["event"] == "recovering"]
     assert len(hung) == len(lost) == 2
-    for at, row in zip(hung, lost, strict=True):
+    for attempt, at, row in zip((1, 2), hung, lost, strict=True):
         assert row["reason"].startswith("rank 1 was ended: it hung: computing for ")
         assert row["time"] - at < NOTICED
+        goes_on = min(row["time"] for row in run.rows_of(attempt + 1, "metrics"))
+        assert goes_on - at < GOES_ON
     assert run.attempts() == [1, 2, 3]
     assert_nothing_left(run.id)
     assert_clean(run)
