@@ -11,8 +11,8 @@ import pytest
 from cluster.local import ray_folder, scratch_folder
 from cluster.runs import Run
 from cluster.storage.open import open_storage
-from cluster.trials import read_trials
-from tests.faults.test_sweeps import copies, has_results, kill_everything, states, write
+from cluster.trials import read_trials, trial_run
+from tests.faults.test_sweeps import assert_went_on, copies, has_results, kill_everything, states, write
 from tests.harness import assert_nothing_left, fresh_id, open_run, raylift, start_raylift, wait_for
 from tests.real.seaweedfs import SeaweedFS
 
@@ -75,6 +75,7 @@ def test_a_sweep_with_repeats_goes_on_from_a_bucket_alone(tmp_path: Path, s3_env
     assert done.returncode == 0, done.stdout + done.stderr
     after = read_trials(run.all_rows("events"))
     assert [trial.state for trial in after] == ["SUCCEEDED"] * 8
+    assert sum(assert_went_on(trial_run(run, trial.id)) for trial in after)
     assert [(trial.number, trial.repeat) for trial in after] == [(point, seed) for point in range(4) for seed in (0, 1)]
     assert [trial.point for trial in after[: len(before)]] == [trial.point for trial in before]
     assert all(len({trial.point["train.optimizer.lr"] for trial in after if trial.number == n}) == 1 for n in range(4))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import psutil
 import pytest
 
 from cluster.local import processes_of, scratch_folder
-from cluster.records import Origin
+from cluster.records import Base, Origin
 from cluster.runs import Run
 from cluster.trials import read_trials, trial_run
 from tests.harness import (
@@ -65,6 +67,21 @@ def evaluations(run: Run) -> list[dict[str, Any]]:
     return [row for row in run.rows("metrics") if row["kind"] == "eval"]
 
 
+def assert_went_on(trial: Run) -> int:
+    """Look at where each attempt of a trial started, and return how many did from a checkpoint of the one before.
+
+    That has to be the newest that the one before had, unless another trial's was copied.
+    """
+    went_on = 0
+    for before, after in pairwise(trial.claims()):
+        newest = max((found.step for found in trial.checkpoints_of(before.attempt)), default=None)
+        if after.origin is None:
+            expected = Base(before.attempt, newest) if newest is not None else before.base
+            assert after.base == expected, f"attempt {after.attempt} of {trial.uri}"
+            went_on += newest is not None
+    return went_on
+
+
 def kill_everything(run_id: str) -> None:
     """Kill the supervisor, the driver, Ray and the trials."""
     for _ in range(2):  # the supervisor may have started something meanwhile
@@ -98,7 +115,9 @@ def test_the_digits_sweep_survives_two_kills_of_everything_and_one_of_its_driver
             kill(driver)
             output, _ = resumed.communicate(timeout=500)
     assert "16 of 16 trials done" in output, output
+    assert sum(assert_went_on(trial_run(run, f"{number:05d}")) for number in range(16))
     sweep = json.loads(raylift("status", run_id, "--storage", tmp_path, "--json").stdout)["sweep"]
+    assert re.search(rf"^{sweep['best']}\* +(SUCCEEDED|PRUNED) ", output, re.MULTILINE), output
     ended = [row["trial"] for row in run.all_rows("events") if row["event"] == "trial.ended"]
     assert sorted(ended) == [f"{number:05d}" for number in range(16)]  # each once: none was trained again
     for name in ended:
@@ -184,6 +203,8 @@ def test_a_population_goes_on_from_the_weights_of_its_best_through_a_kill_of_eve
     done = raylift("resume", run_id, "--storage", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4 of 4 trials done: 4 succeeded" in done.stdout
+    for number in range(4):
+        assert_went_on(trial_run(run, f"{number:05d}"))
     taken = 0
     for row in copies(run):
         copy, origin = trial_run(run, row["trial"]), Origin(**row["origin"])
@@ -213,6 +234,7 @@ def test_hyperband_lets_trials_wait_and_ends_each_once_through_a_kill_of_everyth
     assert "9 of 9 trials done: " in done.stdout
     ended = [row["trial"] for row in run.all_rows("events") if row["event"] == "trial.ended"]
     assert sorted(ended) == [f"{number:05d}" for number in range(9)]
+    assert sum(assert_went_on(trial_run(run, name)) for name in ended)
     results = [trial_run(run, name).result() for name in ended]
     assert {result.state for result in results if result is not None} == {"SUCCEEDED", "PRUNED"}
     assert None not in results
