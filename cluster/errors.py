@@ -12,6 +12,7 @@ RayliftError
 │   │   ├── ObjectExistsError       a conditional create lost against another writer
 │   │   ├── CorruptObjectError      the bytes read are not the bytes written
 │   │   ├── StorageDeniedError      wrong or missing credentials
+│   │   ├── BucketMissingError      there is no such bucket, or no longer
 │   │   ├── StorageFullError        no space left
 │   │   ├── SupersededError         a newer attempt has taken over: this one may commit nothing more
 │   │   └── NewerFormatError        a newer raylift wrote it
@@ -82,6 +83,10 @@ class StorageDeniedError(StorageError):
     """The credentials are missing, wrong, or not allowed to do this."""
 
 
+class BucketMissingError(StorageError):
+    """There is no such bucket, or somebody has deleted it."""
+
+
 class StorageFullError(StorageError):
     """No space is left where the bytes should go."""
 
@@ -115,4 +120,5 @@ class StoppedError(RayliftError):
 def is_outage(error: StorageError) -> bool:
     """Whether storage may take it later: it does not answer, where others refuse for good."""
     answers = (CorruptObjectError, NewerFormatError, ObjectExistsError, ObjectNotFoundError)
-    return not isinstance(error, (*answers, StorageDeniedError, StorageFullError, SupersededError))
+    refuses = (BucketMissingError, StorageDeniedError, StorageFullError, SupersededError)
+    return not isinstance(error, (*answers, *refuses))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import (
+    BucketMissingError,
     CorruptObjectError,
     ObjectExistsError,
     ObjectNotFoundError,
@@ -28,7 +30,9 @@ class Place:
 
     @property
     def emulated(self) -> bool:
-        return self.endpoint.startswith("http") and ".googleapis.com" not in self.endpoint
+        return bool(
+            os.environ.get("STORAGE_EMULATOR_HOST")
+        )  # the domain tells nothing: Google has others, for universes
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -89,7 +93,7 @@ def explain(error: Exception, place: Place, uri: str, *, of_bucket: bool = False
 def _explain_reply(reply: Any, place: Place, uri: str, of_bucket: bool) -> StorageError:
     status, said = reply.status_code, _words(reply)
     if status == 404 and (of_bucket or "bucket does not exist" in said):
-        return StorageError(
+        return BucketMissingError(
             f"bucket {place.bucket} does not exist at {place.endpoint}; create it with: {_make_bucket(place)}"
         )
     if status == 404:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.errors import (
+    BucketMissingError,
     CorruptObjectError,
     ObjectExistsError,
     ObjectNotFoundError,
@@ -20,6 +21,11 @@ _DENIED = {
     "InvalidToken": "the session token does not belong to the key: check AWS_SESSION_TOKEN",
     "ExpiredToken": "the session has expired: sign in again, for example by aws sso login",
     "RequestTimeTooSkewed": "the clock of this machine is wrong: set it",
+}
+_SIGN_IN = {  # by class of botocore's, the last of which older versions lack
+    "SSOError": "aws sso login",
+    "TokenRetrievalError": "aws sso login",
+    "LoginError": "aws login",
 }
 _ASK_FOR = "ask for s3:ListBucket, s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload on"
 _FULL = {"QuotaExceeded", "ServiceQuotaExceeded", "XMinioStorageFull", "InsufficientStorage"}
@@ -59,6 +65,9 @@ def explain(error: Exception, place: Place, uri: str) -> StorageError:
         return StorageDeniedError(
             f"no credentials for {uri}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
+    command = next((_SIGN_IN[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _SIGN_IN), None)
+    if command is not None:
+        return StorageDeniedError(f"no valid credentials for {uri} ({error}): sign in again by {command}")
     return StorageError(f"{uri}: {error}")
 
 
@@ -68,7 +77,7 @@ def _explain_reply(error: Exception, place: Place, uri: str) -> StorageError:
     status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code == "NoSuchBucket":
         where = f" --endpoint-url {place.endpoint}" if place.custom else ""
-        return StorageError(
+        return BucketMissingError(
             f"bucket {place.bucket} does not exist at {place.endpoint}; create it with: "
             f"aws s3 mb s3://{place.bucket}{where}"
         )

@@ -30,7 +30,14 @@ from google.auth.exceptions import RefreshError
 from requests import PreparedRequest, Response
 from requests.exceptions import ConnectionError as NoConnection
 
-from cluster.errors import CorruptObjectError, ObjectExistsError, StorageDeniedError, StorageError, is_outage
+from cluster.errors import (
+    BucketMissingError,
+    CorruptObjectError,
+    ObjectExistsError,
+    StorageDeniedError,
+    StorageError,
+    is_outage,
+)
 from cluster.storage import gcs
 from cluster.storage.base import Digest
 from cluster.storage.gcs import GCSStorage
@@ -217,8 +224,26 @@ def test_a_missing_bucket_is_named_and_not_made(gcs_env: GCSServer) -> None:
 def test_a_missing_bucket_is_named_when_it_is_listed() -> None:
     storage = open_storage("gs://no-such-bucket")
     for act in (storage.list, storage.folders, storage.sweep):
-        with pytest.raises(StorageError, match="bucket no-such-bucket does not exist"):
+        with pytest.raises(BucketMissingError, match="bucket no-such-bucket does not exist") as caught:
             act("")
+        assert not is_outage(caught.value)
+
+
+@pytest.mark.usefixtures("gcs_env")
+def test_a_missing_bucket_is_named_when_it_is_written_to() -> None:
+    with pytest.raises(BucketMissingError, match="bucket no-such-bucket does not exist"):
+        open_storage("gs://no-such-bucket").write("a", b"a")
+
+
+def test_credentials_that_another_universe_refuses_have_nothing_to_do_with_an_emulator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = Place("bucket", "https://storage.example.org", None)
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    told = str(explain(RefreshError("invalid_grant: Bad Request"), place, "gs://bucket/a"))
+    assert "type gcloud auth application-default login" in told
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", place.endpoint)
+    assert "unset it" in str(explain(RefreshError("invalid_grant: Bad Request"), place, "gs://bucket/a"))
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,23 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from botocore import exceptions as aws
 from botocore.exceptions import EndpointConnectionError
 
-from cluster.errors import ObjectExistsError, ObjectNotFoundError, StorageDeniedError, StorageError
+from cluster.errors import (
+    BucketMissingError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageDeniedError,
+    StorageError,
+    is_outage,
+)
 from cluster.storage import s3
 from cluster.storage.base import Digest
 from cluster.storage.network import ATTEMPTS, FIRST_ATTEMPTS, backoff
 from cluster.storage.open import check_storage, open_storage
 from cluster.storage.s3 import S3Storage
+from cluster.storage.s3_errors import Place, explain
 from cluster.storage.s3_retries import Retries
 from tests.cluster.memory import Memory
 from tests.real.proxy import Fault, Proxy, narrow_listener, proxy
@@ -111,6 +120,30 @@ def test_an_unknown_profile_is_named(s3_storage_uri: str, monkeypatch: pytest.Mo
     assert "(nobody)" in check_message(s3_storage_uri)
 
 
+@pytest.mark.parametrize(
+    ("error", "command"),
+    [
+        (aws.UnauthorizedSSOTokenError(), "aws sso login"),
+        (aws.SSOTokenLoadError(error_msg="Token for me does not exist"), "aws sso login"),
+        (aws.TokenRetrievalError(provider="sso", error_msg="Token has expired and refresh failed"), "aws sso login"),
+        (aws.LoginRefreshRequired(), "aws login"),
+    ],
+)
+def test_a_session_that_has_expired_is_no_outage_and_says_how_to_sign_in(error: Exception, command: str) -> None:
+    told = explain(error, Place("bucket", "https://s3.amazonaws.com", None), "s3://bucket/a")
+    assert isinstance(told, StorageDeniedError)
+    assert not is_outage(told)
+    assert str(told) == f"no valid credentials for s3://bucket/a ({error}): sign in again by {command}"
+
+
+def test_a_bucket_that_is_deleted_is_no_outage(s3_env: SeaweedFS) -> None:
+    storage = open_storage("s3://no-such-bucket/prefix")
+    for act in (lambda: list(storage.list("")), lambda: storage.read("a")):  # to write would make it, on this server
+        with pytest.raises(BucketMissingError, match=f"create it with: .*{s3_env.endpoint}") as caught:
+            act()
+        assert not is_outage(caught.value)
+
+
 def test_a_missing_bucket_is_named_and_not_made(s3_env: SeaweedFS) -> None:
     message = check_message("s3://no-such-bucket/prefix")
     assert f"aws s3 mb s3://no-such-bucket --endpoint-url {s3_env.endpoint}" in message
@@ -186,6 +219,21 @@ def test_a_large_file_gets_through_bad_connections(
     assert Digest.of_file(tmp_path / "target") == digest
     with behind_proxy(s3_env, monkeypatch, "busy", "cut-reply", "cut-reply", uri=storage.uri) as (other, _):
         other.download("a", Memory(digest.size), expect=digest)
+
+
+@pytest.mark.parametrize("fault", ["cut-request", "flip-request"])
+def test_a_part_that_is_cut_or_damaged_on_its_way_is_sent_again(
+    s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Fault
+) -> None:
+    (tmp_path / "source").write_bytes(os.urandom(4 * PART))
+    with behind_proxy(s3_env, monkeypatch) as (storage, standing):
+        storage.write("a", b"by the connection that the first request takes then")
+        standing.faults.append(fault)
+        digest = storage.upload(tmp_path / "source", "a")
+        parts = [head for head in standing.heads if "partNumber=" in head]
+        assert (standing.faults, len(parts)) == ([], 5)
+        storage.download("a", tmp_path / "target", expect=digest)
+    assert Digest.of_file(tmp_path / "target") == digest
 
 
 def test_parts_that_leave_slowly_are_sent_once(
