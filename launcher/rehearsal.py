@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.config import LocalCluster
+from cluster.config import ClusterConfig, LocalCluster
 from cluster.errors import InfrastructureError, TrainingError, UsageError
 from cluster.local import processes_of, scratch_folder
 from cluster.runs import Run, new_run_id
@@ -87,17 +87,30 @@ class Job:
     steps: int
 
     def load(self, *settings: str) -> LoadedJob:
-        """Return it shortened, with a row for every step, and what `settings` change."""
+        """Return it shortened, with a row for every step, on a Ray of its own here, and what `settings` change."""
+        job = self._load(*settings)
+        here = on_this_machine(job.spec.cluster)
+        return job if here is None else self._load(*settings, here)
+
+    def moved(self) -> str | None:
+        """Return the setting by which it comes to this machine; None where it is of this one."""
+        return on_this_machine(self._load().spec.cluster)
+
+    def _load(self, *settings: str) -> LoadedJob:
         short = ("train.log_every=1", f"train.max_steps={self.steps}", f"train.max_failures={_ATTEMPTS}")
         job = load(self.file, overrides=[*self.overrides, *short, *settings], storage=self.storage)
         if job.spec.tune is not None:
             raise UsageError(f"{self.file} is a sweep: rehearse compares two runs of one training")
-        if not isinstance(job.spec.cluster, LocalCluster):
-            raise UsageError(
-                f"a rehearsal runs on this machine, and {self.file} says provider: {job.spec.cluster.provider}. "
-                "Add --set 'cluster={provider: local, workers: 2}'"
-            )
         return job
+
+
+def on_this_machine(cluster: ClusterConfig) -> str | None:
+    """Return the setting that has a job run here instead, where faults can come; None where it does."""
+    if isinstance(cluster, LocalCluster) and cluster.address is None:
+        return None
+    workers = min(cluster.most_workers or 1, os.cpu_count() or 1)
+    price = f", usd_per_hour: {cluster.usd_per_hour}" if cluster.usd_per_hour is not None else ""  # a budget wants it
+    return f"cluster={{provider: local, workers: {workers}{price}}}"
 
 
 def choose(asked: Sequence[Fault], storage: str) -> list[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,6 +28,7 @@ def rehearse_command(
 ) -> None:
     """Run a job twice on this machine, once through faults, and compare: samples, losses, metrics.
 
+    A job of another cluster runs here with as many workers as there are processors, at most.
     Without a choice of faults, all come that can. The verdict is worked out from storage. Exit code 1: not equal.
     """
     from launcher.cli.common import print_json
@@ -41,6 +43,8 @@ def rehearse_command(
         Fault.STORAGE_503: storage_503,
     }
     job = Job(job_file, set_ or [], storage, steps)
+    if (setting := job.moved()) is not None:
+        print(f"note: a rehearsal runs on this machine, so as with --set '{setting}'", file=sys.stderr)
     faults = choose([fault for fault, wanted in chosen.items() if wanted], str(job.load().spec.storage))
     with showing(quiet=json) as show:
         done = rehearse(job, faults, show)

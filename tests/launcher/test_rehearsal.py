@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cluster.config import LocalCluster
 from cluster.errors import StorageError, UsageError
+from cluster.records import Result
+from cluster.runs import Run
 from cluster.storage import rehearsed
 from cluster.storage.open import open_storage
-from cluster.storage.rehearsed import OUTAGE, refuse_for
+from cluster.storage.rehearsed import OUTAGE, REHEARSAL, refuse_for
+from launcher.cli.app import app
 from launcher.rehearsal import Fault, Job, choose, place, time_lost
-from tests.finished import new_run, training, write_rows
+from launcher.spec import LoadedJob
+from launcher.watch import Update
+from tests.finished import DIGITS, new_run, started, training, write_rows
 from tests.real.seaweedfs import SeaweedFS
 
 
@@ -38,6 +48,63 @@ def test_a_sweep_is_refused(tmp_path: Path) -> None:
     file.write_text("task: image-classification\ndata: {train: builtin:digits, eval: {split: 0.2}}\ntune: {}\n")
     with pytest.raises(UsageError, match="is a sweep: rehearse compares two runs of one training"):
         Job(str(file), [], str(tmp_path), 60).load()
+
+
+@pytest.mark.parametrize(
+    ("block", "workers", "price"),
+    [
+        ("{provider: local, address: '10.0.0.1:6379', workers: {min: 1, max: 3}}", 3, None),
+        ("{provider: local, address: auto}", 1, None),
+        ("{provider: kubernetes, accelerators: 'L4:4', nodes: 2, usd_per_hour: 9}", 4, 9),
+    ],
+)
+def test_a_job_of_another_cluster_comes_to_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: str, workers: int, price: float | None
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    file = tmp_path / "job.yaml"
+    file.write_text(f"{DIGITS}cluster: {block}\nstorage: s3://bucket/prefix\n")
+    job = Job(str(file), [], None, 60)
+    assert job.load("train.seed=5").spec.cluster == LocalCluster(workers=workers, usd_per_hour=price)
+    assert f"workers: {workers}" in (job.moved() or "")
+
+
+def test_a_job_of_this_machine_stays_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(f"{DIGITS}cluster: {{provider: local, workers: 7}}\n")
+    job = Job(str(file), [], str(tmp_path), 60)
+    assert job.moved() is None
+    assert job.load().spec.cluster == LocalCluster(workers=7)
+
+
+@pytest.mark.parametrize("differs", [True, False])
+def test_runs_that_differ_are_kept_and_end_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, differs: bool
+) -> None:
+    def run(_: LoadedJob, name: str, __: Callable[[str, Update], None]) -> Run:
+        """Return a run that is over; one that is disturbed met its fault, and may have computed another loss."""
+        made = new_run(tmp_path / "runs", name)
+        attempt, rows = made.claim(), training(0, 8, begin=1000.0)
+        if name == "disturbed":
+            met = {"fault": "kill-worker", "step": 4, "at": 1000.4}
+            (Path(os.environ[REHEARSAL]) / "4-kill-worker.json").write_text(json.dumps(met))
+            rows[-3]["loss"] += 1e-9 * differs
+        write_rows(attempt, "events", [started(0, at=1000.0, last_step=8)])
+        write_rows(attempt, "metrics", rows)
+        attempt.finish(Result(state="SUCCEEDED", step=8))
+        return made
+
+    monkeypatch.setattr("launcher.rehearsal._run", run)
+    file = tmp_path / "job.yaml"
+    file.write_text(f"{DIGITS}cluster: {{provider: local, address: auto}}\n")
+    done = CliRunner().invoke(app, ["rehearse", str(file), "--kill-worker", "--storage", str(tmp_path / "runs")])
+    runs = [tmp_path / "runs" / name for name in ("undisturbed", "disturbed")]
+    assert done.exit_code == int(differs), done.output
+    assert [run.exists() for run in runs] == [differs] * 2
+    assert "note: a rehearsal runs on this machine, so as with --set 'cluster={provider: local" in done.stderr
+    assert ("verdict: NOT EQUAL: step 8: loss is" in done.stdout) is differs
+    for one in runs:
+        assert (f"raylift report {one}" in done.stdout) is differs
 
 
 def test_without_a_choice_all_faults_come_that_can() -> None:
