@@ -13,6 +13,7 @@ import pytest
 
 from cluster.kubernetes.versions import IMAGE as RAYS_OWN
 from cluster.runs import Run
+from cluster.segments import IN_STORAGE
 from cluster.trials import trial_run
 from tests.harness import ROOT, fresh_id, open_run, raylift, wait_for
 from tests.real.seaweedfs import SeaweedFS
@@ -124,6 +125,29 @@ def test_a_sweep_is_a_job_of_its_own_that_finds_its_best_trial_and_leaves_nothin
     assert told["sweep"]["best"] == min(values, key=lambda name: values[name])
     assert raylift("export", run.uri, tmp_path / "model").returncode == 0
     assert (tmp_path / "model" / "code" / "diabetes.py").is_file()
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_run_that_is_stopped_in_the_midst_of_training_saves_its_step_and_its_job_is_complete(
+    server: ApiServer, run: Run, on: list[str]
+) -> None:
+    job = ROOT / "examples" / "digits.yaml"
+    launched = raylift(
+        "run", job, *on, "--set", "train.epochs=5000", "--set", "checkpoint.every=4000 epochs", "--detach"
+    )
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    wait_for(lambda: run.attempts() and run.rows_of(1, "metrics"), "a step", timeout=PATIENT)
+    stopped = raylift("stop", run.uri)
+    assert "is asked to save and stop" in stopped.stdout, stopped.stdout + stopped.stderr
+    wait_for(lambda: state_of(server, run.id) in ("Complete", "Failed"), "the end of the RayJob", timeout=PATIENT)
+    assert state_of(server, run.id) == "Complete"
+    told = json.loads(raylift("status", run.uri, "--json").stdout)
+    last = max(row["step"] for row in run.rows_of(1, "metrics"))
+    assert (told["state"], told["reason"]) == ("STOPPED", f"stopped by raylift stop; saved at step {last}")
+    assert told["checkpoints"] == [last]
+    assert any(IN_STORAGE.encode() in printed for printed in server.logs.values())
+    assert raylift("rm", run.uri, "--yes").returncode == 0
+    assert left_in(server) == []
 
 
 def state_of(server: ApiServer, name: str) -> str:
