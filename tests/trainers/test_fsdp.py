@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -114,12 +115,23 @@ def test_a_rank_killed_at_any_moment_repeats_nothing_that_differs(whole: Run, tm
     assert files_of(LAST, run) == files_of(LAST, whole), f"seed {seed}"
 
 
-def test_a_damaged_part_is_passed_over_for_the_checkpoint_before(whole: Run, tmp_path: Path) -> None:
-    run = cut_off(whole, 6, tmp_path)
-    path = Path(run.uri) / run.checkpoints()[-1].folder / "model-rank-1-of-2.safetensors"
+def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+@pytest.mark.parametrize("name", ["model-rank-1-of-2.safetensors", INDEX_FILE])
+def test_a_damaged_part_is_passed_over_for_the_checkpoint_before(
+    whole: Run, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    run = cut_off(whole, 6, tmp_path)
+    damage(Path(run.uri) / run.checkpoints()[-1].folder / name)
     assert [one.folder.step for one in verify(run, survey(run)).of(Verdict.DAMAGED)] == [6]
     passed_over: list[int] = []
     attempt = run.claim(read=True, on_corrupt=lambda found, _: passed_over.append(found.step))

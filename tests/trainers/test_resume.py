@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.records import Checkpoint
 from cluster.runs import Run
 from tests.harness import losses
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, Change, cut_off, events, start, steps_of, train
 from trainers import control
+from trainers.checkpoint import TRAINER_FILE
 from trainers.config import OPTIMIZERS
 from trainers.context import StopReason
 
@@ -44,6 +48,24 @@ def test_a_run_resumed_from_any_step_has_the_same_losses_and_weights(whole: Run,
     assert events(run, "restored")[0]["step"] == step
     assert losses(run) == losses(whole)
     assert state(run.checkpoints()[-1]) == state(whole.checkpoints()[-1])
+
+
+def test_the_scale_of_gradients_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for fp16 on a GPU, but that there a scale may be too large."""
+
+    def growing(*_: object) -> tuple[AbstractContextManager[None], torch.amp.grad_scaler.GradScaler]:
+        return nullcontext(), torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)
+
+    monkeypatch.setattr("trainers.loop.mixed_precision", growing)
+    run = start(tmp_path, EVERYTHING, {"train": {"max_steps": 7}})
+    train(run)
+    resumed = cut_off(run, 5, tmp_path / "resumed")
+    train(resumed)
+    saved = run.checkpoints()[-1]
+    scaler = json.loads(run.storage.read(run.path(f"{saved.folder}/{TRAINER_FILE}")))["scaler"]
+    assert (scaler["scale"], scaler["_growth_tracker"]) == (4096.0, 1), "it grew twice"
+    assert state(resumed.checkpoints()[-1]) == state(saved)
+    assert losses(resumed) == losses(run)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
