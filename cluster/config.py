@@ -190,7 +190,9 @@ class KubernetesCluster(Block):
     queue: str | None = Field(default=None, pattern=_NAME, description="a LocalQueue of Kueue")
     priority_class: str | None = Field(default=None, pattern=_NAME)
     network_policy: bool = Field(
-        default=False, description="have KubeRay close each run against the others: needs its RayClusterNetworkPolicy"
+        default=False,
+        description="have KubeRay let in a run's own pods alone, beside what other policies let in: needs its "
+        "RayClusterNetworkPolicy",
     )
     pre_running_deadline_seconds: Annotated[int, Field(ge=60)] = Field(
         default=3600,

@@ -141,6 +141,13 @@ def segments_to_read(paths: Iterable[str]) -> dict[str, list[str]]:
     return chosen
 
 
+def last_of(path: str) -> int:
+    """Return the number of a segment, or of the last that was merged in it."""
+    match = _SEGMENT.fullmatch(path)
+    assert match is not None
+    return int(match[3] or match[2])
+
+
 def by_time(writers: Iterable[Sequence[Row]], time_of: Callable[[Row], float]) -> list[Row]:
     """Merge what several writers wrote by its time; each one's own order stays, also where its clock was set back."""
     timed = []

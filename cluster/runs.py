@@ -201,6 +201,23 @@ class Run:
                     on_corrupt(found, why)
             return attempt
 
+    def claim_for(
+        self, launch: str, since: int, *, on_corrupt: Callable[[Checkpoint, str], None] | None = None
+    ) -> Attempt:
+        """Take the attempt after the newest of a launch; `since` was the newest of all as it was launched.
+
+        What a driver of that launch had on its way to storage when it was lost may come in between. Raises
+        SupersededError where another launch has claimed one since, or the run is gone.
+        """
+        newest = self.newest_of(launch, since)
+        while True:
+            try:
+                return self.claim(launch=launch, after=newest, on_corrupt=on_corrupt)
+            except SupersededError:
+                before, newest = newest, self.newest_of(launch, since)
+                if newest <= before:
+                    raise
+
     def newest_of(self, launch: str, since: int) -> int:
         """Return the newest attempt, for a launch to claim after it; `since` was the newest as it was launched.
 
@@ -392,6 +409,11 @@ class Run:
     def output_of(self, attempt: int) -> dict[str, bytes]:
         """Return what the processes of an attempt printed, by writer (driver, rank-0 and so on)."""
         return self._written(attempt, "logs")
+
+    def segments(self, attempt: int, stream: str, writer: str) -> list[str]:
+        """Return the segments of a writer in order, without those that were merged in another."""
+        listed = self.storage.list(self.path(f"{attempt_folder(attempt)}/{stream}/{writer}-"))
+        return segments_to_read(entry.path for entry in listed).get(writer, [])
 
     def _written(self, attempt: int, stream: str) -> dict[str, bytes]:
         """Return what each writer of a stream of an attempt has written."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from cluster.errors import ObjectNotFoundError, StorageError
-from cluster.records import segment_path
+from cluster.records import last_of, segment_path
 from cluster.redaction import hide
 from cluster.runs import Run
 
@@ -107,16 +107,20 @@ class SegmentReader:
     def __init__(self, run: Run, attempt: int, stream: str, writer: str) -> None:
         self._run = run
         self._place = attempt, stream, writer
-        self._next = 0
+        self._next: int | None = None  # unknown before the first call
 
     def read_new(self) -> bytes:
-        """Return what was written since the last call, which may be nothing."""
-        found = b""
+        """Return what was written since the last call, which may be nothing. The first reads what was merged as one."""
+        found = []
+        if self._next is None:
+            written = self._run.segments(*self._place)
+            found = [self._run.storage.read(path) for path in written]
+            self._next = last_of(written[-1]) + 1 if written else 0
         while True:
             try:
-                found += self._run.storage.read(self._run.path(segment_path(*self._place, self._next)))
+                found.append(self._run.storage.read(self._run.path(segment_path(*self._place, self._next))))
             except ObjectNotFoundError:
-                return found
+                return b"".join(found)
             self._next += 1
 
     def read_rows(self) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ from cluster.shards import INDEX_FILE, Index, consolidate, model_shards
 MODEL_PART = ("model.safetensors", "raylift.json")  # what a checkpoint holds beside the state of the training
 
 
-def best_of(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
-    """Return the best of a run, by the metric that its job file names; None where none was evaluated.
+def best_of(checkpoints: Sequence[Checkpoint], by: Mapping[str, str] | None = None) -> Checkpoint | None:
+    """Return the best of a run, `by` a metric and mode, or those that its job file names; None where none has it.
 
     Without one, that is the one of the highest eval_accuracy, else of the lowest eval_loss. One whose own weights were
     not evaluated stands for the newest evaluation before it. Of equal evaluations the lower loss wins, then the later
@@ -26,7 +26,7 @@ def best_of(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
     newest = max(checkpoints, key=lambda one: (one.attempt, one.step), default=None)
     if newest is None:
         return None
-    named = newest.info.get("best")
+    named = by or newest.info.get("best")
     metric = named["metric"] if named else "eval_accuracy"
     sign = -1 if named and named["mode"] == "min" else 1
 
@@ -48,7 +48,7 @@ def _evaluation_of(checkpoint: Checkpoint) -> tuple[int, Mapping[str, float]]:
     return checkpoint.step, checkpoint.info.get("metrics", {})  # an older manifest
 
 
-def choose(run: Run, which: str) -> list[Checkpoint]:
+def choose(run: Run, which: str, by: Mapping[str, str] | None = None) -> list[Checkpoint]:
     """Return the checkpoints that `last`, `best` or a step's number means, the first choice first.
 
     Only `last` has others to fall back to. Raises UsageError where there is none such.
@@ -59,7 +59,7 @@ def choose(run: Run, which: str) -> list[Checkpoint]:
     if which == "last":
         return kept[::-1]
     if which == "best":
-        best = best_of(kept)
+        best = best_of(kept, by)
         if best is None:
             raise UsageError(f"no checkpoint of {run.uri} was evaluated, so none is best: --checkpoint last")
         return [best]
@@ -70,13 +70,15 @@ def choose(run: Run, which: str) -> list[Checkpoint]:
     return found
 
 
-def fetch_model(run: Run, which: str, target: Path, warn: Callable[[str], None]) -> Checkpoint:
+def fetch_model(
+    run: Run, which: str, target: Path, warn: Callable[[str], None], *, by: Mapping[str, str] | None = None
+) -> Checkpoint:
     """Download the chosen checkpoint's weights and what goes with them, verified; return it.
 
     A damaged last checkpoint is passed over for the one before, which `warn` is told. Raises UsageError where there
     is no such checkpoint, TrainingError where none that is meant is intact.
     """
-    for checkpoint in choose(run, which):
+    for checkpoint in choose(run, which, by):
         try:
             _fetch_model(run, checkpoint, target)
         except (CorruptObjectError, ObjectNotFoundError) as error:

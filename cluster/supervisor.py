@@ -201,7 +201,7 @@ class Supervisor:
         if newest > max(self.recorded, self.launch["newest_attempt"]):
             lost = Attempt.reopen(run, newest)
         else:
-            lost = run.claim(launch=self.launch_id, after=newest)
+            lost = run.claim_for(self.launch_id, self.launch["newest_attempt"])
         self.recorded = lost.number
         return lost
 

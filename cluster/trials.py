@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-from cluster.errors import UsageError
+from cluster.errors import StorageDeniedError, UsageError
 from cluster.records import Origin
 from cluster.runs import Run
 from cluster.storage.open import open_storage
@@ -94,10 +94,9 @@ def sweep_of(run: Run) -> Run | None:
         return None
     try:
         sweep = Run.at(above)
-        sweep.job()
-    except UsageError:  # a storage of that name
+        return sweep if sweep.job().startswith(f"# run {sweep.id},".encode()) else None
+    except (UsageError, StorageDeniedError):  # a storage of that name
         return None
-    return sweep
 
 
 def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:

@@ -47,7 +47,7 @@ class PlainDisplay:
             self.say(line)
 
     def say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _progress_line(self, row: dict[str, Any]) -> str:
         if time.monotonic() - self._printed_at < _PLAIN_EVERY:
@@ -110,7 +110,7 @@ class LiveDisplay(PlainDisplay):
             super().show(update)
 
     def say(self, line: str) -> None:
-        self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._progress.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _advance(self, row: dict[str, Any]) -> None:
         first_time, first_step = self._first = self._first or (row["time"], row["step"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,21 @@ _FILES = frozenset({*MODEL_PART, "config.json", "README.md", EXPORTED})
 
 
 def export_model(
-    run: Run, target: Path, which: str, *, force: bool, warn: Callable[[str], None], job: bytes | None = None
+    run: Run,
+    target: Path,
+    which: str,
+    *,
+    force: bool,
+    warn: Callable[[str], None],
+    job: bytes | None = None,
+    by: Mapping[str, str] | None = None,
 ) -> Checkpoint:
     """Write the chosen checkpoint's model into a folder, which appears only when complete.
 
-    `which` is last, best or a step; `warn` is told of damaged checkpoints that were passed over. `job` is the run's job
-    file, where that has come to other values than it began with. Raises UsageError where the folder holds something
-    already, unless `force` and all that it holds is an earlier export.
+    `which` is last, a step, or best, `by` a metric and mode or those of the job file; `warn` is told of damaged
+    checkpoints that were passed over. `job` is the run's job file, where that has come to other values than it began
+    with. Raises UsageError where the folder holds something already, unless `force` and all that it holds is an earlier
+    export.
     """
     target = target.expanduser().absolute()
     _check_free(target, force=force)
@@ -37,7 +45,7 @@ def export_model(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            checkpoint = fetch_model(run, which, partial, warn)
+            checkpoint = fetch_model(run, which, partial, warn, by=by)
             spec, meta = load_frozen(job or run.job()), json.loads((partial / "raylift.json").read_bytes())
             if spec.is_own:
                 own_code(run).extract(partial / EXPORTED)

@@ -71,7 +71,7 @@ def watch_only(run: Run, *, json: bool = False) -> int:
     with Interrupts() as interrupts, display:
         try:
             watcher = Watcher(alive, remote) if (remote := remote_of(alive)) is not None else None
-            is_begun = max(run.attempts(), default=0) > after
+            is_begun = alive is not run or max(run.attempts(), default=0) > after
             launching = Launching(alive, remote) if remote is not None and not is_begun else None
             is_alive = watcher.is_alive if watcher is not None else None
             follower = Follower(run, after=after, is_alive=is_alive, output=True)

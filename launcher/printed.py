@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from cluster.errors import InfrastructureError, RunNotFoundError
+from cluster.errors import RunNotFoundError
 from cluster.runs import Run
 from cluster.segments import IN_STORAGE, SegmentReader
 
@@ -21,6 +21,9 @@ DRIVER = "driver"
 LAUNCH = "launch"  # who prints before there is a driver, or where that is started
 _PARALLEL = 8
 _RETRY = 5.0  # seconds
+_QUIET = 5.0  # seconds
+_PAUSE = 0.2  # of the time for which a writer has written nothing, until it is asked again
+_LONGEST_PAUSE = 5.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -72,9 +75,13 @@ class Printed:
         self._add(*(f"rank-{rank}" for rank in range(self._ranks)))
 
     def read(self) -> list[Line]:
-        """Return the lines since the last call, those of a writer in their order."""
+        """Return the lines since the last call, those of a writer in their order; who is quiet is asked less often."""
+        now = time.monotonic()
+        return self._read([writer for writer in self._writers.values() if now >= writer.due])
+
+    def _read(self, writers: Sequence[_Writer]) -> list[Line]:
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            return [line for lines in pool.map(_Writer.read, self._writers.values()) for line in lines]
+            return [line for lines in pool.map(_Writer.read, writers) for line in lines]
 
     def end(self) -> list[Line]:
         """Return what is left, once the run is over."""
@@ -85,7 +92,7 @@ class Printed:
             return []
         self._add(*self._run.writers_of(self._attempt))  # also ranks that never came to train
         ended = [writer for writer in self._writers.values() if writer.name != but]
-        return [*self.read(), *(line for writer in ended for line in writer.rest())]
+        return [*self._read([*self._writers.values()]), *(line for writer in ended for line in writer.rest())]
 
     def _add(self, *names: str) -> None:
         for name in names:
@@ -100,9 +107,15 @@ class _Writer:
     name: str
     reader: SegmentReader
     lines: Lines = field(default_factory=Lines)
+    due: float = 0.0  # of time.monotonic()
+    _heard: float = field(default_factory=time.monotonic)
 
     def read(self) -> list[Line]:
-        return self._said(self.lines.feed(self.reader.read_new()))
+        data, now = self.reader.read_new(), time.monotonic()
+        self._heard = now if data else self._heard
+        if (quiet := now - self._heard) > _QUIET:
+            self.due = now + min(quiet * _PAUSE, _LONGEST_PAUSE)
+        return self._said(self.lines.feed(data))
 
     def rest(self) -> list[Line]:
         return self._said(self.lines.rest())
@@ -132,18 +145,19 @@ class Launching:
     def _read(self) -> None:
         from launcher.remote import describe
 
-        lines = Lines()
+        lines, read = Lines(), 0
         while True:
             try:
                 describe(self._run, self._provider)  # what has its id may be another storage's
-                for data in self._provider.logs(self._run.id, follow=True):
+                for data in self._provider.logs(self._run.id, follow=True, offset=read):
+                    read += len(data)
                     for text in lines.feed(data):
                         if text.startswith(IN_STORAGE):
                             return
                         self._found.put(text)
             except RunNotFoundError:
                 pass
-            except InfrastructureError:
+            except Exception:  # as whatever follows the run says: nothing here ends that
                 time.sleep(_RETRY)
                 continue
             for text in lines.rest():
@@ -152,4 +166,5 @@ class Launching:
 
 
 def _text(line: bytes) -> str:
-    return line.decode(errors="replace").rstrip("\r")
+    """Return what a terminal would show of a line that was written over, as progress is."""
+    return line.decode(errors="replace").rstrip("\r").rpartition("\r")[2]

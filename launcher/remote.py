@@ -21,6 +21,7 @@ from cluster.errors import (
 from cluster.provider import OnWait, Provider, Receipt, RunStatus, State
 from cluster.registry import open_provider
 from cluster.runs import Run
+from cluster.trials import sweep_of
 from launcher.text import typed
 
 _RETRY = 5.0  # seconds
@@ -122,8 +123,11 @@ def or_abandoned(run: Run) -> Iterator[None]:
     except (StorageError, MissingExtraError):
         raise
     except InfrastructureError as error:
+        if 400 <= getattr(error, "status", 0) < 500:  # it has answered
+            raise
+        whole = sweep_of(run) or run  # of a trial too, as the cluster is the sweep's
         way_out = (
-            f"If that cluster is gone for good, remove the run alone: raylift rm --abandon-cluster {typed(run.uri)}"
+            f"If that cluster is gone for good, remove the run alone: raylift rm --abandon-cluster {typed(whole.uri)}"
         )
         raise InfrastructureError(f"{error}. {way_out}") from error
 

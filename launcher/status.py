@@ -64,6 +64,8 @@ def summarize(run: Run, *, brief: bool = False) -> Summary:
         before = _before_claim(run, brief=brief) if trained_by is None else _as_trial(run, trained_by)
         return Summary(run.id, run.uri, *before, trial_of=trial_of)
     newest = claims[-1]
+    if trained_by is not None and newest.launch not in {claim.launch for claim in trained_by.claims()}:
+        trained_by = None
     result = run.result_of(newest.attempt)
     common: dict[str, Any] = {"attempt": newest.attempt, "restarts": len(claims) - 1, "host": newest.host}
     common["trial_of"] = trial_of

@@ -31,6 +31,11 @@ class Sweep:
     budget: int  # trials in all
     trials: Sequence[Trial]
 
+    @property
+    def by(self) -> dict[str, str]:
+        """The metric and mode, as manifests have them."""
+        return {"metric": self.metric, "mode": self.mode}
+
     @cached_property
     def ranked(self) -> list[Trial]:
         return ranked(self.trials, self.metric, self.mode)
@@ -147,10 +152,13 @@ def job_of(trial: Trial, sweep: Sweep, run: Run) -> str:
     return f"# trial {trial.id} of {run.uri}{told}\n{stream.getvalue()}"
 
 
-def winner_of(run: Run) -> Run:
-    """Return the run of a sweep's best trial, and of another run itself. Raises UsageError where none is best yet."""
+def winner_of(run: Run) -> tuple[Run, dict[str, str] | None]:
+    """Return the run of a sweep's best trial, and by which metric and mode; of another run itself, and None.
+
+    Raises UsageError where none is best yet.
+    """
     sweep = read_sweep(run.all_rows("events"))
-    return run if sweep is None else trial_run(run, best_of(sweep, run).id)
+    return (run, None) if sweep is None else (trial_run(run, best_of(sweep, run).id), sweep.by)
 
 
 def summary_table(sweep: Sweep, *, now: float | None = None, running: int = _RUNNING) -> Table:

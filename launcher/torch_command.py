@@ -20,11 +20,13 @@ def find_model(text: str, storage: str | None, checkpoint: str | None) -> list[s
     if (folder / "model.safetensors").is_file():
         return [str(folder.absolute())]
     from cluster.runs import Run
+    from cluster.selection import choose
     from launcher.sweeps import winner_of
 
-    run = Run.at(resolve_run(text, storage))
-    winner = winner_of(run)
-    return [winner.uri, "--checkpoint", checkpoint or ("last" if winner is run else "best")]
+    winner, by = winner_of(Run.at(resolve_run(text, storage)))
+    if by is not None and checkpoint in (None, "best"):
+        checkpoint = str(choose(winner, "best", by)[0].step)
+    return [winner.uri, "--checkpoint", checkpoint or "last"]
 
 
 def run_with_torch(module: str, arguments: list[str]) -> int:

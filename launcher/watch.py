@@ -11,6 +11,7 @@ from typing import Any
 from cluster.records import Result, by_time
 from cluster.runs import Run
 from cluster.segments import SegmentReader
+from cluster.trials import sweep_of
 from launcher.printed import Line, Printed
 from launcher.status import is_running_here
 
@@ -60,12 +61,13 @@ class Follower:
                 return
             if not updates:
                 yield None
-                time.sleep(poll)
+            time.sleep(poll)
 
     def _last_words(self, poll: float) -> Iterator[Update | None]:
         """Yield what comes of a run that is over: its result is there before its processes have ended."""
         deadline = time.monotonic() + _LAST_WORDS
-        while self._printed is not None and self._is_alive() and time.monotonic() < deadline:
+        own = self._printed is not None and sweep_of(self.run) is None  # a trial's processes go on with others
+        while own and self._is_alive() and time.monotonic() < deadline:
             yield from self.read()
             yield None
             time.sleep(poll)

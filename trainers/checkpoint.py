@@ -407,6 +407,8 @@ class Checkpointer:
                     uploaded = self._upload(snapshot.step, files)
                 committed = self._seal(snapshot, uploaded)
             except StorageError as error:
+                if snapshot.dropped.is_set():
+                    return None
                 if not is_outage(error) or time.monotonic() - self._note_away() > PATIENCE:
                     raise
                 if self._peers is not None:
@@ -414,7 +416,7 @@ class Checkpointer:
                 if self._newer_waits():
                     return None
                 continue
-            if committed is None:
+            if committed is None or snapshot.dropped.is_set():
                 return None
             if self._away_since is not None:
                 self._recorder.event("storage.back", seconds=round(time.monotonic() - self._away_since, 1))

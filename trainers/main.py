@@ -39,7 +39,7 @@ from cluster.life import SignsOfLife
 from cluster.local import FINAL, PREEMPTED, TAKEN_AWAY, UNRECORDED, clear, end_processes, scratch_folder
 from cluster.memory import SHORT_OF_MEMORY, kills_for_memory
 from cluster.outages import PATIENCE, patient, through_outages
-from cluster.records import Result
+from cluster.records import Checkpoint, Result
 from cluster.runs import Run
 from cluster.segments import IN_STORAGE, SegmentWriter
 from trainers import notice
@@ -174,9 +174,11 @@ class Driver:
     def _claim(self) -> tuple[Attempt, SegmentWriter]:
         corrupt: list[dict[str, Any]] = []
         note = lambda checkpoint, why: corrupt.append(passed_over(checkpoint, why))  # noqa: E731
-        after = self.life.attempt.number if self.life.attempt is not None else last_before(self.patient)
-        attempt = Attempt(self.run, self.patient.claim(launch=self.launch, after=after, on_corrupt=note).claim)
-        self.life.attempt = attempt
+        if (own := self.life.attempt) is None:
+            claimed = claim_first(self.patient, on_corrupt=note)
+        else:
+            claimed = self.patient.claim(launch=self.launch, after=own.number, on_corrupt=note)
+        attempt = self.life.attempt = Attempt(self.run, claimed.claim)
         events = SegmentWriter(self.run, attempt.number, "events", "driver")
         base = attempt.claim.base
         events.append({"event": "claimed", "base": base.step if base else None})
@@ -359,7 +361,11 @@ class Driver:
         """Say that an attempt ends which has no ranks yet; return the exit code."""
         base = attempt.claim.base
         events.append({"event": "preempted", "step": base.step if base is not None else 0})
-        events.close()
+        try:
+            events.close()
+        except StorageError as error:
+            if not is_outage(error):  # there is no time to wait for it
+                raise
         return self._code_of_leaving()
 
     def _why_not_again(self, attempt: Attempt, lost: str) -> Result | None:
@@ -420,14 +426,15 @@ class Driver:
         through_outages(events.close, gives_up=self._gives_up)
 
 
-def last_before(run: Run) -> int | None:
-    """Return the attempt after which a driver claims its first; None where nobody said when its launch began.
+def claim_first(run: Run, *, on_corrupt: Callable[[Checkpoint, str], None] | None = None) -> Attempt:
+    """Claim the first attempt of a driver, after the last of its launch, where it was said when that began.
 
     Raises SupersededError where another launch has gone on with the run since.
     """
+    launch = os.environ.get("RAYLIFT_LAUNCH", "")
     if (since := os.environ.get("RAYLIFT_NEWEST_ATTEMPT")) is None:
-        return None
-    return run.newest_of(os.environ.get("RAYLIFT_LAUNCH", ""), int(since))
+        return run.claim(launch=launch, on_corrupt=on_corrupt)
+    return run.claim_for(launch, int(since), on_corrupt=on_corrupt)
 
 
 def start_ray_for(cluster: LocalCluster, cpus: int | None = None) -> tuple[Workers, bool]:

@@ -23,7 +23,7 @@ from cluster.kubernetes.versions import PYTHON, RAY_VERSION, TORCH
 from cluster.local import FINAL, PREEMPTED
 from cluster.records import Result
 from cluster.runs import Run
-from trainers.main import driver_of, last_before
+from trainers.main import claim_first, driver_of
 
 _END_OF_POD = 60.0  # seconds; it comes at once, unless somebody else has told the driver to leave
 
@@ -35,8 +35,7 @@ def main() -> int:
         driver = driver_of(run)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
-        attempt = run.claim(launch=os.environ.get("RAYLIFT_LAUNCH", ""), after=last_before(run))
-        attempt.finish(Result(state="FAILED", message=str(error), exit_code=error.exit_code))
+        claim_first(run).finish(Result(state="FAILED", message=str(error), exit_code=error.exit_code))
         return 0
     exit_code = driver.drive()
     if exit_code == PREEMPTED:

@@ -18,7 +18,7 @@ from cluster.errors import UsageError
 from cluster.kubernetes import pods
 from cluster.kubernetes.bundled import with_bundle
 from cluster.kubernetes.identity import require_identity
-from cluster.kubernetes.pods import Manifest
+from cluster.kubernetes.pods import Manifest, secret_name
 from cluster.kubernetes.versions import RAY_VERSION
 from cluster.provider import LaunchRequest
 from cluster.ticket import Ticket
@@ -156,11 +156,6 @@ def secret_of(name: str, cluster: KubernetesCluster, variables: Mapping[str, str
         "type": "Opaque",
         "data": {key: base64.b64encode(value.encode()).decode() for key, value in variables.items()},
     }
-
-
-def secret_name(name: str) -> str:
-    """Return a name that no Secret of others has: an apply would add to it, and a teardown take it away, unread."""
-    return f"raylift.{name}"
 
 
 def group_name(cluster: KubernetesCluster) -> str:

@@ -24,11 +24,10 @@ from cluster.kubernetes.manifest import (
     queue_label,
     ray_cluster,
     ray_job,
-    secret_name,
     secret_of,
     slices,
 )
-from cluster.kubernetes.pods import Manifest
+from cluster.kubernetes.pods import Manifest, secret_name
 
 KEEPER = "raylift-keeper"  # its id as a job of Ray
 CLUSTER_LABEL = "raylift.dev/cluster"  # of a cluster with a name: that

@@ -69,6 +69,11 @@ _SPOT = {
 _TAINTS = ("cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority")
 
 
+def secret_name(name: str) -> str:
+    """Return a name that no Secret of others has: an apply would add to it, and a teardown take it away, unread."""
+    return f"raylift.{name}"
+
+
 def head_pod(run_id: str, cluster: KubernetesCluster, env: Sequence[Manifest], secrets: Sequence[str]) -> Manifest:
     """Return the template of the pod with the driver: no accelerator, on no spot machine, and no rank trains there."""
     container = _ray_container("head", cluster, amounts(cluster.head), [dict(_NO_GPUS), *env], secrets)

@@ -124,7 +124,7 @@ def _wait_for_its_end(server: Api, namespace: str, name: str) -> None:
         told = events.told(server, namespace, filter(None, [name, job.get("status", {}).get("rayClusterName")]))
         state, why = reasons.where_it_stands(job, found, told, None)
         if state.is_final:
-            raise InfrastructureError(why)
+            raise InfrastructureError(why or "it ended before anybody had read what it wrote")
         if not (held := reasons.held(found, told)):
             well = time.monotonic()
         elif time.monotonic() - well > _HELD:

@@ -18,9 +18,9 @@ from cluster.config import KubernetesCluster
 from cluster.errors import InfrastructureError, MaybeLaunchedError, RunExistsError, RunNotFoundError
 from cluster.kubernetes import api, events, reasons, rights
 from cluster.kubernetes.api import Api, ApiError, Kind, Object
-from cluster.kubernetes.manifest import ON_CLUSTER, RAY_CLUSTER, object_name, render, secret_name
+from cluster.kubernetes.manifest import ON_CLUSTER, RAY_CLUSTER, object_name, render
 from cluster.kubernetes.planned import plan
-from cluster.kubernetes.pods import MANAGED_BY, RUN_LABEL, URI_ANNOTATION
+from cluster.kubernetes.pods import MANAGED_BY, RUN_LABEL, URI_ANNOTATION, secret_name
 from cluster.kubernetes.printed import Printed
 from cluster.provider import LaunchRequest, OnWait, Plan, Receipt, Resource, RunStatus, State
 

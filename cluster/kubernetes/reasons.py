@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cluster.kubernetes.pods import RUN_LABEL, URI_ANNOTATION
+from cluster.kubernetes.pods import RUN_LABEL, URI_ANNOTATION, secret_name
 from cluster.provider import State
 
 Object = Mapping[str, Any]
@@ -165,23 +165,34 @@ def _unstarted(pods: Sequence[Object], events: Sequence[Object]) -> str:
     """Return what events say of a pod that has not started, where its status does not: such as of a Secret to mount."""
     for pod in pods:
         name, status = pod["metadata"]["name"], pod.get("status", {})
-        if status.get("phase", "Pending") != "Pending":
+        if status.get("phase", "Pending") != "Pending" or _has_begun(pod):
             continue
         is_placed = pod["spec"].get("nodeName") or _has_condition(pod, "PodScheduled")
         known = _UNSTARTED if is_placed else ("FailedScheduling",)
-        found = [each for each in events if _pod_of(each) == name and each.get("reason") in known]
+        found = [each for each in events if _is_about(each, pod) and each.get("reason") in known]
         if (newest := _newest(found)) is not None:
             said = newest["message"]
             return f"the pod {name} cannot start: {said}" if is_placed else _unschedulable(pod, said)
     return ""
 
 
+def _has_begun(pod: Object) -> bool:
+    """Whether a pod's volumes and its network are there: what events said of them before is over."""
+    states = [status.get("state", {}) for status in _containers(pod)]
+    is_any_made = any("running" in state or "terminated" in state for state in states)
+    return is_any_made or _has_condition(pod, "PodReadyToStartContainers")  # from Kubernetes 1.29 on
+
+
 def _way_out(job: Object, said: str) -> str:
     """Return what to type where a pod does not start, whose run holds its other pods, and their machines, meanwhile."""
+    uri = job["metadata"].get("annotations", {}).get(URI_ANNOTATION)
     if (secret := _NO_SECRET.search(said)) is not None:
+        if secret[1] == secret_name(job["metadata"]["name"]):
+            return f". It comes with the launch, which is not whole: raylift resume {shlex.quote(uri)}" if uri else ""
+        if secret[1] == job.get("status", {}).get("rayClusterName"):
+            return ""  # KubeRay makes its token's itself
         namespace = job["metadata"]["namespace"]
         return f". Make it, and the pod starts: kubectl create secret generic {secret[1]} --namespace {namespace} …"
-    uri = job["metadata"].get("annotations", {}).get(URI_ANNOTATION)
     return f". To wait no longer: raylift stop --now {shlex.quote(uri)}" if uri else ""
 
 
@@ -225,6 +236,13 @@ def _killed(job: Object, event: Object) -> str:
     cluster = job["spec"]["rayClusterSpec"]
     group = cluster["headGroupSpec"] if match[1] == "head" else cluster["workerGroupSpecs"][0]
     return _out_of_memory(match[2], group["template"]["spec"]["containers"][0])
+
+
+def _is_about(event: Object, pod: Object) -> bool:
+    """Whether an event is about a very pod: another may have had its name."""
+    about = event.get("involvedObject", {})
+    uid = pod["metadata"].get("uid")
+    return _pod_of(event) == pod["metadata"]["name"] and bool(about.get("uid", uid) == uid)
 
 
 def _pod_of(event: Object) -> str:

@@ -35,16 +35,16 @@ def export_command(
     from launcher.export import export_model
     from launcher.sweeps import best_of, job_of, read_sweep
 
-    run, job, of, which = open_run(name, storage), None, "", "last"
+    run, job, of, which, by = open_run(name, storage), None, "", "last", None
     if (sweep := read_sweep(run.all_rows("events"))) is not None:
         best = best_of(sweep, run)
         job, of = job_of(best, sweep, run).encode(), f" of trial {best.id}, the best,"
-        run, which = trial_run(run, best.id), "best"
+        run, which, by = trial_run(run, best.id), "best", sweep.by
 
     def warn(text: str) -> None:
         typer.echo(f"warning: {text}", err=True)
 
-    done = export_model(run, Path(folder), checkpoint or which, force=force, warn=warn, job=job)
+    done = export_model(run, Path(folder), checkpoint or which, force=force, warn=warn, job=job, by=by)
     metrics = dict(done.info.get("metrics", {}))
     if json:
         print_json({"folder": str(Path(folder).absolute()), "run": run.uri, "step": done.step, "metrics": metrics})

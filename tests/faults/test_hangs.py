@@ -11,7 +11,7 @@ from tests.harness import ROOT, assert_clean, assert_nothing_left, fresh_id, los
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 NOTICED = 30.0  # seconds
-GOES_ON = 60.0  # seconds until the next step: a start is imports, which take long where others use the processor
+GOES_ON = 120.0  # seconds until the next step: a start is imports, which take long where others use the processor
 TASK = """
 
 def deadlock():

@@ -105,6 +105,7 @@ def test_status_tells_all_of_a_summary(tmp_path: Path) -> None:
     assert set(told) == {
         *("id", "uri", "state", "reason", "attempt", "step", "last_step", "epoch", "loss", "samples_per_s"),
         *("metrics", "checkpoints", "restarts", "ranks", "host", "exit_code", "traceback", "data", "goodput", "sweep"),
+        "trial_of",
     }
     assert (told["state"], told["step"], told["checkpoints"], told["exit_code"]) == ("SUCCEEDED", 12, [8, 12], 0)
 

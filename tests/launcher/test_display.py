@@ -10,6 +10,7 @@ from rich.console import Console
 
 from launcher import display
 from launcher.display import LiveDisplay, PlainDisplay, describe_event, describe_metrics
+from launcher.printed import Lines
 from launcher.watch import Update
 from tests.finished import META, started, training
 
@@ -99,6 +100,15 @@ def test_epochs_and_evaluations_are_said_in_a_line() -> None:
 def test_a_line_is_neither_wrapped_nor_coloured_nor_read_as_markup() -> None:
     reason = "[red]rank 1[/red] died " + "of nothing in particular " * 8
     assert shown({"event": "recovering", "reason": reason}) == [f"recovering: {reason}"]
+
+
+def test_what_processes_print_is_shown_as_it_is_and_progress_as_a_terminal_would_leave_it() -> None:
+    lines = Lines().feed(b"12:100:3 user:id:5\r\n  0%|  |\r 50%|= |\r100%|==|\n")
+    assert lines == ["12:100:3 user:id:5", "100%|==|"]
+    out = io.StringIO()
+    with PlainDisplay(Console(file=out, width=40)) as plain:
+        plain.show(Update("logs", 1, {"writer": "rank-0", "line": lines[0]}))
+    assert out.getvalue() == "rank-0: 12:100:3 user:id:5\n"
 
 
 def test_steps_are_silent_until_ten_seconds_have_passed(monkeypatch: pytest.MonkeyPatch) -> None:

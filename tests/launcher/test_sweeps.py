@@ -101,8 +101,16 @@ def test_the_best_trials_job_file_and_run_are_the_sweeps(tmp_path: Path, capsys:
     best.create(DIGITS.encode())
     trials_command(run.uri, limit=100, best=True)
     assert parse(capsys.readouterr().out, "best").value["train"]["optimizer"] == {"name": "adam", "lr": 0.1}
-    assert winner_of(run).uri == best.uri
-    assert find_model(run.uri, None, None) == [best.uri, "--checkpoint", "best"]
+    winner, by = winner_of(run)
+    assert (winner.uri, by) == (best.uri, {"metric": "eval_accuracy", "mode": "max"})
+    (tmp_path / "weights").write_bytes(b"weights")
+    for step, accuracy, loss in ((4, 0.9, 2.0), (8, 0.5, 1.0)):
+        info = {
+            "metrics": {"eval_accuracy": accuracy, "eval_loss": loss},
+            "best": {"metric": "eval_loss", "mode": "min"},
+        }
+        best.claim().commit(step, [tmp_path / "weights"], info)
+    assert find_model(run.uri, None, None) == [best.uri, "--checkpoint", "4"], "the best by what the sweep goes by"
     assert find_model(run.uri, None, "last") == [best.uri, "--checkpoint", "last"]
     assert find_model(best.uri, None, None) == [best.uri, "--checkpoint", "last"]
 
@@ -123,7 +131,7 @@ def test_the_job_file_of_a_best_trial_that_went_on_from_another_has_the_values_t
 
 def test_a_run_without_trials_is_its_own_winner_and_no_sweep(tmp_path: Path) -> None:
     run = new_run(tmp_path)
-    assert winner_of(run) is run
+    assert winner_of(run) == (run, None)
     with pytest.raises(UsageError, match="has no trials: its job file has no tune: block, or it has not begun"):
         open_sweep(run)
 

@@ -245,6 +245,7 @@ def test_a_submission_has_the_code_that_its_trials_find_too(mine: Job, tmp_path:
     storage = open_storage(str(tmp_path / "runs"))
     storage.write(submission.code.path, submission.code.data)
     run = Run(storage, "run")
+    run.create(b"")
     for holder in (run, trial_run(run, "00001")):
         own_code(holder).extract(tmp_path / holder.id)
         assert (tmp_path / holder.id / "mine.py").is_file()

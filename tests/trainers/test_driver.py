@@ -514,6 +514,7 @@ def test_a_driver_shows_that_it_lives_though_nothing_is_written(
         return ""
 
     assert drive(driver, monkeypatch, train, succeed) == 0
+    wait_for(lambda: "life" not in [thread.name for thread in threading.enumerate()], "the end of its last sign")
     ended = driver.run.last_heard()
     time.sleep(0.2)
     assert driver.run.last_heard() == ended

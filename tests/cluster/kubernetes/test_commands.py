@@ -425,6 +425,8 @@ def test_a_run_whose_cluster_is_gone_for_good_is_removed_without_it(server: ApiS
         done = raylift_here(command[0], run.uri, command[1])
         assert done.returncode == 3
         assert f"gone for good, remove the run alone: raylift rm --abandon-cluster {run.uri}" in done.stderr
+    server.faults = [Fault("", status=403, count=9999)]  # it has answered
+    assert "gone for good" not in raylift_here("rm", run.uri, "--yes").stderr
     asked = len(server.calls)
     attempt = run.claim()
     claim = {**dataclasses.asdict(attempt.claim), "host": "its-head"}

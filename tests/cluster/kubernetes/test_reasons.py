@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.kubernetes.reasons import trouble, where_it_stands
+from cluster.kubernetes.reasons import held, trouble, where_it_stands
 from cluster.provider import State
 
 Object = dict[str, Any]
@@ -279,6 +279,33 @@ def test_a_secret_that_pods_wait_for_comes_with_the_command_that_makes_it(reason
     assert said.endswith(
         'secret "gcs" not found. Make it, and the pod starts: kubectl create secret generic gcs --namespace raylift …'
     )
+
+
+@pytest.mark.parametrize("how", ["a container runs", "its network is there", "of one that had its name"])
+def test_a_mount_that_failed_once_is_no_cause_any_more_where_the_pod_has_begun(how: str) -> None:
+    event = of_pod("digits-head", "FailedMount", NO_SECRET)
+    begun = pod(phase="Pending", conditions=[PLACED])
+    if how == "a container runs":
+        begun["status"]["initContainerStatuses"] = [{"name": "raylift", "state": {"running": {}}}]
+    elif how == "its network is there":
+        begun["status"]["conditions"] = [PLACED, {"type": "PodReadyToStartContainers", "status": "True"}]
+    else:
+        begun["metadata"]["uid"], event["involvedObject"]["uid"] = "new", "old"
+    assert where_it_stands(own("Initializing"), [begun], [event], None)[1] == "0 of 1 pods are ready"
+    assert held([begun], [event]) == ""
+
+
+def test_the_secret_of_a_launch_that_was_cut_off_comes_with_a_resume_and_that_of_rays_token_by_itself() -> None:
+    waits = own("Initializing")
+    waits["metadata"]["annotations"] = {"raylift.dev/run-uri": "s3://bucket/digits"}
+    said = {}
+    for name in ("raylift.digits", "digits-x7k2p"):
+        waiting = {"reason": "CreateContainerConfigError", "message": f'secret "{name}" not found'}
+        said[name] = where_it_stands(waits, [container(waiting=waiting)], [], None)[1]
+    assert said["raylift.digits"].endswith(
+        "It comes with the launch, which is not whole: raylift resume s3://bucket/digits"
+    )
+    assert said["digits-x7k2p"].endswith('secret "digits-x7k2p" not found')
 
 
 def test_what_a_scheduler_says_in_an_event_alone_is_said_until_the_pod_has_a_node() -> None:

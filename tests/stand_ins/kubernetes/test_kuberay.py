@@ -403,12 +403,12 @@ def test_pods_can_be_looked_at_for_as_long_as_the_job_says_after_its_end(
     server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
 ) -> None:
     (tmp_path / "go").write_text("0")
-    provider.launch(with_spec(run, ttlSecondsAfterFinished=3))
+    provider.launch(with_spec(run, ttlSecondsAfterFinished=8))
     ended = seconds(reaches(server, "Complete")["endTime"])
     assert len(names_of(server, "worker")) == 2
     assert {each["status"]["phase"] for each in (pod_of(server, "head"), pod_of(server, "worker"))} == {"Running"}
     wait_for(lambda: server.all("RayCluster") == [], "the end of its cluster", timeout=60)
-    assert time.time() - ended > 3
+    assert time.time() - ended > 8
     wait_for(lambda: names_of(server, "head") | names_of(server, "worker") == set(), "the end of its pods", timeout=60)
 
 
