@@ -191,8 +191,9 @@ def test_tokens_of_google_are_refreshed_until_their_key_is_revoked_and_another_s
         with _train(run, settings) as process:
             wait_for(run.checkpoints, "the first checkpoint")
             for refusal in (None, (503, {"error": "unavailable"})):  # the sign-in may be away meanwhile
+                seen = len(link.heads)
                 link.reject, sign_in.refusal = sign_in.expire(), refusal
-                _wait_for_refusal(link)
+                _wait_for_refusal(link, seen)
                 sign_in.refusal = None
                 _wait_for_save(run)
             link.reject, sign_in.refusal = sign_in.expire(), (400, REVOKED)
@@ -210,11 +211,10 @@ def test_tokens_of_google_are_refreshed_until_their_key_is_revoked_and_another_s
     assert_clean(run)
 
 
-def _wait_for_refusal(link: Proxy) -> None:
-    """Wait until a request has come with a token that is refused."""
+def _wait_for_refusal(link: Proxy, seen: int) -> None:
+    """Wait until a request has come with a token that is refused, after those that were `seen`."""
     assert link.reject is not None
     refused = link.reject.decode()
-    seen = len(link.heads)
     wait_for(lambda: any(refused in head for head in link.heads[seen:]), "a request with the old token")
 
 

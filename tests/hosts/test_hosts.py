@@ -35,7 +35,7 @@ train: {{epochs: {EPOCHS}, batch_size: 64, seed: 11, precision: fp32}}
 checkpoint: {{every: 10 steps, keep: 3}}
 cluster: {{provider: local, workers: 2, address: "ADDRESS"}}
 """
-NOTICED = 30.0  # seconds; Ray Train alone would wait for ten minutes
+NOTICED = 45.0  # seconds; Ray Train alone would wait for ten minutes
 IN_VAIN = 90.0  # seconds in which ranks that cannot meet are ended, which may be the other's machine's to do
 
 

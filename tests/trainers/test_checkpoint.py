@@ -387,12 +387,12 @@ def test_a_save_that_hangs_makes_way_for_the_last_one_before_the_machine_goes(
     saves.checkpointer.wait()
     saves.save(2)
     began = time.monotonic()
-    saves.save(3, last=True, left=2.0)
+    saves.save(3, last=True, left=4.0)
     saves.checkpointer.close()
     took = time.monotonic() - began
     assert (saves.kept, saves.skipped) == ([1, 3], [2])
     assert saves.run.storage.read(saves.run.path("attempts/000001/checkpoints/000000003/step")) == b"3"
-    assert 0.5 < took < 2, "as long as can be it waits for the one before"
+    assert 0.5 < took < 10, "it waits for the one before, as long as it can, and not until that is there"
     saves.gone_on.set()
     wait_for(lambda: sum(one.name == "checkpoint" for one in threading.enumerate()) == 0, "the thread that hung")
     assert (saves.kept, saves.skipped) == ([1, 3], [2]), "it counts no more"

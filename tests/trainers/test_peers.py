@@ -237,9 +237,9 @@ def test_where_one_rank_hangs_in_a_save_all_give_it_up_for_the_last_before_the_m
         rank.wait()
     ranks.save(2)
     began = time.monotonic()
-    ranks.save(3, last=True, left=2.0)
+    ranks.save(3, last=True, left=4.0)
     assert ranks.close() == [None] * RANKS
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     gone_on.set()
     assert [one.step for one in run.checkpoints()] == [1, 3]
     assert {row["step"] for row in events(run, "checkpoint.skipped")} == {2}
