@@ -287,17 +287,17 @@ def test_trials_of_several_workers_train_as_runs_do_and_go_on_where_a_worker_or_
 
 
 def test_a_sweep_whose_budget_is_used_up_stops_and_a_resume_gives_it_as_much_again(tmp_path: Path) -> None:
-    job = write(tmp_path, "  {trials: 2, scheduler: none}\nbudget: {max_hours: 0.007}\n")
+    job = write(tmp_path, "  {trials: 2, scheduler: none}\nbudget: {max_hours: 0.0125}\n")
     run_id = fresh_id("sweep")
     run = open_run(tmp_path, run_id)
     long = ("--set", "train.epochs=2000", "--set", "train.log_every=100", "--set", "checkpoint.every=1000 epochs")
     done = raylift("run", job, "--storage", tmp_path, "--id", run_id, *long)
     assert done.returncode == 4, done.stdout + done.stderr
-    assert "budget.max_hours, which is 0.007, is used up; 2 trials are left to do" in done.stdout
+    assert "budget.max_hours, which is 0.0125, is used up; 2 trials are left to do" in done.stdout
     steps = [checkpoint.step for checkpoint in trial_run(run, "00000").checkpoints()]
     done = raylift("resume", run_id, "--storage", tmp_path)
     assert done.returncode == 4, done.stdout + done.stderr
     assert trial_run(run, "00000").checkpoints()[-1].step > steps[-1]
     spent = [row["time"] for row in run.all_rows("events") if row["event"] in ("claimed", "budget.spent")]
-    assert spent[1] - spent[0] >= 25.2
-    assert spent[3] - spent[2] >= 25.2
+    assert spent[1] - spent[0] >= 45
+    assert spent[3] - spent[2] >= 45
