@@ -4,9 +4,9 @@ PYTHON ?= python3
 ARGS   ?=
 BIN    := .venv/bin
 STAMP  := .venv/.installed
-# tests wait more than they compute: two files of them at a time; 0 is one after the other, in this process
+# two tests at a time, but of those with a Ray that take long one: tests/conftest.py; 0 is one after the other, in this process
 AT_ONCE ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(AT_ONCE) --dist loadfile --durations=20
+PYTEST := $(BIN)/python -m pytest -n $(AT_ONCE) --dist loadgroup --durations=20
 LOCK   := $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --no-annotate \
           --custom-compile-command "make lock" $(ARGS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -293,7 +294,8 @@ def test_samples_that_ranks_do_not_agree_on_or_that_are_missing_end_the_training
     counts: list[int], data: list[int] | None, message: str
 ) -> None:
     config = SimpleNamespace(early_stopping=EarlyStopping())
-    trainer: Any = SimpleNamespace(train_data=[0, 0, 0], eval_data=data, config=config)
+    pulse = SimpleNamespace(meeting=nullcontext)
+    trainer: Any = SimpleNamespace(train_data=[0, 0, 0], eval_data=data, config=config, pulse=pulse)
     context: Any = SimpleNamespace(gather=lambda count: counts if count == 3 else [count] * 2)
     with pytest.raises(TrainingError) as raised:
         _samples(trainer, context)

@@ -41,7 +41,7 @@ from cluster.errors import (
 from cluster.storage import gcs
 from cluster.storage.base import Digest
 from cluster.storage.gcs import GCSStorage
-from cluster.storage.gcs_errors import Place, explain
+from cluster.storage.gcs_errors import Place, _make_bucket, explain
 from cluster.storage.gcs_parts import FOLDER
 from cluster.storage.gcs_retries import Retries
 from cluster.storage.network import ATTEMPTS, FIRST_ATTEMPTS, backoff
@@ -242,8 +242,9 @@ def test_credentials_that_another_universe_refuses_have_nothing_to_do_with_an_em
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     told = str(explain(RefreshError("invalid_grant: Bad Request"), place, "gs://bucket/a"))
     assert "type gcloud auth application-default login" in told
+    assert "curl" not in _make_bucket(place)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", place.endpoint)
-    assert "unset it" in str(explain(RefreshError("invalid_grant: Bad Request"), place, "gs://bucket/a"))
+    assert "curl" in _make_bucket(place)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
         labels = {"raylift.dev/run": RUN_ID, "ray.io/node-type": "head"}
         pod = {"metadata": {"name": f"{RUN_ID}-head", "labels": labels}, "spec": containers}
         made = server.create("Pod", {**pod, "status": {"phase": "Succeeded"}}, "raylift")
-        server.log(made, b"".join(b"line %d\n" % number for number in range(1, 21)))
+        for container in ("raylift", "ray"):
+            server.log(made, b"".join(b"line %d\n" % number for number in range(1, 21)), container)
         about = {key: job[key] for key in ("apiVersion", "kind")}
         about |= {key: job["metadata"][key] for key in ("name", "namespace", "uid")}
         event = {"type": "Warning", "reason": "Failed", "message": "refused by a quota", "lastTimestamp": now()}
