@@ -4,9 +4,8 @@ PYTHON ?= python3
 ARGS   ?=
 BIN    := .venv/bin
 STAMP  := .venv/.installed
-# two tests at a time, but of those with a Ray that take long one: tests/conftest.py; 0 is one after the other, in this process
+# test files at a time, as tests wait more than they compute; 0 is one after the other, in this process
 AT_ONCE ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(AT_ONCE) --dist loadgroup --durations=20
 LOCK   := $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --no-annotate \
           --custom-compile-command "make lock" $(ARGS)
 
@@ -48,10 +47,10 @@ lint: types ## check style, format and types
 	$(BIN)/python -m ruff format --check .
 
 test: lint ## lint, types, and the tests that take minutes (ARGS="-k name" chooses)
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(AT_ONCE) --dist loadfile --durations=20 -m "not slow" $(ARGS)
 
 test-all: lint ## all tests: also those that need root, a browser or an hour
-	$(PYTEST) $(ARGS)
+	$(BIN)/python -m tests.lanes --durations=20 $(ARGS)
 
 bench: $(STAMP) ## list the benchmarks; make bench NAME=cnn runs one
 ifdef NAME

@@ -19,13 +19,6 @@ from tests.stand_ins.metadata import Metadata
 Server = TypeVar("Server", SeaweedFS, GCSServer)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, and all slow ones with a Ray: two of these at a time starve each other."""
-    for item in items:
-        is_heavy = item.get_closest_marker("slow") and item.get_closest_marker("ray")
-        item.add_marker(pytest.mark.xdist_group("ray" if is_heavy else str(item.path)))
-
-
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
     """Return a real S3 server. `env`, `fresh_uri()`, `fresh_bucket()` and `reader` are what tests need of it."""
