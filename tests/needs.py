@@ -1,4 +1,7 @@
-"""What tests of Kubernetes need beside the packages: without it they are skipped, but where CI=true, they fail."""
+"""What tests need beside the packages, without which they are skipped.
+
+What those of Kubernetes need, they need where CI=true: there they fail.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ import shutil
 from typing import NoReturn
 
 import pytest
+
+long = pytest.mark.skipif(
+    "RAYLIFT_TEST_LONG" not in os.environ, reason="minutes for what others show in parts: RAYLIFT_TEST_LONG=1"
+)
 
 
 def kubectl() -> str:

@@ -15,6 +15,7 @@ import pytest
 from cluster.runs import Run
 from tests.faults.screens import assert_ended, long_job, wait_for_nothing_left, write_job
 from tests.harness import assert_nothing_left, fresh_id, losses, open_run, raylift, start_raylift, wait_for
+from tests.needs import long
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -85,6 +86,7 @@ def test_ctrl_c_while_a_run_is_submitted_undoes_or_stops_it(folder: Path) -> Non
         wait_for_nothing_left(run.id)
 
 
+@long
 def test_a_run_that_is_stopped_over_and_over_ends_with_the_same_losses(folder: Path, undisturbed: Run) -> None:
     run = open_run(folder / "runs", fresh_id("over-and-over"))
     for moment in (is_starting_ray, is_starting_ranks, is_training, is_saving):

@@ -14,6 +14,7 @@ from cluster.storage.open import open_storage
 from cluster.trials import read_trials, trial_run
 from tests.faults.test_sweeps import assert_went_on, copies, has_results, kill_everything, states, write
 from tests.harness import assert_nothing_left, fresh_id, open_run, raylift, start_raylift, wait_for
+from tests.needs import long
 from tests.real.seaweedfs import SeaweedFS
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -49,6 +50,7 @@ def test_trials_below_the_median_of_the_others_end_early(tmp_path: Path) -> None
     assert_nothing_left(run.id)
 
 
+@long
 def test_a_population_whose_trials_wait_for_each_other_copies_its_best(tmp_path: Path) -> None:
     run = open_run(tmp_path, fresh_id("synch"))
     scheduler = "{name: pbt, perturbation_interval: 2, synch: true}"
@@ -60,6 +62,7 @@ def test_a_population_whose_trials_wait_for_each_other_copies_its_best(tmp_path:
     assert_nothing_left(run.id)
 
 
+@long
 def test_a_sweep_with_repeats_goes_on_from_a_bucket_alone(tmp_path: Path, s3_env: SeaweedFS) -> None:
     """Another machine has nothing of what the first one had on its disk."""
     run = Run(open_storage(s3_env.fresh_uri()), fresh_id("bucket"))

@@ -29,6 +29,7 @@ from tests.harness import (
     start_raylift,
     wait_for,
 )
+from tests.needs import long
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -240,6 +241,7 @@ def test_hyperband_lets_trials_wait_and_ends_each_once_through_a_kill_of_everyth
     assert None not in results
 
 
+@long
 def test_a_stop_ends_no_trial_that_hyperband_let_wait(tmp_path: Path) -> None:
     space = "train.optimizer.lr: {loguniform: [1.0e-5, 0.1]}"
     scheduler = "{name: hyperband, max_t: 9}"

@@ -16,6 +16,7 @@ from cluster.runs import Run
 from cluster.segments import IN_STORAGE
 from cluster.trials import trial_run
 from tests.harness import ROOT, fresh_id, open_run, raylift, wait_for
+from tests.needs import long
 from tests.real.seaweedfs import SeaweedFS
 from tests.stand_ins.kubernetes.bare import bare_image
 from tests.stand_ins.kubernetes.kubelet import processes
@@ -109,6 +110,7 @@ def test_a_sweep_of_a_task_of_ones_own_goes_on_on_a_cluster_with_a_name_while_th
 
 
 @pytest.mark.usefixtures("kuberay")
+@long
 def test_a_sweep_is_a_job_of_its_own_that_finds_its_best_trial_and_leaves_nothing_in_the_cluster(
     server: ApiServer, run: Run, on: list[str], tmp_path: Path
 ) -> None:
@@ -128,6 +130,7 @@ def test_a_sweep_is_a_job_of_its_own_that_finds_its_best_trial_and_leaves_nothin
 
 
 @pytest.mark.usefixtures("kuberay")
+@long
 def test_a_run_that_is_stopped_in_the_midst_of_training_saves_its_step_and_its_job_is_complete(
     server: ApiServer, run: Run, on: list[str]
 ) -> None:
