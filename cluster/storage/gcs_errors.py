@@ -30,9 +30,8 @@ class Place:
 
     @property
     def emulated(self) -> bool:
-        return bool(
-            os.environ.get("STORAGE_EMULATOR_HOST")
-        )  # the domain tells nothing: Google has others, for universes
+        # the domain tells nothing: Google has others, for universes
+        return bool(os.environ.get("STORAGE_EMULATOR_HOST"))
 
 
 def failures() -> tuple[type[Exception], ...]:

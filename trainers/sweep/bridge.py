@@ -114,9 +114,8 @@ class Bridge(RaySearcher):
             self._end(trial_id, "STOPPED", "it waited when the sweep was stopped")
             return
         why = f"ended by {self._sweep.scheduler.name} after epoch {trial.epoch}"
-        if (
-            result is None or trial.state == "WAITING"
-        ):  # it is paused, or saves for that: nobody trains it who could say so
+        # where it is paused, or saves for that, nobody trains it who could say so
+        if result is None or trial.state == "WAITING":
             self._record.close(trial, "PRUNED", why)
         self._end(trial_id, "PRUNED", why)
 
