@@ -9,6 +9,7 @@ import pytest
 
 from cluster.runs import Run
 from tests.faults.screens import long_job, write_job
+from tests.finished import train
 from tests.harness import (
     assert_clean,
     assert_nothing_left,
@@ -28,10 +29,13 @@ FROZEN = {  # in this order, and what is said of each
     "gcs_server": "the gcs_server froze, and was ended",
 }
 
+JOB = long_job("7 steps").replace("epochs: 24", "epochs: 96")  # ranks go on training until a freeze is noticed
 
-def test_a_run_goes_on_by_itself_whatever_of_ray_is_stopped_by_a_signal(tmp_path: Path, undisturbed: Run) -> None:
+
+def test_a_run_goes_on_by_itself_whatever_of_ray_is_stopped_by_a_signal(tmp_path: Path) -> None:
+    undisturbed = train(tmp_path / "undisturbed", JOB, ranks=2)
     run = open_run(tmp_path / "runs", fresh_id("frozen"))
-    job = write_job(tmp_path, long_job("7 steps"))
+    job = write_job(tmp_path, JOB)
     with start_raylift("run", job, "--id", run.id, "--storage", run.storage.uri) as process:
         for attempt, what in enumerate(FROZEN, start=1):
             wait_for(partial(_has_saved, run, attempt), f"a checkpoint of attempt {attempt}")
