@@ -402,9 +402,7 @@ class Run:
 
     def writers_of(self, attempt: int) -> list[str]:
         """Return which processes of an attempt have printed something."""
-        prefix = self.path(f"{attempt_folder(attempt)}/logs/")
-        found = (entry.path.removeprefix(prefix).rpartition("-")[0] for entry in self.storage.list(prefix))
-        return list(dict.fromkeys(found))
+        return list(self._segments_of(attempt, "logs"))
 
     def output_of(self, attempt: int) -> dict[str, bytes]:
         """Return what the processes of an attempt printed, by writer (driver, rank-0 and so on)."""
@@ -417,11 +415,15 @@ class Run:
 
     def _written(self, attempt: int, stream: str) -> dict[str, bytes]:
         """Return what each writer of a stream of an attempt has written."""
-        prefix = self.path(f"{attempt_folder(attempt)}/{stream}/")
-        segments = segments_to_read(entry.path for entry in self.storage.list(prefix))
         with ThreadPoolExecutor(_PARALLEL) as pool:
+            segments = self._segments_of(attempt, stream)
             reading = {writer: pool.map(self.storage.read, paths) for writer, paths in segments.items()}
             return {writer: b"".join(parts) for writer, parts in reading.items()}
+
+    def _segments_of(self, attempt: int, stream: str) -> dict[str, list[str]]:
+        """Return the segments of each writer of a stream, without those that were merged in another."""
+        prefix = self.path(f"{attempt_folder(attempt)}/{stream}/")
+        return segments_to_read(entry.path for entry in self.storage.list(prefix))
 
 
 def new_run_id(name: str) -> str:

@@ -12,7 +12,7 @@ from cluster.kubernetes import api, rights
 from cluster.kubernetes.api import Api, ApiError, Kind
 from cluster.kubernetes.fits import obstacles, room, total
 from cluster.kubernetes.manifest import node_counts, render
-from cluster.kubernetes.pods import PRODUCT_LABELS
+from cluster.kubernetes.pods import PRODUCT_LABELS, ROLE_LABEL
 from cluster.kubernetes.probe import probe
 from cluster.kubernetes.reach import may_reach
 from cluster.kubernetes.versions import CLIENTS, KUBERAY, KUBERNETES
@@ -239,7 +239,7 @@ def _autoscaler(server: Api, namespace: str, head: dict[str, Any]) -> tuple[bool
         return None, f"you may not read whether network policies keep it from the API server; {opens}"
     if not policies:
         return True, f"no network policy is in the namespace {namespace}"
-    labels = {**head["metadata"]["labels"], "ray.io/node-type": "head"}
+    labels = {**head["metadata"]["labels"], ROLE_LABEL: "head"}
     there = [
         (address, int(port["port"]))
         for each in slices

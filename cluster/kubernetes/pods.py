@@ -13,6 +13,7 @@ Manifest = dict[str, Any]
 CONTAINER = "ray"
 SAYS_WHY = "FallbackToLogsOnError"  # the end of what a container printed is kept in its status, where that fails
 RUN_LABEL = "raylift.dev/run"
+ROLE_LABEL = "ray.io/node-type"  # KubeRay's, of a pod: head or worker
 URI_ANNOTATION = "raylift.dev/run-uri"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "raylift"}
 RUN_URI = "RAYLIFT_RUN_URI"  # of the run: not on the command line, which several shells would read
@@ -89,7 +90,7 @@ def worker_pod(run_id: str, cluster: KubernetesCluster, env: Sequence[Manifest],
     terms = _terms(_kinds(kind), on_spot=cluster.spot if isinstance(cluster.spot, bool) else None)
     preferred = list(_SPOT.items()) if isinstance(cluster.spot, Spot) else []
     pod = _pod(run_id, cluster, container, _affinity(terms, preferred))
-    together = {"matchLabels": {RUN_LABEL: run_id, "ray.io/node-type": "worker"}}
+    together = {"matchLabels": {RUN_LABEL: run_id, ROLE_LABEL: "worker"}}
     spec = pod["spec"]
     near = {"topologyKey": "topology.kubernetes.io/zone", "labelSelector": together}
     spec["affinity"] = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from cluster.kubernetes import api
 from cluster.kubernetes.api import Api, ApiError, Object
-from cluster.kubernetes.pods import RUN_LABEL
+from cluster.kubernetes.pods import ROLE_LABEL, RUN_LABEL
 from cluster.kubernetes.reasons import FETCHING
 
 _SUBMITTER = "ray-job-submitter"
@@ -121,7 +121,7 @@ def _prints(pod: Object) -> str:
     """Return the container of a pod that says something of the run; an empty text where none does."""
     if pod["spec"]["containers"][0]["name"] == _SUBMITTER:
         return _SUBMITTER
-    is_head = pod["metadata"].get("labels", {}).get("ray.io/node-type") == "head"  # others fetch the same
+    is_head = pod["metadata"].get("labels", {}).get(ROLE_LABEL) == "head"  # others fetch the same
     return FETCHING if is_head and FETCHING in [each["name"] for each in pod["spec"].get("initContainers", [])] else ""
 
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cluster.kubernetes.pods import RUN_LABEL, URI_ANNOTATION, secret_name
+from cluster.kubernetes.pods import ROLE_LABEL, RUN_LABEL, URI_ANNOTATION, secret_name
 from cluster.provider import State
 
 Object = Mapping[str, Any]
@@ -37,7 +37,6 @@ _FAILURES = {
     "JobDeploymentStatusTransitionGracePeriodExceeded": "the pod that submits has ended, and the driver had not",
     "JobStatusCheckTimeoutExceeded": "KubeRay could not ask the head's Ray about the driver for too long",
 }
-_ROLE = "ray.io/node-type"  # KubeRay's label of a pod: head or worker
 _NO_IMAGE = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
 # What KubeRay says of a pod that has ended, when it deletes that (raycluster_controller.go)
 _KILLED = re.compile(r"Deleted (head|worker) Pod (?:\S+/)?(\S+); .*Reason:OOMKilled\b")
@@ -109,7 +108,7 @@ def _failure(job: Object, pods: Sequence[Object], events: Sequence[Object]) -> s
 
 def _is_a_failed_submitter(pod: Object) -> bool:
     """Whether it is a pod that submitted, and failed, as each does whose head is lost: it stays when another comes."""
-    return _ROLE not in pod["metadata"].get("labels", {}) and pod.get("status", {}).get("phase") == "Failed"
+    return ROLE_LABEL not in pod["metadata"].get("labels", {}) and pod.get("status", {}).get("phase") == "Failed"
 
 
 def _holders(job: Object) -> str:
@@ -262,13 +261,14 @@ def _unfetched(job: Object, pods: Sequence[Object], events: Sequence[Object]) ->
     if not found or FETCHING not in [each["name"] for each in first]:
         return ""
     _, match = max(found, key=lambda each: _time(each[0]))
-    if any(_has_fetched(pod) for pod in pods if pod["metadata"].get("labels", {}).get(_ROLE) == match[1]):
+    if any(_has_fetched(pod) for pod in pods if pod["metadata"].get("labels", {}).get(ROLE_LABEL) == match[1]):
         return ""
     said = f"the pod {match[2]} ended before it had fetched raylift"
     if job.get("status", {}).get("jobDeploymentStatus") == "Failed":
         return said
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
-    read = f"kubectl logs --namespace {namespace} -f --max-log-requests 100 -c {FETCHING} -l {RUN_LABEL}={name},{_ROLE}"
+    theirs = f"{RUN_LABEL}={name},{ROLE_LABEL}"
+    read = f"kubectl logs --namespace {namespace} -f --max-log-requests 100 -c {FETCHING} -l {theirs}"
     return f"{said}. What the next one prints says why: {read}"
 
 
