@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from itertools import islice
+from itertools import combinations, islice, product
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -18,6 +18,7 @@ from trainers.tuning import SEARCHED, Domain, Point, Tune
 
 _SPACE: Keys = ("tune", "space")
 _COMBINATIONS = 200  # of listed values that are tried together
+_PAIRS = 1000  # of values that are tried with each other where there are more combinations
 _OPTIMIZER = "train.optimizer.name"
 _DEFAULT: dict[str, Any] = {
     _OPTIMIZER: ["adamw", "sgd", "muon"],
@@ -103,13 +104,23 @@ def _tried(space: Mapping[str, Domain]) -> Iterator[tuple[Point, dict[str, Keys]
     """Yield points that together have all that is to be checked of each domain, and where each value stands.
 
     Lists are tried in all their combinations, as rules between keys ("momentum is an option of sgd") may hold for
-    some alone; were there too many of those, the first some hundred.
+    some alone; were there too many of those, the first some hundred, and of any two keys all pairs of values.
     """
-    yield from islice(_combinations(list(space.items()), {}, {}), _COMBINATIONS)
-    for key, domain in space.items():
+    domains = list(space.items())
+    tried = list(islice(_combinations(domains, {}, {}), _COMBINATIONS + 1))
+    yield from tried[:_COMBINATIONS]
+    for key, domain in domains:
         for at, value in domain.checked.items():
-            fixed: dict[str, tuple[Keys, Any]] = {key: (at, value)}
-            yield from islice(_combinations(list(space.items()), {}, {}, fixed), 1)
+            yield from islice(_combinations(domains, {}, {}, {key: (at, value)}), 1)
+    if len(tried) > _COMBINATIONS:
+        yield from islice(_pairs(domains), _PAIRS)
+
+
+def _pairs(domains: list[tuple[str, Domain]]) -> Iterator[tuple[Point, dict[str, Keys]]]:
+    """Yield a point with every pair of listed values of two keys."""
+    for (one, values), (other, others) in combinations(domains, 2):
+        for first, second in product(values.ends.items(), others.ends.items()):
+            yield from islice(_combinations(domains, {}, {}, {one: first, other: second}), 1)
 
 
 def _combinations(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from itertools import islice
@@ -16,6 +18,7 @@ from trainers.config import Positive, mode_of, name_alone
 Point = dict[str, Any]  # keys of the job file, such as train.optimizer.lr, and what they are in one trial
 _METRICS = {"image-classification": ("eval_accuracy", "eval_f1", "eval_loss")}
 SEARCHED = ("model", "data", "train", "params")  # the blocks whose keys a space may name
+NAMED = ("model", "train.optimizer", "train.schedule", "train.loss")  # of these, a text alone is the name
 _KINDS = ("choice", "grid", "uniform", "loguniform", "quniform", "randint")
 _MOST_VALUES = 10_000  # of one key that count as a list
 
@@ -51,6 +54,9 @@ class Domain(Block):
                 raise ValueError(f"{self.kind}: {low:g} to {high:g} is no range: the first must be the smaller one")
             if self.quniform is not None and not self._multiples:
                 raise ValueError(f"quniform: no multiple of {self.quniform[2]:g} lies from {low:g} to {high:g}")
+        given = Counter(map(_written, self.choice or self.grid or []))
+        if twice := [value for value, times in given.items() if times > 1]:
+            raise ValueError(f"{kinds[0]}: {', '.join(twice)} is listed twice")
         return self
 
     @property
@@ -78,6 +84,11 @@ class Domain(Block):
     def _multiple(self, number: int) -> float:
         assert self.quniform is not None
         return round(number * self.quniform[2], 12)
+
+    def on_step(self, value: float) -> float:
+        """Return the value of a quniform next to a number, written as its other values and conditions have it."""
+        assert self.quniform is not None
+        return self._multiple(min(max(round(value / self.quniform[2]), self._multiples[0]), self._multiples[-1]))
 
     @property
     def ends(self) -> dict[tuple[str | int, ...], Any]:
@@ -270,11 +281,15 @@ class Tune(Block):
 
     @property
     def ordered(self) -> dict[str, Domain]:
-        """The space with every key after those that it depends on."""
+        """The space with every key after those that it depends on, and after a block that it is a key of."""
         found: dict[str, Domain] = {}
         left = dict(self.space or {})
         while left:
-            free = [key for key, domain in left.items() if found.keys() >= domain.when.keys()]
+            free = [
+                key
+                for key, domain in left.items()
+                if found.keys() >= domain.when.keys() and not any(key.startswith(f"{block}.") for block in left)
+            ]
             if not free:
                 raise ValueError(f"space: the conditions of {', '.join(left)} depend on each other in a circle")
             found |= {key: left.pop(key) for key in free}
@@ -328,9 +343,11 @@ def apply(job: Mapping[str, Any], point: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in point.items():
         *above, last = key.split(".")
         block = changed
-        for name in above:
-            if not isinstance(block.get(name), dict):
-                block[name] = {}
+        for depth, name in enumerate(above, 1):
+            there = block.get(name)
+            if not isinstance(there, dict):
+                is_name = isinstance(there, str) and ".".join(above[:depth]) in NAMED
+                block[name] = {"name": there} if is_name else {}
             block = block[name]
         block[last] = deepcopy(value)
     return changed
@@ -423,6 +440,10 @@ def _check_conditions(key: str, domain: Domain, space: Mapping[str, Domain]) -> 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
+
+
+def _written(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _shown(value: object) -> str:

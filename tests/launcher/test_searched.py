@@ -1,5 +1,6 @@
 """The space of a sweep against the job file: what it makes of a right one, and what it says of a wrong one."""
 
+import json
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -121,6 +122,16 @@ def test_values_that_do_not_go_together_are_found_where_the_job_file_would_refus
     assert len(found) == 1
     assert "train.optimizer.momentum: momentum is an option of sgd, rmsprop, muon, not of adamw" in found[0]
     assert tune_of(job(space.replace("0.9]", "0.9], when: {train.optimizer.name: sgd}")))
+
+
+def test_every_pair_of_values_is_checked_where_there_are_too_many_combinations_to_try(job: Job) -> None:
+    keys = {f"data.augment.{key}": [0, value] for key, value in (("rotate", 5), ("translate", 0.1), ("noise", 0.1))}
+    keys |= {"train.batch_size": [32, 64], "train.seed": [1, 2], "train.epochs": [1, 2], "model.dropout": [0, 0.1]}
+    space = {"train.optimizer.name": ["sgd", "adamw"], **keys, "train.clip_norm": [1, 2]}
+    space["train.optimizer.momentum"] = [None, 0.9]
+    found = messages(job(f"tune: {{trials: 400, space: {json.dumps(space)}}}"))
+    assert len(found) == 1
+    assert "train.optimizer.momentum: momentum is an option of sgd, rmsprop, muon, not of adamw" in found[0]
 
 
 def test_searched_data_is_found_from_the_folder_of_the_job_file(

@@ -211,3 +211,28 @@ def test_the_same_seed_perturbs_alike() -> None:
 def test_a_factor_of_ones_own_counts() -> None:
     point = perturbed(resample_probability=0, perturbation_factors=[2, 2])
     assert point["train.optimizer.lr"] == pytest.approx(2e-3)
+
+
+def test_conditions_hold_for_perturbed_values_too() -> None:
+    rotate = {"choice": [5, 10], "when": {"data.augment.flip": True}}
+    space = {"data.augment.flip": [True, False], "data.augment.rotate": rotate}
+    config = Tune.model_validate({"space": space, "search": "random", "scheduler": "pbt"})
+    for point in ({"data.augment.flip": True, "data.augment.rotate": 5}, {"data.augment.flip": False}):
+        found = [perturb(config, point, number=number, iteration=1) for number in range(40)]
+        assert {each["data.augment.flip"] for each in found} == {True, False}
+        assert all(("data.augment.rotate" in each) == each["data.augment.flip"] for each in found)
+
+
+@pytest.mark.parametrize("name", ["random", "tpe", "gp", "cmaes", "qmc"])
+def test_a_condition_holds_for_every_step_of_a_quniform_it_names(name: str) -> None:
+    space = {"model.dropout": {"quniform": [0, 0.5, 0.1]}, "x": {"uniform": [0, 1], "when": {"model.dropout": 0.3}}}
+    config = Tune.model_validate({"trials": 40, "space": space, "search": name})
+    searcher = build_searcher(config, "max")
+    steps = []
+    for number in range(40):
+        point = searcher.ask(number)
+        searcher.tell(number, {1: -abs(point["model.dropout"] - 0.3)}, completed=True)
+        assert ("x" in point) == (abs(point["model.dropout"] - 0.3) < 1e-9)
+        steps.append(point["model.dropout"])
+    assert 0.3 in steps
+    assert {*steps} <= {0.0, 0.1, 0.2, 0.3, 0.4, 0.5}

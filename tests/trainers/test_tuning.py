@@ -3,7 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from trainers.tuning import Domain, Tune, apply, describe, metric_of
+from launcher import blocks
+from trainers.config import TrainJob
+from trainers.tuning import NAMED, SEARCHED, Domain, Tune, apply, describe, metric_of
 
 
 def tune(**space: object) -> Tune:
@@ -61,6 +63,21 @@ def test_a_point_is_set_in_a_copy_of_the_job() -> None:
     assert job["train"] == {"optimizer": {"name": "adamw", "lr": None}, "early_stopping": None}
 
 
+@pytest.mark.parametrize("optimizers", [["adamw", "sgd"], [{"name": "adamw"}, {"name": "sgd"}]])
+@pytest.mark.parametrize("rate_first", [True, False])
+def test_a_block_may_be_searched_together_with_a_key_in_it(optimizers: list[object], rate_first: bool) -> None:
+    keys: list[tuple[str, object]] = [("train.optimizer.lr", [0.1, 0.01]), ("train.optimizer", optimizers)]
+    tune = Tune.model_validate({"search": "grid", "space": dict(keys if rate_first else keys[::-1])})
+    found = [apply({"train": {"epochs": 3}}, point)["train"]["optimizer"] for point in tune.points()]
+    assert found == [{"name": name, "lr": lr} for name in ("adamw", "sgd") for lr in (0.1, 0.01)]
+
+
+def test_the_blocks_that_a_text_names_are_those_of_the_job_file() -> None:
+    found = {path: blocks.block_of(blocks.at(TrainJob, path)) for path in blocks.paths(TrainJob)}
+    named = [".".join(map(str, path)) for path, one in found.items() if path[0] in SEARCHED and blocks.takes_name(one)]
+    assert named == [*NAMED]
+
+
 def test_a_point_in_a_line() -> None:
     assert describe({"train.optimizer.lr": 0.0123456, "model.dropout": 0.5, "train.x": True}) == (
         "optimizer.lr 0.01235  model.dropout 0.5  x true"
@@ -104,6 +121,7 @@ def test_what_no_population_can_do_is_refused(change: dict[str, object], said: s
         ({"repeats": 2, "space": {"train.seed": [1, 2]}}, "they differ by train.seed"),
         ({"repeats": 2, "scheduler": "pbt"}, "no two trials have the same point"),
         ({"gpus_per_trial": 1.5}, "less than or equal to 1"),
+        ({"space": {"train.optimizer.lr": [0.1, 0.01, 0.1]}}, "choice: 0.1 is listed twice"),
         ({"search": "grid", "space": {f"x{i}": [1, 2, 3] for i in range(9)}}, "more than 10,000 points"),
     ],
 )

@@ -156,7 +156,8 @@ class TrialActor(ray_tune.Trainable):
         try:
             job = TrainJob.from_job(document)
         except ValidationError as error:
-            self._refused = News(0, 0, 0, state="FAILED", message=f"no job file may have these values: {error}")
+            problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+            self._refused = News(0, 0, 0, state="FAILED", message=f"no job file may have these values: {problems}")
             return
         run = trial_run(self._sweep.run, config["trial"])
         copied = Copied.from_json(config["copied"]) if config["copied"] else None

@@ -184,7 +184,8 @@ def perturb(config: Tune, point: Point, *, number: int, iteration: int) -> Point
 
     Of what may change while a model trains, each is drawn anew with `resample_probability`; else a number is multiplied
     by one of `perturbation_factors`, within its range, and of a list the value before or after is taken (Jaderberg et
-    al. 2017, section 4.1.2). All else stays what it is there.
+    al. 2017, section 4.1.2). A key that counts only now is drawn, one that no longer does is left out. All else stays
+    what it is there.
     """
     generator = np.random.default_rng([config.search.seed, number, iteration])
     scheduler = config.scheduler
@@ -192,9 +193,11 @@ def perturb(config: Tune, point: Point, *, number: int, iteration: int) -> Point
     changed = dict(point)
     for key, domain in config.ordered.items():
         drawn, share, side = generator.random(3)
-        if key not in point or not may_be_perturbed(key):
+        if not may_be_perturbed(key):
             continue
-        if drawn < resampled:
+        if not domain.counts(changed):
+            changed.pop(key, None)
+        elif key not in point or drawn < resampled:
             changed[key] = _at(domain, float(share))
         else:
             changed[key] = _beside(domain, point[key], scheduler.perturbation_factors or (1.2, 0.8), up=side < 0.5)
@@ -210,7 +213,7 @@ def _beside(domain: Domain, value: Any, factors: tuple[float, float], *, up: boo
     if domain.randint is not None:
         return round(moved)
     if domain.quniform is not None:
-        return min(domain.values or [moved], key=lambda one: abs(one - moved))
+        return domain.on_step(moved)
     return moved
 
 
@@ -221,7 +224,7 @@ def _suggest(trial: optuna.Trial, key: str, domain: Domain) -> Any:
         return trial.suggest_int(key, domain.randint[0], domain.randint[1] - 1)
     if domain.quniform is not None:
         low, high = domain.ends.values()
-        return trial.suggest_float(key, low, high, step=domain.quniform[2])
+        return domain.on_step(trial.suggest_float(key, low, high, step=domain.quniform[2]))
     low, high = getattr(domain, domain.kind)
     return trial.suggest_float(key, low, high, log=domain.loguniform is not None)
 
@@ -243,7 +246,7 @@ def _at(domain: Domain, share: float) -> Any:
     if domain.loguniform is not None:
         return float(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
     value = low + share * (high - low)
-    return round(value / domain.quniform[2]) * domain.quniform[2] if domain.quniform is not None else value
+    return domain.on_step(value) if domain.quniform is not None else value
 
 
 def _tpe(seed: int) -> Any:
