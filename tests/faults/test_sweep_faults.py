@@ -1,6 +1,6 @@
 """Sweeps through lost trials, drivers and storage, and beside each other on one Ray.
 
-RAYLIFT_TEST_KILLS=10 kills a trial ten times, RAYLIFT_TEST_OUTAGE=600 takes storage away for ten minutes.
+RAYLIFT_TEST_OUTAGE=600 takes storage away for ten minutes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.real.seaweedfs import SeaweedFS
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 AWAY = float(os.environ.get("RAYLIFT_TEST_OUTAGE", "60"))  # seconds
-KILLS = int(os.environ.get("RAYLIFT_TEST_KILLS", "2"))
+KILLS = 10
 
 
 def trained_steps(run: Run, trial: str) -> list[int]:
@@ -72,6 +72,7 @@ def has_saved(run: Run, attempt: int) -> bool:
 
 PHASES = [  # what is killed when a sweep has come to it
     ("claimed", "driver"),
+    ("trial", "driver"),
     ("trial.result", "driver"),
     ("trial.result", "raylet"),
     ("trial.ended", "driver"),

@@ -62,7 +62,6 @@ def test_a_population_whose_trials_wait_for_each_other_copies_its_best(tmp_path:
     assert_nothing_left(run.id)
 
 
-@long
 def test_a_sweep_with_repeats_goes_on_from_a_bucket_alone(tmp_path: Path, s3_env: SeaweedFS) -> None:
     """Another machine has nothing of what the first one had on its disk."""
     run = Run(open_storage(s3_env.fresh_uri()), fresh_id("bucket"))
