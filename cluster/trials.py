@@ -58,6 +58,24 @@ class Trial:
     ended: float | None = None
     evaluations: dict[int, Evaluation] = field(default_factory=dict)
     copied: Copied | None = None  # from another trial, the last time that it was
+    trained: float = 0.0  # seconds, without those that it waited for others, for a resume, or was lost for
+    training_since: float | None = None  # in seconds since the epoch, beside that
+    seen: float = 0.0  # when it was last heard of
+
+    def trains(self, at: float) -> None:
+        self.seen = at
+        if self.training_since is None:
+            self.training_since = at
+
+    def rests(self, at: float) -> None:
+        if self.training_since is not None:
+            self.trained += max(at - self.training_since, 0.0)
+        self.training_since = None
+
+    def trained_by(self, now: float | None) -> float:
+        """Return for how many seconds it has trained; without `now`, up to the last time that it rested."""
+        running = now - self.training_since if now is not None and self.training_since is not None else 0.0
+        return self.trained + max(running, 0.0)
 
     @property
     def newest(self) -> Evaluation | None:
@@ -102,13 +120,22 @@ def sweep_of(run: Run) -> Run | None:
 def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
     """Return the trials that a sweep's events tell of, by number."""
     found: dict[str, Trial] = {}
+    attempt, began = None, 0.0
     for row in rows:
+        if row.get("attempt") != attempt:
+            attempt, began = row.get("attempt"), row["time"]
+            for trial in found.values():  # whoever trained them is gone
+                trial.rests(trial.seen)
         match row["event"]:
             case "trial" if row["trial"] not in found:
                 found[row["trial"]] = Trial(
                     row["trial"], row["number"], row["point"], row["time"], row.get("repeat", 0)
                 )
+                found[row["trial"]].trains(row["time"])
             case "trial.result" if row["trial"] in found:
+                if found[row["trial"]].training_since is None:
+                    found[row["trial"]].trains(began)
+                found[row["trial"]].trains(row["time"])
                 one = Evaluation(row["iteration"], row["step"], row["epoch"], row["metrics"])
                 found[row["trial"]].evaluations[one.iteration] = one
                 if found[row["trial"]].state == "STOPPED":  # it was, and goes on
@@ -119,11 +146,16 @@ def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
             case "trial.state" if row["trial"] in found:
                 trial = found[row["trial"]]
                 trial.state = row["state"]
-                if trial.state == "RUNNING" and not trial.evaluations:  # it had only waited
-                    trial.started = row["time"]
+                if trial.state == "RUNNING":
+                    trial.trains(row["time"])
+                    if not trial.evaluations:  # it had only waited
+                        trial.started = row["time"]
+                else:
+                    trial.rests(row["time"])
             case "trial.ended" if row["trial"] in found:
                 trial = found[row["trial"]]
                 trial.state, trial.message, trial.ended = row["state"], row["message"], row["time"]
+                trial.rests(row["time"])
     return sorted(found.values(), key=lambda trial: (trial.number, trial.repeat))
 
 

@@ -69,7 +69,7 @@ def budget_of(sweep: Sweep, spec: JobSpec | None) -> Budget:
         trained += trial.epoch
         saved += left
         if left and trial.ended is not None and trial.epoch:
-            seconds += max(trial.ended - trial.started, 0.0) / trial.epoch * left
+            seconds += trial.trained / trial.epoch * left
     return Budget(trained, saved, seconds)
 
 

@@ -123,7 +123,7 @@ def _trial(trial: Trial, sweep: Sweep) -> list[Content]:
         str(trial.epoch or ""),
         *([decimal(mean) if mean is not None else ""] if sweep.repeats else []),
         decimal(value) if value is not None else "",
-        duration(max(trial.ended - trial.started, 0.0)) if trial.ended is not None else "",
+        duration(trial.trained) if trial.ended is not None else "",
         *(shown(trial.point[key]) if key in trial.point else "–" for key in sweep.names),
         trial.message,
     ]

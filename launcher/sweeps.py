@@ -118,7 +118,7 @@ class Sweep:
             "epoch": trial.epoch,
             "step": evaluation.step if evaluation is not None else 0,
             "metrics": dict(evaluation.metrics) if evaluation is not None else {},
-            "seconds": round(trial.ended - trial.started, 3) if trial.ended is not None else None,
+            "seconds": round(trial.trained, 3) if trial.ended is not None else None,
             "point": dict(trial.point),
         }
 
@@ -184,7 +184,7 @@ def trials_table(sweep: Sweep, trials: Sequence[Trial], *, now: float | None = N
     best = sweep.best
     for trial in trials:
         value = trial.value(sweep.metric)
-        ended = now if trial.state == "RUNNING" else trial.ended
+        seconds = trial.trained_by(now)
         mean = sweep.means.get(trial.number)
         table.add_row(
             f"{trial.id}{'*' if best is not None and trial.id == best.id else ''}",
@@ -192,7 +192,7 @@ def trials_table(sweep: Sweep, trials: Sequence[Trial], *, now: float | None = N
             str(trial.epoch or ""),
             *([decimal(mean) if mean is not None else ""] if sweep.repeats else []),
             decimal(value) if value is not None else "",
-            duration(max(ended - trial.started, 0)) if ended is not None else "",
+            duration(seconds) if seconds else "",
             sweep.values_of(trial),
         )
     return table

@@ -70,3 +70,24 @@ def test_points_that_were_repeated_go_by_their_mean() -> None:
     best = [trial.id for trial in ranked(trials, "eval_accuracy", "max")]
     assert best == ["00001-0", "00001-1", "00000-0", "00000-1"]
     assert means_of(trials, "eval_accuracy") == {0: pytest.approx(0.7), 1: pytest.approx(0.75)}
+
+
+def test_the_time_of_a_trial_is_that_of_its_training_alone() -> None:
+    state = {"event": "trial.state", "trial": "00000"}
+    rows = [
+        {**begun(0, at=10.0), "attempt": 1},
+        {**evaluated(0, 1, 0.5), "time": 14.0, "attempt": 1},
+        {**state, "state": "WAITING", "time": 15.0, "attempt": 1},
+        {**state, "state": "RUNNING", "time": 100.0, "attempt": 1},
+        {
+            **evaluated(0, 2, 0.6),
+            "time": 103.0,
+            "attempt": 1,
+        },  # its driver is killed, and resumed after an hour
+        {"event": "claimed", "time": 4000.0, "attempt": 2},
+        {**evaluated(0, 3, 0.7), "time": 4006.0, "attempt": 2},
+    ]
+    (trial,) = read_trials(rows)
+    assert (trial.trained, trial.trained_by(None), trial.trained_by(4007.0)) == (8.0, 8.0, 15.0)
+    (over,) = read_trials([*rows, {**ended(0, "SUCCEEDED", at=4008.0), "attempt": 2}])
+    assert over.trained == over.trained_by(5000.0) == 16.0
