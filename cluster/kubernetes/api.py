@@ -378,6 +378,12 @@ def _in_words(api: Api, status: int, details: str, call: str) -> str:
     if "exceeded quota" in details:
         over = ". Runs that are over count until raylift rm" if "count/rayjobs" in details else ""
         return f"the quota of the namespace is used up: {details}. See it: kubectl describe resourcequota{over}"
+    if "kueue managed job can use autoscaling" in details or "kueue managed job should not use autoscaling" in details:
+        return (
+            f"Kueue does not take it: {details}. A range of workers or nodes in a queue takes its feature gate "
+            "ElasticJobsViaWorkloadSlices, which an administrator turns on. "
+            "Else give one number, or no queue"
+        )
     if "admission webhook" in details or "violates PodSecurity" in details:
         return f"the cluster's own rules refuse it: {details}. What is applied: raylift plan JOB --on … --yaml"
     if "failed calling webhook" in details:

@@ -39,6 +39,7 @@ from tests.cluster.kubernetes.kuberay import submit, take_up
 from tests.harness import open_run, wait_for
 from tests.stand_ins.kubernetes import certificates
 from tests.stand_ins.kubernetes.access import User
+from tests.stand_ins.kubernetes.kueue import Kueue
 from tests.stand_ins.kubernetes.server import ApiServer, Fault
 
 Object = dict[str, Any]
@@ -124,6 +125,17 @@ def test_two_laptops_that_launch_the_same_run_make_one_job(server: ApiServer, ru
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda laptop: laptop.launch(run), laptops))
     assert job_of(server)["metadata"]["generation"] == 1
+
+
+def test_a_size_that_changes_in_a_queue_that_takes_none_is_refused_in_words(
+    server: ApiServer, kubernetes: KubernetesProvider
+) -> None:
+    Kueue(server, "raylift", gates=())
+    with pytest.raises(ApiError, match=r"takes its feature gate ElasticJobsViaWorkloadSlices.* Else give one number"):
+        kubernetes.launch(request("elastic-queue"))
+    assert server.all("RayJob") == []
+    kubernetes.launch(request("elastic-queue", workers=2))
+    assert job_of(server)["spec"]["suspend"] is True
 
 
 def test_what_kuberay_and_kueue_change_is_left_alone_by_a_second_launch(

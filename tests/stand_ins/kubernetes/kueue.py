@@ -1,15 +1,24 @@
 """What a RayJob meets of Kueue: it is held until its turn comes, and taken back when somebody else's has come.
 
-After Kueue's integration of RayJobs (https://github.com/kubernetes-sigs/kueue, pkg/controller/jobs/rayjob), without its
-quotas: a test says when a turn comes, and why not.
+After Kueue's integration of RayJobs (https://github.com/kubernetes-sigs/kueue, pkg/controller/jobs, rayjob and
+raycluster), without its quotas: a test says when a turn comes, and why not. But never does that of a job come which
+asks for what the ClusterQueue of k8s/components does not cover (pkg/scheduler/flavorassigner).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import yaml
 
 from tests.stand_ins.kubernetes.kinds import Kind, Object
 from tests.stand_ins.kubernetes.server import ApiServer
 
 _QUEUE, _GROWS = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/elastic-job"
+ELASTIC = "ElasticJobsViaWorkloadSlices"  # a feature gate, off before 0.18
+_QUEUES = Path(__file__).parents[3] / "k8s" / "components" / "kueue" / "cluster-queue.yaml"
 _MOST_GROUPS = 7  # of workers: a Workload has eight sets of pods
 _ANY = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 _WORKLOAD = Kind(
@@ -24,19 +33,25 @@ _WORKLOAD = Kind(
 class Kueue:
     """Kueue on a server, for the jobs of one namespace."""
 
-    def __init__(self, server: ApiServer, namespace: str) -> None:
+    def __init__(self, server: ApiServer, namespace: str, *, gates: Iterable[str] = (ELASTIC,)) -> None:
         self.server = server
         self.namespace = namespace
         server.kinds.append(_WORKLOAD)
         server.on_create = self._hold
-        server.admit = refusal
+        server.admit = partial(refusal, gates=frozenset(gates))
 
     def wait(self, name: str, message: str) -> None:
         """Say why a job's turn has not come."""
         self._say(name, QuotaReserved=("False", message))
 
     def admit(self, name: str) -> None:
-        """Let a job go."""
+        """Let a job go. Raises LookupError where the queue cannot have a turn for it, and says so of its Workload."""
+        job = self.server.get("RayJob", self.namespace, name)
+        assert job is not None
+        if uncovered := sorted(asked_for(job) - covered()):
+            message = f"couldn't assign flavors: resource {uncovered[0]} unavailable in ClusterQueue"
+            self.wait(name, message)
+            raise LookupError(message)
         self._say(name, QuotaReserved=("True", ""), Admitted=("True", ""), Evicted=("False", ""))
         self._suspend(name, is_suspended=False)
 
@@ -72,7 +87,27 @@ class Kueue:
         self.server.change("RayJob", self.namespace, name, change, "kueue-admission")
 
 
-def refusal(kind: Kind, value: Object) -> str:
+def asked_for(job: Object) -> set[str]:
+    """Return what resources the pods of a RayJob ask for, that of its submitter too."""
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster.get("workerGroupSpecs", [])]
+    templates = [*(group["template"] for group in groups), job["spec"].get("submitterPodTemplate", {"spec": {}})]
+    containers = [
+        each
+        for template in templates
+        for key in ("containers", "initContainers")
+        for each in template["spec"].get(key, [])
+    ]
+    return {resource for each in containers for resource in each.get("resources", {}).get("requests", {})}
+
+
+def covered() -> set[str]:
+    """Return what the ClusterQueue that comes with the project hands out."""
+    (queue,) = (each for each in yaml.safe_load_all(_QUEUES.read_text()) if each["kind"] == "ClusterQueue")
+    return {resource for group in queue["spec"]["resourceGroups"] for resource in group["coveredResources"]}
+
+
+def refusal(kind: Kind, value: Object, gates: frozenset[str] = frozenset({ELASTIC})) -> str:
     """Return what Kueue's webhook says to a job in a queue that it cannot look after; an empty text where it can."""
     if kind.name != "RayJob" or _QUEUE not in value["metadata"].get("labels", {}):
         return ""
@@ -82,8 +117,13 @@ def refusal(kind: Kind, value: Object) -> str:
         said = "spec.clusterSelector: a kueue managed job should not use an existing cluster"
     elif not spec.get("shutdownAfterJobFinishes"):
         said = "spec.shutdownAfterJobFinishes: a kueue managed job should delete the cluster after finishing"
-    elif cluster.get("enableInTreeAutoscaling") and value["metadata"].get("annotations", {}).get(_GROWS) != "true":
-        said = "spec.rayClusterSpec.enableInTreeAutoscaling: a kueue managed job should not use autoscaling"
+    elif cluster.get("enableInTreeAutoscaling") and not (
+        ELASTIC in gates and value["metadata"].get("annotations", {}).get(_GROWS) == "true"
+    ):
+        said = (
+            "spec.rayClusterSpec.enableInTreeAutoscaling: Invalid value: true: a kueue managed job can use autoscaling "
+            f"only when the {ELASTIC} feature gate is on and the job is an elastic job"
+        )
     elif len(cluster.get("workerGroupSpecs", [])) > _MOST_GROUPS:
         said = f"spec.rayClusterSpec.workerGroupSpecs: Too many: must have at most {_MOST_GROUPS} items"
     return f'admission webhook "vrayjob.kb.io" denied the request: {said}' if said else ""

@@ -152,10 +152,19 @@ def test_kueue_refuses_a_job_that_it_cannot_look_after(change: Object, said: str
     assert kueue.refusal(RAY_JOB, document) == ""
 
 
-def test_kueue_refuses_a_job_that_grows_unless_that_says_so() -> None:
+def test_kueue_refuses_a_job_that_grows_unless_that_says_so_and_kueue_is_told_to_let_it() -> None:
     document = job()
+    assert "only when the ElasticJobsViaWorkloadSlices" in kueue.refusal(RAY_JOB, document, gates=frozenset())
+    assert kueue.refusal(RAY_JOB, document) == ""
     del document["metadata"]["annotations"]["kueue.x-k8s.io/elastic-job"]
-    assert "should not use autoscaling" in kueue.refusal(RAY_JOB, document)
+    assert "only when the ElasticJobsViaWorkloadSlices" in kueue.refusal(RAY_JOB, document)
+
+
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if DOCUMENTS[name][0]["spec"].get("rayClusterSpec")])
+def test_the_queue_of_the_components_covers_all_that_a_run_asks_for(name: str) -> None:
+    asked = kueue.asked_for(DOCUMENTS[name][0])
+    assert asked >= {"cpu", "memory", "ephemeral-storage"}
+    assert asked <= kueue.covered()
 
 
 def test_without_an_autoscaler_both_ends_of_a_range_are_said() -> None:
