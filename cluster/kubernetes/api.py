@@ -68,6 +68,7 @@ JOBS = Kind("batch", "v1", "jobs")
 PODS = Kind("", "v1", "pods")
 SERVICES = Kind("", "v1", "services")
 SECRETS = Kind("", "v1", "secrets")
+CONFIG_MAPS = Kind("", "v1", "configmaps")
 EVENTS = Kind("", "v1", "events")
 ACCOUNTS = Kind("", "v1", "serviceaccounts")
 ROLES = Kind("rbac.authorization.k8s.io", "v1", "roles")
@@ -118,14 +119,23 @@ class Api:
         path = kind.path(metadata["namespace"], metadata["name"])
         return _parsed(self._call("PATCH", path, query, body=document, content="application/apply-patch+yaml"))
 
-    def delete(self, kind: Kind, namespace: str, name: str, *, uid: str | None = None) -> bool:
+    def annotate(self, kind: Kind, namespace: str, name: str, annotations: Mapping[str, str], manager: str) -> Object:
+        """Set annotations of an object that is there, and return it. Raises ApiError, of 404 where there is none."""
+        body = {"metadata": {"annotations": dict(annotations)}}
+        query, content = {"fieldManager": manager}, "application/merge-patch+json"
+        return _parsed(self._call("PATCH", kind.path(namespace, name), query, body=body, content=content))
+
+    def delete(
+        self, kind: Kind, namespace: str, name: str, *, uid: str | None = None, version: str | None = None
+    ) -> bool:
         """Have an object deleted, and what it owns after it; False where there is none.
 
-        With a `uid` that alone is meant. Raises ApiError, of 409 where another has its name by now.
+        With a `uid` that alone is meant, with a `version` as it was then. Raises ApiError, of 409 where another has its
+        name by now, or somebody has changed it.
         """
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-        if uid is not None:
-            options["preconditions"] = {"uid": uid}
+        if wanted := {key: each for key, each in (("uid", uid), ("resourceVersion", version)) if each is not None}:
+            options["preconditions"] = wanted
         try:
             self._call("DELETE", kind.path(namespace, name), {}, body=options)
         except ApiError as error:
@@ -381,8 +391,7 @@ def _in_words(api: Api, status: int, details: str, call: str) -> str:
     if "kueue managed job can use autoscaling" in details or "kueue managed job should not use autoscaling" in details:
         return (
             f"Kueue does not take it: {details}. A range of workers or nodes in a queue takes its feature gate "
-            "ElasticJobsViaWorkloadSlices, which an administrator turns on. "
-            "Else give one number, or no queue"
+            "ElasticJobsViaWorkloadSlices, which an administrator turns on. Else give one number, or no queue"
         )
     if "admission webhook" in details or "violates PodSecurity" in details:
         return f"the cluster's own rules refuse it: {details}. What is applied: raylift plan JOB --on … --yaml"

@@ -55,6 +55,7 @@ class NamedClusters:
             there = None
         if there is not None:
             _require_same(there, job, request.name)
+        there = self.provider.take_up(there, manager)
         try:
             made = there or self._apply(job, manager)
             for secret in secrets:  # also where it is there already: a laptop may have died before this

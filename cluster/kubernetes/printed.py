@@ -1,4 +1,4 @@
-"""What a run prints in its pods: as the head's fetches raylift, and where the driver is submitted."""
+"""What a run prints in its pods: as they fetch raylift, and where the driver is submitted."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ class Printed:
             key = (pod["metadata"]["uid"], name := _prints(pod))
             if name and key not in self._sources and _state(pod, name):
                 said = self._said.setdefault(_driver(pod), []) if name == _SUBMITTER else []
-                self._sources[key] = _Source(pod["metadata"]["name"], pod["metadata"]["uid"], name, _Fresh(said))
+                self._sources[key] = _Source(
+                    pod["metadata"]["name"], pod["metadata"]["uid"], name, _Fresh(said), _heading(pod, name)
+                )
         return [each for each in self._sources.values() if not each.ended]
 
     def _new_of(self, source: _Source, *, follow: bool) -> Iterator[bytes]:
@@ -72,6 +74,8 @@ class Printed:
             for chunk in chunks:
                 new = chunk[max(0, source.read - at) :]
                 at += len(chunk)
+                if new and not source.read:
+                    yield source.heading
                 source.read = max(source.read, at)
                 yield source.fresh.feed(new)
 
@@ -113,6 +117,7 @@ class _Source:
     uid: str
     name: str
     fresh: _Fresh
+    heading: bytes  # of what it printed
     read: int = field(default=0)  # bytes
     ended: bool = False
 
@@ -121,8 +126,26 @@ def _prints(pod: Object) -> str:
     """Return the container of a pod that says something of the run; an empty text where none does."""
     if pod["spec"]["containers"][0]["name"] == _SUBMITTER:
         return _SUBMITTER
-    is_head = pod["metadata"].get("labels", {}).get(ROLE_LABEL) == "head"  # others fetch the same
-    return FETCHING if is_head and FETCHING in [each["name"] for each in pod["spec"].get("initContainers", [])] else ""
+    fetches = FETCHING in [each["name"] for each in pod["spec"].get("initContainers", [])]
+    return FETCHING if fetches and (_is_head(pod) or _fetched_in_vain(pod)) else ""  # others fetch the same as the head
+
+
+def _is_head(pod: Object) -> bool:
+    return bool(pod["metadata"].get("labels", {}).get(ROLE_LABEL) == "head")
+
+
+def _fetched_in_vain(pod: Object) -> bool:
+    states = [
+        each.get("state", {})
+        for each in pod.get("status", {}).get("initContainerStatuses", [])
+        if each["name"] == FETCHING
+    ]
+    return any(each.get("terminated", {}).get("exitCode") for each in states)
+
+
+def _heading(pod: Object, name: str) -> bytes:
+    """Return what stands above that which a container prints: of many workers it says whose it is."""
+    return f"pod {pod['metadata']['name']}:\n".encode() if name == FETCHING and not _is_head(pod) else b""
 
 
 def _order(pod: Object) -> tuple[str, bool]:

@@ -36,8 +36,11 @@ _SINGULAR = {
     api.ROLES: "Role",
     api.BINDINGS: "RoleBinding",
     api.POLICIES: "NetworkPolicy",
+    api.CONFIG_MAPS: "ConfigMap",
 }
 _LAUNCHER = "raylift-launch-"
+_TAKEN_UP = "raylift.dev/taken-up-by"  # an annotation: the last launch that found the job of another, and left it
+_TRIES = 5
 _POLL = 1.0  # seconds
 _BEYOND_GRACE = 60.0  # seconds that a teardown waits, beside the grace period of the pods
 
@@ -64,7 +67,8 @@ class KubernetesProvider:
         """
         job, *others = render(request)
         rights.require(self.server, self.namespace)
-        there, manager = self._launched(request), new_manager()
+        manager = new_manager()
+        there = self.take_up(self._launched(request), manager)
         try:
             made = there or self._apply_job(job, request, manager)
             for secret in others:
@@ -139,17 +143,36 @@ class KubernetesProvider:
     def withdraw(self, document: Object, manager: str) -> bool:
         """Delete the RayJob that a launch which failed has applied; False where such a one may be there all the same.
 
-        That of another launch stays, and that which another has applied too: it may have been told that it runs.
+        That of another launch stays, and that which another has applied or taken up too: it may have been told that it
+        runs.
         """
         name = document["metadata"]["name"]
-        with contextlib.suppress(ApiError, RunExistsError):
-            job = self.server.find(api.RAY_JOBS, self.namespace, name)
-            if job is None or not _annotations(document).items() <= _annotations(job).items():
-                return True
-            if _launchers(job) == {manager}:
-                self._delete_job(name, job["metadata"]["uid"])
-                return True
+        with contextlib.suppress(ApiError):
+            for _ in range(_TRIES):
+                job = self.server.find(api.RAY_JOBS, self.namespace, name)
+                if job is None or not _annotations(document).items() <= _annotations(job).items():
+                    return True
+                if _launchers(job) != {manager}:
+                    return False
+                with contextlib.suppress(RunExistsError):  # KubeRay, or another launch, has written to it since
+                    self._delete_job(name, job["metadata"]["uid"], job["metadata"]["resourceVersion"])
+                    return True
         return False
+
+    def take_up(self, job: Object | None, manager: str) -> Object | None:
+        """Leave a trace on a job that this launch has found, so that the launch which made it does not delete it.
+
+        Returns the job; None where there is none, or none any more.
+        """
+        if job is None:
+            return None
+        try:
+            name = job["metadata"]["name"]
+            return self.server.annotate(api.RAY_JOBS, self.namespace, name, {_TAKEN_UP: manager}, manager)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return None
 
     def audit(self) -> Sequence[Resource]:
         """List all of raylift's objects: in all namespaces where this person may look, else in this one."""
@@ -168,9 +191,9 @@ class KubernetesProvider:
         if job is not None and job["metadata"]["uid"] != launch:
             raise _launched_anew(run_id)
 
-    def _delete_job(self, run_id: str, uid: str | None) -> None:
+    def _delete_job(self, run_id: str, uid: str | None, version: str | None = None) -> None:
         try:
-            self.server.delete(api.RAY_JOBS, self.namespace, object_name(run_id), uid=uid)
+            self.server.delete(api.RAY_JOBS, self.namespace, object_name(run_id), uid=uid, version=version)
         except ApiError as error:
             if uid is None or error.status != 409:
                 raise

@@ -40,8 +40,9 @@ NEEDED = (  # by a launch, and by what follows and ends it; a check's pod is a R
     Right("list", api.SERVICES),
     Right("list", api.JOBS),
 )
-# by a teardown, where one may: what KubeRay makes for an autoscaler, and for cluster.network_policy, is to be gone too
-PROVING = tuple(Right("list", kind) for kind in (api.ACCOUNTS, api.ROLES, api.BINDINGS, api.POLICIES))
+# by a teardown, where one may: what KubeRay makes for an autoscaler, for cluster.network_policy, or keeps beside a
+# cluster, is to be gone too
+PROVING = tuple(Right("list", kind) for kind in (api.ACCOUNTS, api.ROLES, api.BINDINGS, api.POLICIES, api.CONFIG_MAPS))
 
 
 def missing(server: Api, namespace: str) -> list[Right]:

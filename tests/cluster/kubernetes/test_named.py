@@ -140,11 +140,12 @@ def test_a_name_that_a_cluster_has_is_one_that_a_run_can_give(name: str) -> None
 
 def test_a_cluster_that_is_made_twice_is_made_once(server: ApiServer, clusters: NamedClusters) -> None:
     assert clusters.up(asked(secrets={"HF_TOKEN": "hunter2!"})) is True
-    before = job_of(server)["metadata"]
+    before = job_of(server)
     assert clusters.up(asked(secrets={"HF_TOKEN": "hunter2!"})) is False
-    assert job_of(server)["metadata"] == before
+    assert job_of(server)["spec"] == before["spec"]
+    assert job_of(server)["metadata"]["uid"] == before["metadata"]["uid"]
     (secret,) = server.all("Secret")
-    assert secret["metadata"]["ownerReferences"][0]["uid"] == before["uid"]
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == before["metadata"]["uid"]
 
 
 @pytest.mark.parametrize("ended", [False, True])

@@ -29,12 +29,13 @@ from cluster.kubernetes.api import Api, ApiError
 from cluster.kubernetes.documents import to_yaml
 from cluster.kubernetes.manifest import render
 from cluster.kubernetes.provider import KubernetesProvider
+from cluster.kubernetes.reasons import FETCHING
 from cluster.provider import LaunchRequest, State
 from cluster.runs import Run
 from launcher import remote
 from launcher.remote import Watcher
 from tests.cluster.kubernetes.dying import deaths
-from tests.cluster.kubernetes.golden import RUN_ID, request
+from tests.cluster.kubernetes.golden import RUN_ID, request, without_image
 from tests.cluster.kubernetes.kuberay import submit, take_up
 from tests.harness import open_run, wait_for
 from tests.stand_ins.kubernetes import certificates
@@ -116,7 +117,7 @@ def test_a_run_launched_again_is_the_same_job(
     before = job_of(server)["metadata"]
     kubernetes.launch(run)
     after = job_of(server)["metadata"]
-    assert (after["uid"], after["resourceVersion"]) == (before["uid"], before["resourceVersion"])
+    assert (after["uid"], after["generation"]) == (before["uid"], before["generation"])
 
 
 def test_two_laptops_that_launch_the_same_run_make_one_job(server: ApiServer, run: LaunchRequest) -> None:
@@ -314,6 +315,52 @@ def test_a_launch_that_fails_after_another_laptop_has_applied_the_job_too_leaves
     with pytest.raises(MaybeLaunchedError, match="KeyboardInterrupt"):
         kubernetes.launch(run)
     assert len(server.all("RayJob")) == len(server.all("Secret")) == 1
+
+
+@pytest.mark.parametrize("when", ["before it fails", "as it looks", "never"])
+def test_a_launch_that_fails_leaves_its_job_to_another_that_has_found_it(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    other = KubernetesProvider(kubernetes.cluster)
+    find = Api.find
+
+    def failing(kind: api.Kind, document: Object, manager: str) -> Object:
+        if kind is not api.SECRETS:
+            return KubernetesProvider._apply(kubernetes, kind, document, manager)
+        if when == "before it fails":
+            other.launch(run)
+        raise KeyboardInterrupt
+
+    def looking(kind: api.Kind, namespace: str, name: str) -> Object | None:
+        found = find(kubernetes.server, kind, namespace, name)
+        if when == "as it looks" and found is not None and not server.all("Secret"):
+            other.launch(run)
+        return found
+
+    monkeypatch.setattr(kubernetes, "_apply", failing)
+    monkeypatch.setattr(kubernetes.server, "find", looking)
+    with pytest.raises(BaseException, match=r"raylift resume|^$") as raised:
+        kubernetes.launch(run)
+    assert raised.type is (KeyboardInterrupt if when == "never" else MaybeLaunchedError)
+    assert len(server.all("RayJob")) == len(server.all("Secret")) == (0 if when == "never" else 1)
+
+
+def test_a_launch_that_fails_takes_its_job_back_whatever_kuberay_writes_to_it_meanwhile(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, writes = Api.find, iter(range(2))
+
+    def looking(kind: api.Kind, namespace: str, name: str) -> Object | None:
+        found = find(kubernetes.server, kind, namespace, name)
+        if found is not None and (number := next(writes, None)) is not None:
+            server.change("RayJob", "raylift", RUN_ID, lambda job: job["metadata"]["labels"].update(write=str(number)))
+        return found
+
+    monkeypatch.setattr(kubernetes.server, "find", looking)
+    server.faults.append(Fault("PATCH /api/v1", status=403, message="not yours"))
+    with pytest.raises(ApiError, match="not yours"):
+        kubernetes.launch(run)
+    assert server.all("RayJob") == []
 
 
 @lost
@@ -840,6 +887,22 @@ def test_logs_that_are_not_followed_end_with_what_there_is(
     assert b"".join(kubernetes.logs(RUN_ID, follow=False)) == b"so far"
 
 
+def test_logs_have_what_a_worker_printed_that_fetched_in_vain(
+    server: ApiServer, kubernetes: KubernetesProvider
+) -> None:
+    kubernetes.launch(without_image())
+    made = take_up(server, RUN_ID)
+    worker = made["worker"]["metadata"]["name"]
+    for pod, said in ((made["head"], b"fetched\n"), (made["worker"], b"no such host\n")):
+        server.log(pod, said, FETCHING)
+        ended = {"name": FETCHING, "image": "x", "state": {"terminated": {"exitCode": 0}}, "ready": True}
+        server.set_status("Pod", "raylift", pod["metadata"]["name"], phase="Pending", initContainerStatuses=[ended])
+    assert b"".join(kubernetes.logs(RUN_ID, follow=False)) == b"fetched\n"
+    failed = {"name": FETCHING, "image": "x", "state": {"terminated": {"exitCode": 1}}, "ready": False}
+    server.set_status("Pod", "raylift", worker, phase="Failed", initContainerStatuses=[failed])
+    assert b"".join(kubernetes.logs(RUN_ID, follow=False)) == f"fetched\npod {worker}:\nno such host\n".encode()
+
+
 def test_logs_are_whole_where_a_server_does_not_answer_at_once(
     server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, fault: Fault
 ) -> None:
@@ -935,6 +998,7 @@ def hold(server: ApiServer, kind: str, cluster: Object, **more: Any) -> str:
         ("Role", {"rules": []}),
         ("RoleBinding", {"roleRef": {}, "subjects": []}),
         ("NetworkPolicy", {"spec": {"podSelector": {}}}),
+        ("ConfigMap", {"data": {}}),
     ],
 )
 def test_a_teardown_waits_for_what_kuberay_made_beside_the_pods_and_names_it(
@@ -967,7 +1031,7 @@ def test_a_teardown_by_somebody_who_may_not_look_at_accounts_and_roles_removes_a
     server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
 ) -> None:
     def without_them(role: Object) -> None:
-        beside = {"serviceaccounts", "roles", "rolebindings", "networkpolicies"}
+        beside = {"serviceaccounts", "configmaps", "roles", "rolebindings", "networkpolicies"}
         role["rules"] = [rule for rule in role["rules"] if not beside & set(rule["resources"])]
 
     server.change("Role", "raylift", "raylift-launcher", without_them)

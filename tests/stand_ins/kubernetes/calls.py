@@ -283,9 +283,12 @@ class Call:
         policy = (options if self.body else self.query).get("propagationPolicy", "Background")
         if policy != "Background":
             raise RefusedError(501, f"this stand-in deletes in the background alone, not {policy}")
-        wanted = options.get("preconditions", {}).get("uid")
-        if wanted not in (None, stored.value["metadata"]["uid"]):
-            raise RefusedError(409, f"Precondition failed: UID in precondition: {wanted}")
+        for key, said in (("uid", "UID"), ("resourceVersion", "ResourceVersion")):
+            wanted, there = options.get("preconditions", {}).get(key), stored.value["metadata"][key]
+            if wanted not in (None, there):
+                of_it = f'Operation cannot be fulfilled on {self.kind.qualified} "{self.name}"'
+                precondition = f"{said} in precondition: {wanted}, {said} in object meta: {there}"
+                raise RefusedError(409, f"{of_it}: Precondition failed: {precondition}")
         if self._is_dry():
             return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
         return self.store.delete(self.kind, self.namespace or "", self.name)

@@ -45,6 +45,7 @@ BUILT_IN = (
     Kind("", "v1", "pods", "Pod"),
     Kind("", "v1", "services", "Service"),
     Kind("", "v1", "secrets", "Secret", has_status=False),
+    Kind("", "v1", "configmaps", "ConfigMap", has_status=False),
     Kind("", "v1", "events", "Event", has_status=False),
     Kind("", "v1", "serviceaccounts", "ServiceAccount", has_status=False),
     Kind("", "v1", "resourcequotas", "ResourceQuota"),
