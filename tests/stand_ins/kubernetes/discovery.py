@@ -70,6 +70,11 @@ def _resources(group: str, version: str, kinds: Sequence[Kind]) -> Object:
             )
         if kind.plural == "pods":
             listed.append({**entry, "name": "pods/log", "singularName": "", "verbs": ["get"]})
+        if kind.plural == "serviceaccounts":
+            request = {"group": "authentication.k8s.io", "version": "v1", "kind": "TokenRequest"}
+            listed.append(
+                {**entry, **request, "name": "serviceaccounts/token", "singularName": "", "verbs": ["create"]}
+            )
     name = f"{group}/{version}" if group else version
     return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name, "resources": listed}
 

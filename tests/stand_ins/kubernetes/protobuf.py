@@ -2,7 +2,7 @@
 
 https://protobuf.dev/programming-guides/encoding, in the envelope of
 https://kubernetes.io/docs/reference/using-api/api-concepts/#protobuf-encoding; the numbers of fields are those of
-Kubernetes' generated.proto, of what `kubectl create secret` and `kubectl create token` fill in.
+Kubernetes' generated.proto, of what `kubectl create secret`, `kubectl create token` and `kubectl auth can-i` fill in.
 """
 
 from __future__ import annotations
@@ -91,4 +91,16 @@ _SECRET = {
     2: ("data", _entry(lambda data: base64.b64encode(data).decode())),
     3: ("type", _text),
 }
-_KINDS: Mapping[str, Mapping[int, Field]] = {"Secret": _SECRET}
+_ATTRIBUTES = ("namespace", "verb", "group", "version", "resource", "subresource", "name")
+_ASKED = {number: (name, _text) for number, name in enumerate(_ATTRIBUTES, 1)}
+_UNSAID = ("status", _of({}))  # of what the server fills in nothing is there yet
+_REVIEW = {1: ("metadata", _of(_METADATA)), 2: ("spec", _of({1: ("resourceAttributes", _of(_ASKED))})), 3: _UNSAID}
+_RULES = {1: ("metadata", _of(_METADATA)), 2: ("spec", _of({1: ("namespace", _text)})), 3: _UNSAID}
+_LASTING = {4: ("expirationSeconds", _text)}
+_TOKEN = {1: ("metadata", _of(_METADATA)), 2: ("spec", _of(_LASTING)), 3: ("status", _of({2: ("expires", _of({}))}))}
+_KINDS: Mapping[str, Mapping[int, Field]] = {
+    "Secret": _SECRET,
+    "SelfSubjectAccessReview": _REVIEW,
+    "SelfSubjectRulesReview": _RULES,
+    "TokenRequest": _TOKEN,
+}

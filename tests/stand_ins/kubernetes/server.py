@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import ssl
 import threading
 import time
@@ -16,6 +17,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -280,6 +282,8 @@ class _Handler(BaseHTTPRequestHandler):
         review = {"selfsubjectaccessreviews": self._review, "selfsubjectrulesreviews": self._rules}.get(match["plural"])
         if review is not None and self.command == "POST":
             return 201, review(user, json.loads(body))
+        if (match["plural"], match["sub"], self.command) == ("serviceaccounts", "token", "POST"):
+            return 201, self._token(user, match["namespace"], match["name"], json.loads(body))
         kind = next((each for each in self.api.kinds if _is_of(each, match)), None)
         if kind is None or (match["namespace"] and not kind.namespaced):
             raise RefusedError(404, "the server could not find the requested resource")
@@ -305,6 +309,20 @@ class _Handler(BaseHTTPRequestHandler):
         action = Action(asked["verb"], asked.get("group", ""), resource, asked.get("namespace") or None)
         with self.api.store.lock:
             return {**review, "status": {"allowed": access.may(self.api.store, user, action)}}
+
+    def _token(self, user: User, namespace: str, account: str, request: Object) -> Object:
+        """Make a token of a service account, and return the request with it."""
+        action = Action("create", "", "serviceaccounts/token", namespace, account)
+        with self.api.store.lock:
+            if not access.may(self.api.store, user, action):
+                raise RefusedError(403, f'serviceaccounts "{account}" is forbidden: {action.denied(user)}')
+            if self.api.get("ServiceAccount", namespace, account) is None:
+                raise RefusedError(404, f'serviceaccounts "{account}" not found')
+            token = secrets.token_urlsafe(24)
+            self.api.tokens[token] = User.service_account(namespace, account)
+        lasts = timedelta(seconds=int(request.get("spec", {}).get("expirationSeconds", 3600)))
+        expires = (datetime.now(UTC) + lasts).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {**request, "status": {"token": token, "expirationTimestamp": expires}}
 
     def _rules(self, user: User, review: Object) -> Object:
         with self.api.store.lock:

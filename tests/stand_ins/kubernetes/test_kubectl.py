@@ -14,6 +14,7 @@ from tests import needs
 from tests.cluster.kubernetes.golden import RUN_ID, documents
 from tests.harness import ROOT
 from tests.k8s.manifests import K8S
+from tests.stand_ins.kubernetes.access import User
 from tests.stand_ins.kubernetes.kueue import Kueue
 from tests.stand_ins.kubernetes.server import ApiServer, api_server
 from tests.stand_ins.kubernetes.store import now
@@ -33,6 +34,7 @@ TOLD = {
     "describe resourcequota": "Name:       raylift",
     "describe workload rayjob-{run}": "Message:  too few",
     "logs -n raylift -f --max-log-requests 100 -c raylift -l raylift.dev/run={run},ray.io/node-type": "line 20",
+    "create token raylift-run": "",
     "delete rayjob --namespace raylift {run}": 'rayjob.ray.io "{run}" deleted',
 }
 LOOKS = {
@@ -46,6 +48,9 @@ LOOKS = {
     "events": "refused by a quota",
     "events --for rayjob/{run}": "refused by a quota",
     "get events": "refused",
+    "auth can-i create rayjobs.ray.io": "yes",
+    "auth can-i get pods/log": "yes",
+    "auth can-i --list": "*.*",
     "wait rayjob/{run} --for jsonpath={{.spec.backoffLimit}}=3": "condition met",
 }
 
@@ -94,6 +99,17 @@ def test_kubectl_finds_what_it_asks_for(server: ApiServer, typed: str) -> None:
     assert line in printed, printed
 
 
+def test_a_token_that_kubectl_creates_is_its_account_s(server: ApiServer) -> None:
+    kubectl(server, f"apply -k {K8S}/base")
+    token = kubectl(server, "create token raylift-launcher --duration 10m").strip()
+    assert server.tokens[token] == User.service_account("raylift", "raylift-launcher")
+    server.tokens["admin-token"] = server.tokens[token]
+    assert "rayjobs.ray.io" in kubectl(server, "auth can-i --list")
+    assert kubectl(server, "auth can-i create rayjobs.ray.io") == "yes\n"
+    with pytest.raises(AssertionError, match="cannot create resource"):
+        kubectl(server, "create token raylift-run")
+
+
 def test_a_log_of_several_pods_is_that_of_their_last_lines(server: ApiServer) -> None:
     printed = kubectl(server, f"logs -l raylift.dev/run={RUN_ID}")
     assert printed.splitlines() == [f"line {number}" for number in range(11, 21)]
@@ -107,7 +123,12 @@ def test_what_a_secret_is_made_of_comes_as_it_was_typed(server: ApiServer) -> No
 
 
 def test_all_that_people_are_told_to_type_is_tried() -> None:
-    texts = [ROOT / "README.md", *(ROOT / "cluster").rglob("*.py"), *(ROOT / "launcher").rglob("*.py")]
+    texts = [
+        ROOT / "README.md",
+        *K8S.rglob("*.yaml"),
+        *(ROOT / "cluster").rglob("*.py"),
+        *(ROOT / "launcher").rglob("*.py"),
+    ]
     named = {match for file in texts for match in NAMED.findall(file.read_text())}
     assert {"describe workload", "logs", "delete rayjob", "create secret"} <= named
     assert [each for each in named if not any(typed.startswith(each) for typed in TOLD)] == []
