@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 from typer.testing import CliRunner
@@ -23,9 +24,11 @@ from cluster.kubernetes.reasons import FETCHING
 from cluster.records import Result
 from cluster.runs import Run
 from cluster.segments import IN_STORAGE, SegmentWriter
+from cluster.storage.s3 import S3Storage
 from launcher import waiting
 from launcher.cli.app import app
 from launcher.remote import launch_of, tear_down_remote
+from tests.cluster.kubernetes.dying import Death
 from tests.cluster.kubernetes.kuberay import submit, take_up
 from tests.finished import started, write_rows
 from tests.harness import ROOT, Started, fresh_id, raylift, raylift_here, start_raylift, wait_for
@@ -50,6 +53,27 @@ def options(tmp_path: Path, server: ApiServer, s3_env: SeaweedFS) -> list[str]: 
 
 def run_of(options: list[str]) -> Run:
     return run_in(options[options.index("--storage") + 1], options[options.index("--id") + 1])
+
+
+def _die_at_write(patch: pytest.MonkeyPatch, last: int, *, before: bool) -> list[str]:
+    """Have a laptop die before its last write to storage, or after it; return the paths of those that are done."""
+    writes: list[str] = []
+
+    def dying(alive: Callable[..., Any]) -> Callable[..., Any]:
+        def write(*arguments: Any, **more: Any) -> Any:
+            if before and len(writes) == last:
+                raise Death
+            answer = alive(*arguments, **more)
+            writes.append(str(arguments))
+            if not before and len(writes) == last + 1:
+                raise Death
+            return answer
+
+        return write
+
+    for method in ("write", "upload"):
+        patch.setattr(S3Storage, method, dying(getattr(S3Storage, method)))
+    return writes
 
 
 @contextlib.contextmanager
@@ -500,6 +524,31 @@ def test_a_laptop_that_dies_in_the_middle_of_a_launch_leaves_what_resume_complet
     (job,), (secret,) = server.all("RayJob"), server.all("Secret")
     assert job["metadata"]["generation"] == 1
     assert secret["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_a_laptop_that_dies_at_any_write_to_storage_of_a_launch_leaves_what_is_completed(
+    server: ApiServer, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    (tmp_path / "k8s.yaml").write_text(BLOCK.replace("image: 'registry.example/raylift:cpu', ", ""))
+    run, command = run_of(options), ("run", *options, "--detach")
+    for last in itertools.count():
+        with monkeypatch.context() as patch:
+            writes = _die_at_write(patch, last, before=before)
+            with contextlib.suppress(Death):
+                assert raylift_here(*command).returncode == 0
+                assert len(writes) == last >= 2  # the bundle and the job file, at least
+                return
+        resumed = raylift_here("resume", run.uri, "--detach")
+        if resumed.returncode:
+            assert "there is no run" in resumed.stderr
+            assert raylift_here(*command).returncode == 0
+        (job,), (secret,) = server.all("RayJob"), server.all("Secret")
+        assert secret["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+        assert raylift_here("stop", run.uri, "--now").returncode == 0
+        assert raylift_here("rm", run.uri, "--yes").returncode == 0
+        assert server.all("RayJob") == server.all("Secret") == []
+        assert not list(run.storage.list(""))
 
 
 def test_a_laptop_that_dies_in_the_middle_of_a_teardown_leaves_what_the_next_one_removes(
