@@ -75,17 +75,15 @@ def test_where_a_save_hangs_the_last_one_is_there_before_the_machine_goes(
     hangs = threading.Event()
     with proxy(s3_env.port) as link:
 
-        def hang(_: int) -> bool:
+        def hang(head: str) -> float:
             """Hold up a file of a checkpoint, once some are there, for longer than the machine is there."""
-            head = link.heads[-1]
             is_save = head.startswith("PUT") and "model.safetensors" in head
-            if not hangs.is_set() and is_save and len(run.checkpoints()) > 2:
-                hangs.set()
-                link.delay = HANGS
-                threading.Timer(0.2, setattr, [link, "delay", 0.0]).start()
-            return False
+            if hangs.is_set() or not is_save or len(run.checkpoints()) <= 2:
+                return 0.0
+            hangs.set()
+            return HANGS
 
-        link.before = hang
+        link.hold = hang
         monkeypatch.setenv("AWS_ENDPOINT_URL", link.endpoint)
         with start_raylift("run", job, "--id", run.id, "--storage", uri, cwd=tmp_path) as process:
             assert hangs.wait(240)

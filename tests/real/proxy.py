@@ -31,7 +31,8 @@ class Proxy:
     of a request take `delay` seconds, which may be changed. `heads` has the head of every request that came. `outage`
     makes the server "silent" (it refuses connections) or "busy" (503 to all) until it is None again; `cut` ends all
     connections that stand. `before` is told the number of every request, from 1 on, and may take it away by returning
-    True: then its connection ends. `listener` is where to stand, if not on a free port of this machine.
+    True: then its connection ends. `hold` is told the head of every request, and says for how many seconds it alone is
+    held up. `listener` is where to stand, if not on a free port of this machine.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Proxy:
         self.heads: list[str] = []
         self.outage: Literal["silent", "busy"] | None = None
         self.before: Callable[[int], bool] | None = None
+        self.hold: Callable[[str], float] | None = None
         self._counter, self._counting = itertools.count(1), threading.Lock()
         self._listener = listener or socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
@@ -99,10 +101,12 @@ class Proxy:
         with suppress(OSError):
             while data := client.recv(65536):
                 if head := _HEAD.match(data):
-                    self.heads.append(head[0].decode())
+                    self.heads.append(text := head[0].decode())
                     with self._counting:
                         if self.before is not None and self.before(next(self._counter)):
                             break
+                    if self.hold is not None:
+                        time.sleep(self.hold(text))
                 if self.reject is not None and self.reject in data:
                     _refuse(client, *self._refusal)
                     return
