@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from itertools import combinations, islice, product
+from itertools import chain, combinations, islice, product
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -104,45 +104,57 @@ def _tried(space: Mapping[str, Domain]) -> Iterator[tuple[Point, dict[str, Keys]
     """Yield points that together have all that is to be checked of each domain, and where each value stands.
 
     Lists are tried in all their combinations, as rules between keys ("momentum is an option of sgd") may hold for
-    some alone; were there too many of those, the first some hundred, and of any two keys all pairs of values.
+    some alone; were there too many of those, the first some hundred, and of two values each the first thousand pairs.
     """
-    domains = list(space.items())
-    tried = list(islice(_combinations(domains, {}, {}), _COMBINATIONS + 1))
+    tried = list(islice(_combinations(list(space.items()), {}, {}), _COMBINATIONS + 1))
     yield from tried[:_COMBINATIONS]
-    for key, domain in domains:
-        for at, value in domain.checked.items():
-            yield from islice(_combinations(domains, {}, {}, {key: (at, value)}), 1)
-    if len(tried) > _COMBINATIONS:
-        yield from islice(_pairs(domains), _PAIRS)
-
-
-def _pairs(domains: list[tuple[str, Domain]]) -> Iterator[tuple[Point, dict[str, Keys]]]:
-    """Yield a point with every pair of listed values of two keys."""
-    for (one, values), (other, others) in combinations(domains, 2):
-        for first, second in product(values.ends.items(), others.ends.items()):
-            yield from islice(_combinations(domains, {}, {}, {one: first, other: second}), 1)
+    alone = ({key: value} for key, domain in space.items() for value in domain.checked.items())
+    pairs = (
+        {one: first, other: second}
+        for one, other in combinations(space, 2)
+        for first, second in product(space[one].ends.items(), space[other].ends.items())
+    )
+    for fixed in chain(alone, islice(pairs, _PAIRS if len(tried) > _COMBINATIONS else 0)):
+        if (found := _with(fixed, space)) is not None:
+            yield found
 
 
 def _combinations(
-    left: list[tuple[str, Domain]],
-    point: Point,
-    origins: dict[str, Keys],
-    fixed: Mapping[str, tuple[Keys, Any]] | None = None,
+    left: list[tuple[str, Domain]], point: Point, origins: dict[str, Keys]
 ) -> Iterator[tuple[Point, dict[str, Keys]]]:
-    """Yield the combinations of listed values with the lower ends of ranges, and of them those with the fixed value."""
+    """Yield the combinations of listed values with the lower ends of ranges."""
     if not left:
-        if not fixed or fixed.keys() <= point.keys():
-            yield point, origins
+        yield point, origins
         return
     (key, domain), rest = left[0], left[1:]
     if not domain.counts(point):
-        yield from _combinations(rest, point, origins, fixed)
+        yield from _combinations(rest, point, origins)
         return
     ends = list(domain.ends.items())
     if domain.choice is None and domain.grid is None:
         ends = ends[:1]
-    for at, value in [fixed[key]] if fixed and key in fixed else ends:
-        yield from _combinations(rest, {**point, key: value}, {**origins, key: at}, fixed)
+    for at, value in ends:
+        yield from _combinations(rest, {**point, key: value}, {**origins, key: at})
+
+
+def _with(fixed: Mapping[str, tuple[Keys, Any]], space: Mapping[str, Domain]) -> tuple[Point, dict[str, Keys]] | None:
+    """Return a point with some values, what these depend on, and else the first values; None where they never meet."""
+    chosen = dict(fixed)
+    for key, domain in reversed([*space.items()]):  # what a key depends on comes before it
+        if key in chosen:
+            there = {other: values[0] for other, values in domain.conditions.items() if other in space}
+            chosen = {other: _placed(space[other], value) for other, value in there.items()} | chosen
+    point: Point = {}
+    origins: dict[str, Keys] = {}
+    for key, domain in space.items():
+        if domain.counts(point):
+            origins[key], point[key] = chosen.get(key) or next(iter(domain.ends.items()))
+    return (point, origins) if chosen.keys() <= point.keys() else None
+
+
+def _placed(domain: Domain, value: Any) -> tuple[Keys, Any]:
+    """Return where a value stands, one within a range at its beginning, and the value."""
+    return next((at for at, each in domain.ends.items() if each == value), next(iter(domain.ends))), value
 
 
 def _wrong_with(

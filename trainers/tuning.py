@@ -118,9 +118,14 @@ class Domain(Block):
             return {**self.ends, (self.kind,): half if low < half < high else middle}
         return self.ends
 
+    @property
+    def conditions(self) -> dict[str, list[Any]]:
+        """The other keys on which it depends, and those of their values with which it counts."""
+        return {key: value if isinstance(value, list) else [value] for key, value in self.when.items()}
+
     def counts(self, point: Point) -> bool:
         """Whether it counts where the keys before it have these values."""
-        return all(key in point and point[key] in _listed(value) for key, value in self.when.items())
+        return all(key in point and point[key] in values for key, values in self.conditions.items())
 
     def __str__(self) -> str:
         given = getattr(self, self.kind)
@@ -130,7 +135,7 @@ class Domain(Block):
             text = f"{_shown(self.ends[(self.kind, 0)])} to {_shown(self.ends[(self.kind, 1)])}"
             text += {"loguniform": ", logarithmic", "randint": ", whole"}.get(self.kind, "")
             text += f", in steps of {given[2]:g}" if self.quniform is not None else ""
-        conditions = [f"{key} is {' or '.join(map(_shown, _listed(value)))}" for key, value in self.when.items()]
+        conditions = [f"{key} is {' or '.join(map(_shown, values))}" for key, values in self.conditions.items()]
         return text + (f", where {' and '.join(conditions)}" if conditions else "")
 
 
@@ -425,21 +430,17 @@ def _points(left: list[tuple[str, Domain]], point: Point) -> Iterator[Point]:
 
 
 def _check_conditions(key: str, domain: Domain, space: Mapping[str, Domain]) -> None:
-    for other, wanted in domain.when.items():
+    for other, wanted in domain.conditions.items():
         if other == key or other not in space:
             known = ", ".join(name for name in space if name != key)
             raise ValueError(f"space: {key} depends on {other}, which is no other key of the space: {known}")
         values = space[other].values
         if values is None:
             raise ValueError(f"space: {key} depends on {other}, which is a range: a condition needs a list")
-        for value in _listed(wanted):
+        for value in wanted:
             if value not in values:
                 shown = ", ".join(_shown(each) for each in values)
                 raise ValueError(f"space: {key} counts when {other} is {_shown(value)}, which it never is: {shown}")
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _written(value: object) -> str:

@@ -134,6 +134,20 @@ def test_every_pair_of_values_is_checked_where_there_are_too_many_combinations_t
     assert "train.optimizer.momentum: momentum is an option of sgd, rmsprop, muon, not of adamw" in found[0]
 
 
+def test_the_values_of_a_large_space_with_conditions_are_checked_without_all_its_combinations(job: Job) -> None:
+    many = list(range(1, 21))
+    shares = [number / 100 for number in range(20)]
+    space: dict[str, object] = {"train.optimizer.name": ["adamw", "sgd"], "train.seed": many, "train.clip_norm": many}
+    space |= {f"data.augment.{key}": shares for key in ("translate", "noise", "mixup", "cutmix")}
+    space |= {
+        "model.dropout": shares,
+        "train.optimizer.momentum": {"choice": [0.9, 1.9], "when": {"train.optimizer.name": "sgd"}},
+    }
+    found = messages(job(f"tune: {{trials: 400, space: {json.dumps(space)}}}"))
+    assert len(found) == 1
+    assert found[0].endswith("train.optimizer.momentum: 1.9 is out of range: it must be below 1")
+
+
 def test_searched_data_is_found_from_the_folder_of_the_job_file(
     job: Job, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
