@@ -70,7 +70,7 @@ class Trial:
     def rests(self, at: float) -> None:
         if self.training_since is not None:
             self.trained += max(at - self.training_since, 0.0)
-        self.training_since = None
+        self.training_since, self.seen = None, max(at, self.seen)
 
     def trained_by(self, now: float | None) -> float:
         """Return for how many seconds it has trained; without `now`, up to the last time that it rested."""
@@ -134,7 +134,7 @@ def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
                 found[row["trial"]].trains(row["time"])
             case "trial.result" if row["trial"] in found:
                 if found[row["trial"]].training_since is None:
-                    found[row["trial"]].trains(began)
+                    found[row["trial"]].trains(max(began, found[row["trial"]].seen))
                 found[row["trial"]].trains(row["time"])
                 one = Evaluation(row["iteration"], row["step"], row["epoch"], row["metrics"])
                 found[row["trial"]].evaluations[one.iteration] = one

@@ -79,15 +79,14 @@ def test_the_time_of_a_trial_is_that_of_its_training_alone() -> None:
         {**evaluated(0, 1, 0.5), "time": 14.0, "attempt": 1},
         {**state, "state": "WAITING", "time": 15.0, "attempt": 1},
         {**state, "state": "RUNNING", "time": 100.0, "attempt": 1},
-        {
-            **evaluated(0, 2, 0.6),
-            "time": 103.0,
-            "attempt": 1,
-        },  # its driver is killed, and resumed after an hour
-        {"event": "claimed", "time": 4000.0, "attempt": 2},
+        {**evaluated(0, 2, 0.6), "time": 103.0, "attempt": 1},
+        {"event": "claimed", "time": 4000.0, "attempt": 2},  # its driver was killed, and is resumed after an hour
         {**evaluated(0, 3, 0.7), "time": 4006.0, "attempt": 2},
     ]
     (trial,) = read_trials(rows)
     assert (trial.trained, trial.trained_by(None), trial.trained_by(4007.0)) == (8.0, 8.0, 15.0)
-    (over,) = read_trials([*rows, {**ended(0, "SUCCEEDED", at=4008.0), "attempt": 2}])
+    end = {**ended(0, "SUCCEEDED", at=4008.0), "attempt": 2}
+    (over,) = read_trials([*rows, end])
     assert over.trained == over.trained_by(5000.0) == 16.0
+    late = {**evaluated(0, 4, 0.8), "time": 4009.0, "attempt": 2}
+    assert read_trials([*rows, end, late, {**end, "time": 4009.0}])[0].trained == 17.0, "no second counts twice"
