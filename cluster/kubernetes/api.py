@@ -388,7 +388,7 @@ def _in_words(api: Api, status: int, details: str, call: str) -> str:
     if "exceeded quota" in details:
         over = ". Runs that are over count until raylift rm" if "count/rayjobs" in details else ""
         return f"the quota of the namespace is used up: {details}. See it: kubectl describe resourcequota{over}"
-    if "kueue managed job can use autoscaling" in details or "kueue managed job should not use autoscaling" in details:
+    if "kueue managed job" in details and "autoscaling" in details:
         return (
             f"Kueue does not take it: {details}. A range of workers or nodes in a queue takes its feature gate "
             "ElasticJobsViaWorkloadSlices, which an administrator turns on. Else give one number, or no queue"

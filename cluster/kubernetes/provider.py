@@ -162,17 +162,20 @@ class KubernetesProvider:
     def take_up(self, job: Object | None, manager: str) -> Object | None:
         """Leave a trace on a job that this launch has found, so that the launch which made it does not delete it.
 
-        Returns the job; None where there is none, or none any more.
+        Returns the job; None where there is none, or none any more. Raises RunExistsError where another has its name.
         """
         if job is None:
             return None
+        name = job["metadata"]["name"]
         try:
-            name = job["metadata"]["name"]
-            return self.server.annotate(api.RAY_JOBS, self.namespace, name, {_TAKEN_UP: manager}, manager)
+            found = self.server.annotate(api.RAY_JOBS, self.namespace, name, {_TAKEN_UP: manager}, manager)
         except ApiError as error:
             if error.status != 404:
                 raise
             return None
+        if found["metadata"]["uid"] != job["metadata"]["uid"]:
+            raise _launched_anew(name)
+        return found
 
     def audit(self) -> Sequence[Resource]:
         """List all of raylift's objects: in all namespaces where this person may look, else in this one."""

@@ -345,6 +345,18 @@ def test_a_launch_that_fails_leaves_its_job_to_another_that_has_found_it(
     assert len(server.all("RayJob")) == len(server.all("Secret")) == (0 if when == "never" else 1)
 
 
+def test_a_job_that_is_found_and_is_another_or_none_a_moment_later_is_not_taken_for_its_own(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
+) -> None:
+    kubernetes.launch(run)
+    found = kubernetes.server.find(api.RAY_JOBS, "raylift", RUN_ID)
+    server.delete("RayJob", "raylift", RUN_ID)
+    assert kubernetes.take_up(found, "raylift-launch-second") is None
+    kubernetes.launch(run)
+    with pytest.raises(RunExistsError, match="another one by now"):
+        kubernetes.take_up(found, "raylift-launch-second")
+
+
 def test_a_launch_that_fails_takes_its_job_back_whatever_kuberay_writes_to_it_meanwhile(
     server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
