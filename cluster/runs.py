@@ -160,6 +160,12 @@ class Run:
         damaged: dict[int, tuple[Checkpoint, str]] = {}
         taken = origin is None or self.has_taken(origin)
         while True:
+            # the number first: whoever has it by the time of the write may have saved what is read here too early
+            number = max(self.attempts(), default=0) + 1
+            if after is not None and number <= after:
+                raise SupersededError(f"{self.uri} is gone: somebody removed it while it ran")
+            if after is not None and number > after + 1:
+                raise SupersededError(f"attempt {number - 1} has taken over {self.uri}; what it ran before ends here")
             holder, base = self, None
             if taken:
                 base = self.newest_intact(lambda found, why: damaged.setdefault(found.step, (found, why)), read=read)
@@ -167,11 +173,6 @@ class Run:
                 holder = Run(self.storage, origin.run)
                 base = holder.checkpoint_at(origin.attempt, origin.step)
                 holder._check(base, read=read or taken)  # where it was taken before, the copy of it is damaged
-            number = max(self.attempts(), default=0) + 1
-            if after is not None and number <= after:
-                raise SupersededError(f"{self.uri} is gone: somebody removed it while it ran")
-            if after is not None and number > after + 1:
-                raise SupersededError(f"attempt {number - 1} has taken over {self.uri}; what it ran before ends here")
             claim = Claim(
                 attempt=number,
                 host=socket.gethostname(),

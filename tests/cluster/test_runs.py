@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from cluster.errors import (
     SupersededError,
 )
 from cluster.outages import through_outages
-from cluster.records import Base, Origin, Result
+from cluster.records import Base, Checkpoint, Origin, Result
 from cluster.runs import Run, list_runs, new_run_id
 from cluster.storage.base import Digest, Storage
 from cluster.storage.file import FileStorage
@@ -94,6 +95,23 @@ def test_sixteen_racing_claimers_get_sixteen_numbers(run: Run, commit: Commit) -
         attempts = list(pool.map(lambda _: Run(run.storage, run.id).claim(), range(16)))
     assert sorted(attempt.number for attempt in attempts) == list(range(2, 18))
     assert [claim.attempt for claim in run.claims()] == list(range(1, 18))
+
+
+def test_an_attempt_that_saves_while_the_next_one_is_claimed_is_what_that_starts_from(
+    run: Run, commit: Commit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(run.claim(), 10)
+    other, chosen = Run(run.storage, run.id), []
+
+    def slow(*arguments: Any, **options: Any) -> Checkpoint | None:
+        chosen.append(Run.newest_intact(run, *arguments, **options))
+        if len(chosen) == 1:  # two claim, and save, before this claim goes on
+            commit(other.claim(), 20)
+            commit(other.claim(), 30)
+        return chosen[-1]
+
+    monkeypatch.setattr(run, "newest_intact", slow)
+    assert run.claim().claim.base == Base(attempt=3, step=30)
 
 
 def test_a_first_attempt_has_no_base(run: Run) -> None:
