@@ -21,7 +21,7 @@ from pathlib import Path
 from trainers.memory import peak_memory
 
 ENDED = "rank.ended"  # an event: the watchdog of a machine has ended a rank
-_LAYOUT = struct.Struct("<6q3d3q")  # then the URI of the run
+_LAYOUT = struct.Struct("<6q5d3q")  # then the URI of the run
 _BEAT = 0.5  # seconds
 STEP_TIMEOUT = 8.0  # seconds that a step may take in any case, unless `train.step_timeout` says
 _WARM_UP = 2  # steps, or waits of an evaluation, that compile, connect and load, and so tell nothing of the others
@@ -31,7 +31,7 @@ _FADES = 0.999  # a step: what was slow long ago stops counting
 class Phase(IntEnum):
     """What a rank is at."""
 
-    STARTING = 0  # until its first steps are done
+    STARTING = 0  # imports, loads, and builds the model
     COMPUTING = 1  # reads a batch and computes on it, alone
     WAITING = 2  # for the other ranks, at the end of a step
     EVALUATING = 3
@@ -39,6 +39,8 @@ class Phase(IntEnum):
     ENDING = 5
     AGREEING = 6  # waits for the other ranks within an evaluation
     MEETING = 7  # waits for other ranks that may still load or compile
+    WARMING_UP = 8  # its first steps
+    COMPILING = 9  # at any step: of a shape not seen before, say
 
 
 _WAITS = (Phase.WAITING, Phase.AGREEING, Phase.MEETING)
@@ -56,6 +58,8 @@ class Reading:
     peak_bytes: int
     longest_step: float
     longest_evaluation: float  # between two times that the ranks of one wait for each other
+    longest_compilation: float = 0.0
+    longest_silence: float = 0.0  # between two beats, since its first step: code may keep the interpreter's lock
     step_timeout: float = STEP_TIMEOUT  # that a step may take in any case
     attempt: int = 0
     step: int = 0  # the last one that is done
@@ -97,7 +101,8 @@ class Pulse:
         self._phase = Phase.STARTING
         self._since = time.monotonic()
         self._spent = dict.fromkeys(Phase, 0.0)  # in each phase, during this step
-        self._longest_step = self._longest_evaluation = 0.0
+        self._longest_step = self._longest_evaluation = self._longest_compilation = self._longest_silence = 0.0
+        self._compiling_since: float | None = None
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._write()
@@ -132,6 +137,22 @@ class Pulse:
         yield
         self.enter(Phase.STARTING)
 
+    def compiles(self) -> None:
+        """Say that what it is at goes on once something is compiled; the time of that is no step's."""
+        self._compiling_since = time.monotonic()
+        self._entries += 1
+        self._write()
+
+    def has_compiled(self) -> None:
+        if self._compiling_since is None:
+            return
+        now = time.monotonic()
+        took, self._compiling_since = now - self._compiling_since, None
+        self._longest_compilation = max(self._longest_compilation, took)
+        self._since = min(self._since + took, now)
+        self._entries += 1
+        self._write()
+
     def reached(self, step: int) -> None:
         """Say which step is done, for the next write: whoever looks after a kill may find no row of it."""
         self._step = step
@@ -149,10 +170,16 @@ class Pulse:
         if self._steps > _WARM_UP + 1:  # the first call comes before the first step
             took = self._spent[Phase.COMPUTING] + self._spent[Phase.WAITING]
             self._longest_step = max(took, self._longest_step * _FADES)
+        self._longest_silence *= _FADES
         self._spent = dict.fromkeys(Phase, 0.0)
 
     def _beat(self) -> None:
+        last = time.monotonic()
         while not self._closed.wait(_BEAT):
+            now = time.monotonic()
+            if self._steps:  # imports tell nothing of steps
+                self._longest_silence = max(self._longest_silence, now - last)
+            last = now
             self._beats += 1
             self._peak = peak_memory()
             self._write()
@@ -170,6 +197,8 @@ class Pulse:
                 self._peak,
                 self._longest_step,
                 self._longest_evaluation,
+                self._longest_compilation,
+                self._longest_silence,
                 self.step_timeout,
                 self._attempt,
                 self._step,
@@ -178,8 +207,11 @@ class Pulse:
 
     def _shown(self) -> Phase:
         """Return the phase that its limit goes by: what comes first takes longer, here or elsewhere."""
+        if self._compiling_since is not None:
+            return Phase.COMPILING
         if self._steps <= _WARM_UP + 1:
-            return Phase.MEETING if self._phase in _WAITS else Phase.STARTING
+            beginning = Phase.WARMING_UP if self._steps else Phase.STARTING
+            return Phase.MEETING if self._phase in _WAITS else beginning
         if self._phase is Phase.AGREEING and not self._evaluations and self._waits <= _WARM_UP:
             return Phase.MEETING
         return self._phase

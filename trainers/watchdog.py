@@ -4,12 +4,14 @@
 
 Ray and torch notice a rank that hangs after minutes; this does so within seconds. It learns from the run's own steps
 how long one may take: a rank is ended that takes five times as long as its longest, and no less than eight seconds, or
-what `train.step_timeout` says. So long, or eight seconds, it may also show no sign of life.
-Compilation and the first collective, evaluation and saves have limits of their own; of an evaluation, what counts is
-the time between two waits for the other ranks, which come about once a second. A rank that waits for those of other
-machines, whose own watchdogs may be cut off from us, is given time for what these would end, and for a save; in the
-first steps, in which they may still load or compile, a quarter of an hour. It counts
-only the time in which it runs itself, so that a machine that sleeps, or has no time for anybody, ends nothing.
+what `train.step_timeout` says. Without a sign of life it may be for eight seconds, for what `train.step_timeout` says,
+or for twice as long as it has been: code that keeps the interpreter's lock does so in each step.
+Compilation, at any step, and the first collective, evaluation and saves have limits of their own; of an evaluation,
+what counts is the time between two waits for the other ranks, which come about once a second. A rank that waits for
+those of other machines, whose own watchdogs may be cut off from us, is given time for what these would end, for a save,
+and for twice what it has ever compiled itself; in the first steps, in which they may still load or compile, a quarter
+of an hour. It counts only the time in which it runs itself, so that a machine that sleeps, or has no time for anybody,
+ends nothing.
 """
 
 from __future__ import annotations
@@ -32,8 +34,14 @@ from trainers.pulse import ENDED, Phase, Reading, read
 
 POLL = 0.25  # seconds
 SILENT = 8.0  # seconds without a beat: stopped, or held by code that never lets go of the interpreter
-_SILENT_AT_START = 60.0  # imports may hold it long
+_SILENT_IN = {  # those may hold it long
+    Phase.STARTING: 60.0,  # imports
+    Phase.COMPILING: 60.0,
+    Phase.MEETING: 20.0,
+    Phase.WARMING_UP: 20.0,  # libraries that are loaded where they are first used
+}
 _TIMES = 5.0  # the longest so far
+_TIMES_SILENT = 2.0  # the longest so far
 _LEAST_EVALUATION = 30.0
 _LEAST_AGREEING = 15.0  # that others may take longer for their part of it
 _FIRST = 30 * 60.0  # seconds for what has not been seen yet: start and first evaluation
@@ -81,8 +89,8 @@ class Watchdog:
         return {rank: (self._ranks[rank].now, reason) for rank, reason in found.items()}
 
     def _silence(self, watched: Watched) -> str:
-        least = _SILENT_AT_START if watched.now.phase in (Phase.STARTING, Phase.MEETING) else SILENT
-        limit = max(least, watched.now.step_timeout)
+        now = watched.now
+        limit = max(_SILENT_IN.get(now.phase, SILENT), now.step_timeout, _TIMES_SILENT * now.longest_silence)
         return f"it froze: no sign of life for {watched.silent:.0f} s" if watched.silent > limit else ""
 
     def _hanging(self) -> dict[int, str]:
@@ -109,7 +117,9 @@ class Watchdog:
 def _limit(reading: Reading) -> float:
     """Return the seconds that a rank may stay in its phase."""
     match reading.phase:
-        case Phase.STARTING | Phase.MEETING:  # the wait after a first step has this rank's own backward pass in it
+        case Phase.STARTING | Phase.WARMING_UP | Phase.COMPILING:
+            return _FIRST
+        case Phase.MEETING:  # the wait after a first step has this rank's own backward pass in it
             return _FIRST
         case Phase.EVALUATING if not reading.evaluations:
             return _FIRST
@@ -127,12 +137,15 @@ def _waits_in_vain(watched: Watched) -> bool:
     """Whether a rank has waited so long that one that hangs on another machine has been ended there by now."""
     if watched.now.phase is Phase.MEETING:
         return watched.still > max(_MEETING, watched.now.step_timeout)
-    return watched.now.phase in _FOR_OTHERS and watched.still > 2 * _limit(watched.now) + _FAR_SAVE
+    patience = 2 * (_limit(watched.now) + watched.now.longest_compilation) + _FAR_SAVE
+    return watched.now.phase in _FOR_OTHERS and watched.still > patience
 
 
 def _describe(watched: Watched) -> str:
-    usual = watched.now.longest_evaluation if watched.now.phase is Phase.EVALUATING else watched.now.longest_step
-    doing = watched.now.phase.name.lower()
+    now = watched.now
+    longest = {Phase.EVALUATING: now.longest_evaluation, Phase.COMPILING: now.longest_compilation}
+    usual = longest.get(now.phase, now.longest_step)
+    doing = now.phase.name.lower().replace("_", " ")
     return f"it hung: {doing} for {watched.still:.0f} s (the longest before took {usual:.1f} s)"
 
 

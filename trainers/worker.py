@@ -97,6 +97,7 @@ def run_rank(
     may help, PreemptedError where the machine is taken away and all is saved.
     """
     from trainers.checkpoint import Checkpointer
+    from trainers.compilation import compilation_shown
     from trainers.control import Control
     from trainers.loop import Trainer
     from trainers.memory import keep_freed_memory, peak_memory
@@ -136,7 +137,8 @@ def run_rank(
                 recorder.event("warning", message=_BATCH_NORM)
         if elastic is not None:
             _watch_the_number(context, attempt, control, recorder, elastic, last_step=trainer.last_step)
-        outcome = trainer.run()
+        with compilation_shown(pulse):
+            outcome = trainer.run()
         if outcome.stopped is StopReason.RESIZE:
             recorder.event("resizing", **{"from": context.world_size, "to": control.resize_to, "step": outcome.step})
         if outcome.stopped is StopReason.PREEMPTED:

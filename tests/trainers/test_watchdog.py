@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -11,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.outages import PATIENCE
 from tests.harness import environment, wait_for
 from tests.trainers.training import start, train
 from trainers import watchdog
+from trainers.compilation import compilation_shown
 from trainers.context import COLLECTIVE_TIMEOUT, LocalContext
 from trainers.pulse import Phase, Pulse, Reading, forget_attempts, pulse_folder, read, verdicts
 from trainers.watchdog import SILENT, Keeper, Watchdog
@@ -77,11 +80,22 @@ def test_a_rank_that_beats_again_in_time_is_left_alone(tmp_path: Path) -> None:
     assert machine.after(SILENT - 1, 1) == machine.after(1) == machine.after(SILENT - 1, 1) == {}
 
 
-@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.MEETING])
-def test_imports_may_hold_the_interpreter_for_longer(tmp_path: Path, phase: Phase) -> None:
+@pytest.mark.parametrize(
+    ("phase", "limit"),
+    [(Phase.STARTING, 60), (Phase.COMPILING, 60), (Phase.MEETING, 20), (Phase.WARMING_UP, 20), (Phase.COMPUTING, 8)],
+)
+def test_imports_may_hold_the_interpreter_for_longer_and_first_steps_a_little(
+    tmp_path: Path, phase: Phase, limit: int
+) -> None:
     machine = Machine(tmp_path, *pair(phase))
-    assert machine.after(59, 0, 1) == {}
+    assert machine.after(limit - 1, 0, 1) == {}
     assert set(machine.after(2, 0, 1)) == {0, 1}
+
+
+def test_code_that_has_kept_the_interpreter_before_may_do_so_for_twice_as_long(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, replace(pair(Phase.COMPUTING)[0], longest_silence=10.0, longest_step=10.0))
+    assert machine.after(19, 0) == {}
+    assert machine.after(2, 0) == {0: "it froze: no sign of life for 21 s"}
 
 
 @pytest.mark.parametrize(("phase", "timeout"), [(Phase.COMPUTING, 20), (Phase.EVALUATING, 60), (Phase.STARTING, 90)])
@@ -211,6 +225,19 @@ def test_another_machine_may_load_and_compile_a_quarter_of_an_hour_longer_or_wha
     assert reasons[1] == f"it waited in vain for ranks on other machines: no step for {limit + 1:.0f} s"
 
 
+def test_a_rank_that_compiles_may_do_so_at_any_step(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.COMPILING, Phase.WAITING))
+    assert machine.after(29 * 60) == {}
+    assert machine.after(2 * 60) == {0: "it hung: compiling for 1860 s (the longest before took 0.0 s)"}
+
+
+def test_ranks_that_have_compiled_give_those_of_other_machines_twice_that_time(tmp_path: Path) -> None:
+    waiting = replace(pair(Phase.WAITING)[0], longest_compilation=60.0)
+    machine = Machine(tmp_path, waiting, world_size=2)
+    assert machine.after(2 * (8 + 60) + 29) == {}
+    assert machine.after(2) != {}
+
+
 def test_a_save_may_take_as_long_as_storage_is_away(tmp_path: Path) -> None:
     assert Machine(tmp_path, pair(Phase.SAVING)[0]).after(35 * 60) == {}
 
@@ -305,7 +332,7 @@ def test_a_rank_is_starting_until_its_first_steps_are_done(tmp_path: Path) -> No
         one.enter(Phase.WAITING)
         waits.append(told(tmp_path).phase)
     one.close()
-    assert phases == [Phase.STARTING] * 3 + [Phase.COMPUTING] * 2
+    assert phases == [Phase.WARMING_UP] * 3 + [Phase.COMPUTING] * 2
     assert waits == [Phase.MEETING] * 3 + [Phase.WAITING] * 2
 
 
@@ -330,6 +357,54 @@ def test_ranks_meet_before_their_first_step_as_those_who_may_have_to_wait_for_lo
     train(start(tmp_path, {"train": {"max_steps": 1}}))
     met = [Phase.MEETING, "join", Phase.STARTING, Phase.MEETING, "share", Phase.STARTING]
     assert seen[: len(met)] == met
+
+
+def test_the_time_of_a_compilation_is_no_steps(tmp_path: Path, clock: list[float]) -> None:
+    one = Pulse(3, tmp_path)
+    for _ in range(6):
+        one.enter(Phase.COMPUTING)
+        clock[0] += 1.0
+        one.compiles()
+        assert told(tmp_path).phase is Phase.COMPILING
+        clock[0] += 100.0
+        one.has_compiled()
+        one.enter(Phase.WAITING)
+    assert told(tmp_path).phase is Phase.WAITING
+    assert told(tmp_path).longest_step == pytest.approx(1.0, rel=0.01)
+    assert told(tmp_path).longest_compilation == 100.0
+    one.close()
+
+
+def test_a_rank_shows_that_torch_compiles_a_shape_that_it_has_not_seen(tmp_path: Path) -> None:
+    seen: list[Phase] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        seen.append(told(tmp_path).phase)
+        return graph
+
+    model = torch.compile(torch.nn.Linear(2, 1), backend=backend, dynamic=False)
+    one = Pulse(3, tmp_path)
+    with compilation_shown(one):
+        for size in (4, 4, 4, 4, 4, 3):
+            one.enter(Phase.COMPUTING)
+            model(torch.ones(size, 2))
+            assert told(tmp_path).phase in (Phase.COMPUTING, Phase.WARMING_UP)
+    model(torch.ones(2, 2))
+    assert seen == [Phase.COMPILING, Phase.COMPILING, Phase.COMPUTING], "the last one after it was told to stop"
+    one.close()
+
+
+def test_a_rank_learns_how_long_its_steps_keep_the_interpreter(tmp_path: Path) -> None:
+    keeps = ctypes.PyDLL(None).usleep  # unlike CDLL, with the interpreter's lock held
+    one = Pulse(3, tmp_path)
+    keeps(2_000_000)  # as imports do
+    time.sleep(0.7)
+    assert told(tmp_path).longest_silence == 0.0
+    one.enter(Phase.COMPUTING)
+    time.sleep(0.7)
+    keeps(2_000_000)
+    wait_for(lambda: told(tmp_path).longest_silence >= 1.9, "the silence", timeout=20)
+    one.close()
 
 
 def test_a_rank_beats_by_itself_and_takes_its_file_along(tmp_path: Path) -> None:
