@@ -20,9 +20,10 @@ from trainers.context import StopReason, WorkerContext
 from trainers.data.loader import Loaded, Loader, split
 from trainers.data.order import SampleOrder, largest_share, share
 from trainers.optim import Schedule, build_optimizer, clip_and_scale
-from trainers.parallel import Reduction, replicate, share_memory, wait_for_own_work, without_sync
+from trainers.parallel import Reduction, replicate, share_buffers, share_memory, wait_for_own_work, without_sync
 from trainers.pulse import Phase, Pulse
-from trainers.randomness import DROPOUT, MODEL, seed_for, seed_generator
+from trainers.randomness import DROPOUT, EVALUATION, MODEL, seed_everything, seed_for, seed_generator
+from trainers.record import FINGERPRINTS
 from trainers.sharding import is_sharded, shard
 
 _EVALUATED_AT_ONCE = 256  # samples, or a batch where that is more
@@ -43,6 +44,7 @@ class Progress:
     step: int = 0  # optimizer steps done
     loss_sum: float = 0.0  # over the epoch so far
     target_count: float = 0.0
+    seen: int = 0  # the fingerprint of the samples since the last row
     best: float | None = None  # of the early-stopping metric
     evaluations_without_gain: int = 0
     evaluation: dict[str, float] = field(default_factory=dict)  # the newest
@@ -210,7 +212,10 @@ class Trainer:
                 raise self._diverged(f"the gradient's norm is {kept.norm}", kept.step)
             self.progress.loss_sum += kept.loss_sum
             self.progress.target_count += kept.count
-            self.recorder.step(kept, loss, epoch=self.epoch_of(kept.step), samples=self.order.size(kept.step - 1))
+            self.progress.seen = (self.progress.seen + kept.seen) % FINGERPRINTS
+            samples = self.order.size(kept.step - 1)
+            if self.recorder.step(kept, loss, epoch=self.epoch_of(kept.step), samples=samples, seen=self.progress.seen):
+                self.progress.seen = 0
             stop = kept.stop or stop
             wants_save = wants_save or kept.wants_save
         self.pulse.reached(self.progress.step)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trainers.parallel import StepSums
 
 
-_FINGERPRINTS = 2**53  # numbers that JSON readers keep exactly
+FINGERPRINTS = 2**53  # numbers that JSON readers keep exactly
 
 
 def passed_over(checkpoint: Checkpoint, why: str) -> dict[str, Any]:
@@ -31,7 +31,6 @@ class Recorder:
         self._events = SegmentWriter(attempt.run, attempt.number, "events", "rank-0") if rank == 0 else None
         self._since = time.monotonic()
         self._samples = 0
-        self._seen = 0
         self.last_loss: float | None = None
 
     def event(self, name: str, **values: Any) -> None:
@@ -51,15 +50,17 @@ class Recorder:
         )
         self._since = time.monotonic()
 
-    def step(self, sums: StepSums, loss: float, *, epoch: int, samples: int) -> None:
+    def step(self, sums: StepSums, loss: float, *, epoch: int, samples: int, seen: int) -> bool:
+        """Take a step in; return whether a row ends with it, whose steps saw the samples of the fingerprint `seen`."""
         self.last_loss = loss
         self._samples += samples
-        self._seen = (self._seen + sums.seen) % _FINGERPRINTS
-        if sums.step % self._log_every or self._metrics is None:
-            return
+        if sums.step % self._log_every:
+            return False
+        if self._metrics is None:
+            return True
         now = time.monotonic()
         rate = self._samples / max(now - self._since, 1e-9)
-        seen, self._since, self._samples, self._seen = self._seen, now, 0, 0
+        self._since, self._samples = now, 0
         self._metrics.append(
             {
                 "kind": "step",

@@ -13,7 +13,7 @@ import torch
 
 from cluster.errors import InfrastructureError, TrainingError
 from cluster.runs import Run
-from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, events, start, steps_of, train
+from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, cut_off, events, start, steps_of, train
 from trainers.config import Every
 from trainers.context import LocalContext
 from trainers.jobs import load_job
@@ -128,6 +128,16 @@ def test_log_every_thins_the_rows_of_steps_alone(tmp_path: Path, run: Run) -> No
     assert steps_of(thin) == [5, 10]
     assert steps_of(thin, "epoch") == [4, 8, 12]
     assert values(thin, "epoch", "train_loss") == values(run, "epoch", "train_loss")
+
+
+@pytest.mark.parametrize("step", [2, 5, 8])
+def test_a_row_has_the_samples_of_all_its_steps_though_a_resume_comes_between(tmp_path: Path, step: int) -> None:
+    thin = start(tmp_path, SGD, {"train": {"log_every": 5}})
+    train(thin)
+    resumed = cut_off(thin, step, tmp_path / "resumed")
+    train(resumed)
+    assert steps_of(resumed) == [5, 10]
+    assert values(resumed, "step", "seen") == values(thin, "step", "seen")
 
 
 def test_the_result_tells_the_last_evaluation_and_the_last_loss(run: Run) -> None:
