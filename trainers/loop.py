@@ -87,6 +87,7 @@ class Trainer:
         self.task = task
         self.device = context.device()
         self.zero = torch.zeros((), device=self.device)
+        self.seed = seed_everything if job.is_own else seed_generator  # our own tasks draw on their device alone
         self.train_data, self.eval_data = task.datasets()
         self.order = SampleOrder(len(self.train_data), self.config.batch_size, self.config.seed)
         self.last_step = self._last_step()
@@ -169,7 +170,7 @@ class Trainer:
         weight = self.context.world_size / self.config.batch_size
         for index, batch in enumerate(loaded.batches):
             last = index == len(loaded.batches) - 1
-            seed_generator(self.device, seed_for(self.config.seed, DROPOUT, step, self.context.rank, index))
+            self.seed(self.device, seed_for(self.config.seed, DROPOUT, step, self.context.rank, index))
             with nullcontext() if last else without_sync(self.parallel):
                 with self.autocast:
                     loss, targets, _ = self.task.loss(self.parallel, batch)
@@ -234,7 +235,12 @@ class Trainer:
             return None
         started = time.monotonic()
         self.pulse.enter(Phase.EVALUATING)
+        if self.has_buffers and self.parallel is not self.model:
+            self.checkpointer.hold()
+            with self.pulse.agreeing():
+                share_buffers(self.model, self.device)
         self.model.eval()
+        self.seed(self.device, seed_for(self.config.seed, EVALUATION, self.progress.step, self.context.rank))
         metrics = self.task.metrics().to(self.device)
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         agreement = self.reduction.agreement(self.pulse)

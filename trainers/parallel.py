@@ -189,6 +189,17 @@ class Agreement:
         return next((reason for reason, ranks in zip(StopReason, wishes, strict=True) if ranks), None)
 
 
+def share_buffers(model: nn.Module, device: torch.device) -> None:
+    """Give all ranks the buffers of rank 0, whose checkpoint has them: statistics of batches differ. Collective."""
+    wait_for_own_work(device)
+    for buffer in model.buffers():
+        shared = buffer.contiguous()
+        torch.distributed.broadcast(shared, src=0)
+        if shared is not buffer:
+            buffer.copy_(shared)
+    wait_for_own_work(device)
+
+
 def wait_for_own_work(device: torch.device) -> None:
     """Wait until a GPU has done all that it was given, before what is for the other ranks."""
     if device.type == "cuda":

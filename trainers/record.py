@@ -73,6 +73,7 @@ class Recorder:
                 "samples_per_s": round(rate, 1),
             }
         )
+        return True
 
     def evaluation(self, progress: Progress, seconds: float, *, epoch: int, late: bool = False) -> None:
         """Write down an evaluation; `late` where it comes after the checkpoint of its step, which owed it."""
