@@ -1,4 +1,4 @@
-"""A run on several hosts, of which one loses its power, then its cable, then its way to the other."""
+"""A run on several hosts: one's rank freezes, then one loses its power, its cable, and its way to the other."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ JOB = f"""
 task: image-classification
 model: {{name: cnn, dropout: 0.3}}
 data: {{train: builtin:digits, eval: {{split: 0.2}}, image_size: 28}}
-train: {{epochs: {EPOCHS}, batch_size: 64, seed: 11, precision: fp32}}
+train: {{epochs: {EPOCHS}, batch_size: 64, seed: 11, precision: fp32, max_failures: 4}}
 checkpoint: {{every: 10 steps, keep: 3}}
 cluster: {{provider: local, workers: 2, address: "ADDRESS"}}
 """
+FROZEN = 20.0  # seconds, eight of them without a sign of life, and twelve for Ray and a busy machine
 NOTICED = 45.0  # seconds; Ray Train alone would wait for ten minutes
 IN_VAIN = 90.0  # seconds in which ranks that cannot meet are ended, which may be the other's machine's to do
 
@@ -86,6 +87,11 @@ class Cluster:
     def host_of_rank_0(self) -> Host:
         return next(host for host in self.workers if list(host.root.glob("tmp/raylift-pulse-*/rank-0")))
 
+    def rank_1(self) -> psutil.Process:
+        """Return the process of rank 1."""
+        host = next(host for host in self.workers if list(host.root.glob("tmp/raylift-pulse-*/rank-1")))
+        return next(one for one in host.processes() if "RayTrainWorker" in " ".join(one.cmdline()))
+
     def assert_nothing_left(self) -> None:
         """Fail where a host has still something of a run that is over."""
 
@@ -132,43 +138,49 @@ def test_two_hosts_train_together_and_keep_nothing_of_it(cluster: Cluster, undis
     cluster.assert_nothing_left()
 
 
-def test_lost_power_a_pulled_cable_and_ranks_that_cannot_meet_cost_the_steps_since_the_checkpoint(
+def test_a_frozen_rank_lost_power_a_pulled_cable_and_ranks_that_cannot_meet_cost_the_steps_since_the_checkpoint(
     cluster: Cluster, undisturbed: Losses
 ) -> None:
     with cluster.run("hosts") as (run, process):
         _until_it_trains(run, 1)
+        rank, at = cluster.rank_1(), time.time()
+        rank.suspend()
+        reason = _noticed(run, process, 1, after=at, within=FROZEN)
+        assert reason.startswith("rank 1 was ended: it froze: no sign of life for ")
+
+        _until_it_trains(run, 2)
         victim, at = cluster.host_of_rank_0(), time.time()
         victim.power_off()
-        reason = _noticed(run, process, 1, after=at, within=NOTICED)
+        reason = _noticed(run, process, 2, after=at, within=NOTICED)
         assert reason.startswith("rank 0 ")
         assert "its machine" in reason
         victim.boot()
         cluster.join(victim)
 
-        _until_it_trains(run, 2)
+        _until_it_trains(run, 3)
         victim, at = cluster.host_of_rank_0(), time.time()
         victim.unplug()
-        assert "its machine" in _noticed(run, process, 2, after=at, within=NOTICED)
-        wait_for(lambda: len(run.attempts()) > 2, "the next attempt")
-        before = _saved(run, 2)
+        assert "its machine" in _noticed(run, process, 3, after=at, within=NOTICED)
+        wait_for(lambda: len(run.attempts()) > 3, "the next attempt")
+        before = _saved(run, 3)
         victim.plug_in()
         time.sleep(5)  # for what the zombie may have had on its way
         cluster.join(victim)
 
-        _until_it_trains(run, 3)
-        _assert_nothing_counts_that_came_late(run, 2, before)
-        wait_for(lambda: _evaluations(run, 3), "the first evaluation, in which others may load and compile for long")
+        _until_it_trains(run, 4)
+        _assert_nothing_counts_that_came_late(run, 3, before)
+        wait_for(lambda: _evaluations(run, 4), "the first evaluation, in which others may load and compile for long")
         at = time.time()
         for host in cluster.workers:
             host.isolate(True)  # from each other; Ray's head reaches both
-        reason = _noticed(run, process, 3, after=at, within=IN_VAIN)
+        reason = _noticed(run, process, 4, after=at, within=IN_VAIN)
         for host in cluster.workers:
             host.isolate(False)
         assert "was ended: it waited in vain for ranks on other machines: no step for " in reason
 
         output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
-    assert len(run.attempts()) == 4, output
+    assert len(run.attempts()) == 5, output
     assert losses(run) == undisturbed
     cluster.assert_nothing_left()
     assert_clean(run)
