@@ -1,7 +1,8 @@
-"""Trainings of a task of the user's own that draws wherever it likes, and whose model keeps statistics."""
+"""Trainings of a task of the user's own that draws wherever it likes, keeps statistics, compiles, or takes its time."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 from cluster.bundles import WORKDIR, bundle_of
 from cluster.runs import Run
 from tests.finished import new_run
-from tests.harness import losses
-from tests.trainers.training import cut_off, numbers, train, train_ranks
+from tests.harness import environment, losses
+from tests.trainers.training import cut_off, numbers, of_torchrun, train, train_ranks
 from trainers import user_code
 from trainers.evaluate import evaluate
 from trainers.saved import load_saved
@@ -32,7 +33,7 @@ class Mine:
         return nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
 
     def datasets(self):
-        inputs = torch.randn(72, 2) * torch.linspace(1, 9, 72)[:, None]
+        inputs = torch.randn(76, 2) * torch.linspace(1, 9, 76)[:, None]
         data = TensorDataset(inputs, inputs.sum(dim=1))
         return data, data
 
@@ -40,6 +41,36 @@ class Mine:
         drawn = random.random() + np.random.rand() + torch.rand(len(batch["inputs"]), 1)
         output = model(batch["inputs"] + self.noise * drawn).squeeze(1)
         return ((output - batch["targets"]) ** 2).sum(), len(output)
+"""
+SLOW = """
+import ctypes
+import time
+
+class Hangs(Mine):
+    calls = 0
+
+    def loss(self, model, batch):
+        self.calls += model.training
+        if self.calls == 20:
+            time.sleep(1000)
+        return super().loss(model, batch)
+
+class Compiles(Mine):
+    def build_model(self):
+        return torch.compile(super().build_model(), backend=self.compile, dynamic=False)
+
+    def compile(self, graph, _):
+        time.sleep(12)  # where a batch has another size, or nothing is trained
+        return graph
+
+class Keeps(Mine):
+    calls = 0
+
+    def loss(self, model, batch):
+        self.calls += model.training
+        keep_the_lock = ctypes.PyDLL(None).sleep  # unlike CDLL, with the interpreter's
+        keep_the_lock({5: 6, 7: 10, 10: 10}.get(self.calls, 0))  # in the third step, and later ones
+        return super().loss(model, batch)
 """
 JOB = """
 task: own_of_ranks:Mine
@@ -59,9 +90,9 @@ def forgotten() -> Iterator[None]:
     sys.modules.pop("own_of_ranks", None)
 
 
-def own_run(folder: Path, noise: float) -> Run:
-    run = new_run(folder, "own", JOB.replace("NOISE", str(noise)))
-    made = bundle_of([("own_of_ranks.py", TASK.encode())], run.id, prefix=WORKDIR)
+def own_run(folder: Path, noise: float, what: str = "Mine") -> Run:
+    run = new_run(folder, "own", JOB.replace("NOISE", str(noise)).replace("Mine", what))
+    made = bundle_of([("own_of_ranks.py", f"{TASK}{SLOW}".encode())], run.id, prefix=WORKDIR)
     run.storage.write(made.path, made.data)
     return run
 
@@ -84,3 +115,18 @@ def test_two_ranks_evaluate_by_the_statistics_that_the_checkpoint_has(tmp_path: 
     train_ranks(run, 2)
     found = evaluate(load_saved(run.uri))
     assert numbers(run, "eval")[-1]["eval_loss"] == pytest.approx(found.metrics["loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["Hangs", "Compiles", "Keeps"])
+def test_a_watchdog_leaves_a_rank_alone_that_compiles_at_a_late_step_or_keeps_the_interpreter_for_long(
+    tmp_path: Path, what: str
+) -> None:
+    run = own_run(tmp_path, 0.0, what)
+    command = of_torchrun(run, 2, "tests.trainers.watched")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment())
+    if what == "Hangs":
+        assert "it hung: computing for " in done.stderr, done.stderr[-3000:]
+    else:
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "is ended" not in done.stderr
