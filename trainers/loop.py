@@ -234,11 +234,11 @@ class Trainer:
         if self.eval_data is None:
             return None
         started = time.monotonic()
-        self.pulse.enter(Phase.EVALUATING)
         if self.has_buffers and self.parallel is not self.model:
             self.checkpointer.hold()
-            with self.pulse.agreeing():
-                share_buffers(self.model, self.device)
+            self.pulse.enter(Phase.WAITING)
+            share_buffers(self.model, self.device)
+        self.pulse.enter(Phase.EVALUATING)
         self.model.eval()
         self.seed(self.device, seed_for(self.config.seed, EVALUATION, self.progress.step, self.context.rank))
         metrics = self.task.metrics().to(self.device)
