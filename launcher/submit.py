@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,10 +159,11 @@ def _freeze(job: LoadedJob) -> bytes:
     return stream.getvalue()
 
 
-def relaunch(run: Run) -> Provider:
-    """Go on with a run as it was submitted.
+def relaunch(run: Run, agree: Callable[[float], object] = lambda _: None) -> Provider:
+    """Go on with a run as it was submitted; where that costs so many dollars an hour, `agree` is asked first.
 
-    Raises UsageError where it runs still, or has nothing left to do, and NewerFormatError.
+    Raises UsageError where it runs still, or has nothing left to do, NewerFormatError, and what `agree` raises: then
+    nothing has changed.
     """
     from launcher.spec import load_frozen
     from launcher.status import tear_down
@@ -173,10 +174,14 @@ def relaunch(run: Run) -> Provider:
     request, made = _request(spec, run.id, run.storage.uri)
     remote = remote_of(run)
     over = launch_of(run, remote) if remote is not None else None
-    if not _is_to_begin(run):  # else: a launch that nobody saw to its end is completed
+    has_begun = not _is_to_begin(run)  # else: a launch that nobody saw to its end is completed
+    if has_begun:
         _refuse_while_held(run)
         check_storage(run.storage)
         run.checkpoints()  # those that a newer raylift wrote would end the driver before it could say so
+    if price := provider.render(request).usd_per_hour:
+        agree(price)
+    if has_begun:
         if remote is not None:
             clear_remote(run, remote, over)  # a RayJob that is over
         else:

@@ -115,6 +115,23 @@ def test_a_run_that_has_a_price_starts_once_somebody_has_agreed_to_it(server: Ap
     assert len(server.all("RayJob")) == 1
 
 
+def test_a_resume_of_a_run_that_has_a_price_asks_again_and_leaves_all_as_it_was_until_then(
+    server: ApiServer, options: list[str]
+) -> None:
+    run = run_of(options)
+    assert raylift_here("run", *options, "--set", "cluster.usd_per_hour=98", "--detach", "--yes").returncode == 0
+    run.claim()
+    server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Failed")
+    before = (server.all("RayJob"), list(run.storage.list("")))
+    refused = raylift_here("resume", run.uri, "--detach")
+    assert refused.returncode == 2
+    assert "Go on for $98.00 an hour? Nobody is here to answer: add --yes" in refused.stderr
+    assert (server.all("RayJob"), list(run.storage.list(""))) == before
+    assert raylift_here("resume", run.uri, "--detach", "--yes").returncode == 0
+    (job,), (over,) = server.all("RayJob"), before[0]
+    assert job["metadata"]["uid"] != over["metadata"]["uid"], "the one that was over has made room"
+
+
 def test_an_audit_lists_a_run_and_after_its_removal_nothing(server: ApiServer, options: list[str]) -> None:
     where = options[1:3]
     assert raylift("audit", *where).stdout == "nothing of raylift's is there\n"
