@@ -158,7 +158,6 @@ class Run:
         claimed since, so that whoever was cut off for a while does not take the run back.
         """
         damaged: dict[int, tuple[Checkpoint, str]] = {}
-        taken = origin is None or self.has_taken(origin)
         while True:
             # the number first: whoever has it by the time of the write may have saved what is read here too early
             number = max(self.attempts(), default=0) + 1
@@ -167,6 +166,7 @@ class Run:
             if after is not None and number > after + 1:
                 raise SupersededError(f"attempt {number - 1} has taken over {self.uri}; what it ran before ends here")
             holder, base = self, None
+            taken = origin is None or self.has_taken(origin)
             if taken:
                 base = self.newest_intact(lambda found, why: damaged.setdefault(found.step, (found, why)), read=read)
             if base is None and origin is not None:

@@ -167,6 +167,22 @@ def test_a_claim_that_died_before_it_copied_from_another_run_changed_nothing(run
     assert run.claim(origin=origin).claim.origin == origin
 
 
+def test_of_two_claims_from_another_run_at_once_the_later_goes_on_from_what_the_first_has_saved(
+    run: Run, commit: Commit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(Run(run.storage, "other").claim(), 15)
+    origin, asked = Origin("other", 1, 15), []
+
+    def slow(origin: Origin) -> bool:
+        asked.append(Run.has_taken(run, origin))
+        if len(asked) == 1:
+            commit(Run(run.storage, run.id).claim(origin=origin), 30)
+        return asked[-1]
+
+    monkeypatch.setattr(run, "has_taken", slow)
+    assert run.claim(origin=origin).claim.base == Base(attempt=1, step=30)
+
+
 def test_where_the_other_run_has_no_such_checkpoint_a_claim_says_so(run: Run) -> None:
     with pytest.raises(ObjectNotFoundError):
         run.claim(origin=Origin("other", 1, 15))
