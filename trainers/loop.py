@@ -234,7 +234,7 @@ class Trainer:
         if self.eval_data is None:
             return None
         started = time.monotonic()
-        if self.has_buffers and self.parallel is not self.model:
+        if self.has_buffers and self.context.world_size > 1:
             self.checkpointer.hold()
             self.pulse.enter(Phase.WAITING)
             share_buffers(self.model, self.device)

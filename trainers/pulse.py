@@ -24,6 +24,9 @@ ENDED = "rank.ended"  # an event: the watchdog of a machine has ended a rank
 _LAYOUT = struct.Struct("<6q5d3q")  # then the URI of the run
 _BEAT = 0.5  # seconds
 STEP_TIMEOUT = 8.0  # seconds that a step may take in any case, unless `train.step_timeout` says
+TIMES = 5.0  # the longest step so far, that one may take in any case
+TIMES_SILENT = 2.0  # the longest silence so far, that one may last in any case
+SILENT_AT_FIRST = 20.0  # seconds without a beat in the first steps
 _WARM_UP = 2  # steps, or waits of an evaluation, that compile, connect and load, and so tell nothing of the others
 _FADES = 0.999  # a step: what was slow long ago stops counting
 
@@ -103,6 +106,7 @@ class Pulse:
         self._spent = dict.fromkeys(Phase, 0.0)  # in each phase, during this step
         self._longest_step = self._longest_evaluation = self._longest_compilation = self._longest_silence = 0.0
         self._compiling_since: float | None = None
+        self._has_compiled = False  # since the last beat
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._write()
@@ -149,6 +153,7 @@ class Pulse:
         now = time.monotonic()
         took, self._compiling_since = now - self._compiling_since, None
         self._longest_compilation = max(self._longest_compilation, took)
+        self._has_compiled = True
         self._since = min(self._since + took, now)
         self._entries += 1
         self._write()
@@ -169,7 +174,10 @@ class Pulse:
         self._steps += 1
         if self._steps > _WARM_UP + 1:  # the first call comes before the first step
             took = self._spent[Phase.COMPUTING] + self._spent[Phase.WAITING]
-            self._longest_step = max(took, self._longest_step * _FADES)
+            self._longest_step *= _FADES
+            is_first = self._steps == _WARM_UP + 2
+            if is_first or took <= max(self.step_timeout, TIMES * self._longest_step):  # else it waited for others
+                self._longest_step = max(took, self._longest_step)
         self._longest_silence *= _FADES
         self._spent = dict.fromkeys(Phase, 0.0)
 
@@ -177,13 +185,20 @@ class Pulse:
         last = time.monotonic()
         while not self._closed.wait(_BEAT):
             now = time.monotonic()
-            if self._steps:  # imports tell nothing of steps
-                self._longest_silence = max(self._longest_silence, now - last)
+            self._learn_silence(now - last)
             last = now
             self._beats += 1
             self._peak = peak_memory()
             self._write()
             self._at_each_beat()
+
+    def _learn_silence(self, seconds: float) -> None:
+        """Take a time between two beats in; imports and compilation tell nothing of steps, and a machine that slept."""
+        compiled = self._has_compiled or self._compiling_since is not None
+        self._has_compiled = False
+        survivable = max(SILENT_AT_FIRST, self.step_timeout, TIMES_SILENT * self._longest_silence)
+        if self._steps and not compiled and seconds <= survivable:
+            self._longest_silence = max(self._longest_silence, seconds)
 
     def _write(self) -> None:
         """Show all, in one go. It is done twice a step, and is to cost next to nothing."""

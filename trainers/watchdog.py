@@ -9,9 +9,9 @@ or for twice as long as it has been: code that keeps the interpreter's lock does
 Compilation, at any step, and the first collective, evaluation and saves have limits of their own; of an evaluation,
 what counts is the time between two waits for the other ranks, which come about once a second. A rank that waits for
 those of other machines, whose own watchdogs may be cut off from us, is given time for what these would end, for a save,
-and for twice what it has ever compiled itself; in the first steps, in which they may still load or compile, a quarter
-of an hour. It counts only the time in which it runs itself, so that a machine that sleeps, or has no time for anybody,
-ends nothing.
+and, where it has ever compiled, for that; in the first steps, in which they may still load or compile, a quarter of an
+hour. It counts only the time in which it runs itself, so that a machine that sleeps, or has no time for anybody, ends
+nothing.
 """
 
 from __future__ import annotations
@@ -30,22 +30,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.errors import RayliftError
-from trainers.pulse import ENDED, Phase, Reading, read
+from trainers.pulse import ENDED, SILENT_AT_FIRST, TIMES, TIMES_SILENT, Phase, Reading, read
 
 POLL = 0.25  # seconds
 SILENT = 8.0  # seconds without a beat: stopped, or held by code that never lets go of the interpreter
 _SILENT_IN = {  # those may hold it long
     Phase.STARTING: 60.0,  # imports
     Phase.COMPILING: 60.0,
-    Phase.MEETING: 20.0,
-    Phase.WARMING_UP: 20.0,  # libraries that are loaded where they are first used
+    Phase.MEETING: 60.0,  # what a GPU and its network are set up by
+    Phase.WARMING_UP: SILENT_AT_FIRST,  # libraries that are loaded where they are first used
 }
-_TIMES = 5.0  # the longest so far
-_TIMES_SILENT = 2.0  # the longest so far
 _LEAST_EVALUATION = 30.0
 _LEAST_AGREEING = 15.0  # that others may take longer for their part of it
 _FIRST = 30 * 60.0  # seconds for what has not been seen yet: start and first evaluation
 _MEETING = 15 * 60.0  # seconds that ranks on other machines may load or compile longer than those here
+_FAR_COMPILATION = 5 * 60.0  # seconds that another machine may compile, without what this one has in a cache
 _SAVE = 60 * 60.0  # a storage that is away holds up the next save; see trainers.checkpoint for how long
 _FAR_SAVE = 30.0  # seconds that a save on another machine may hold up training: see trainers.checkpoint
 _FOR_OTHERS = (Phase.WAITING, Phase.AGREEING, Phase.MEETING)
@@ -60,9 +59,11 @@ class Watched:
     silent: float = 0.0  # without a beat
     still: float = 0.0  # in the same phase
 
-    def update(self, reading: Reading, awake: float) -> None:
-        self.silent = 0.0 if reading.beats != self.now.beats else self.silent + awake
-        self.still = 0.0 if reading.entries != self.now.entries else self.still + awake
+    def update(self, reading: Reading, awake: float, *, is_held: bool) -> None:
+        """Take in what its file shows now; while it `is_held` up by another rank the time in its phase stands still."""
+        is_alive = (reading.beats, reading.entries) != (self.now.beats, self.now.entries)
+        self.silent = 0.0 if is_alive else self.silent + awake
+        self.still = 0.0 if reading.entries != self.now.entries else self.still + awake * (not is_held)
         self.now = reading
 
 
@@ -77,12 +78,14 @@ class Watchdog:
     def look(self, awake: float) -> dict[int, tuple[Reading, str]]:
         """Read the files, `awake` seconds after the last time; return the ranks to end, and why."""
         there = [reading for path in self._folder.glob("rank-*") if (reading := read(path)) is not None]
+        compiles = any(reading.phase is Phase.COMPILING for reading in there)
         for reading in there:
             known = self._ranks.get(reading.rank)
             if known is None or known.now.whose != reading.whose:
                 self._ranks[reading.rank] = Watched(reading)
             else:
-                known.update(reading, awake)
+                is_held = compiles and reading.phase is Phase.COMPUTING  # a forward pass may wait for buffers
+                known.update(reading, awake, is_held=is_held)
         self._ranks = {reading.rank: self._ranks[reading.rank] for reading in there}
         frozen = {rank: self._silence(watched) for rank, watched in self._ranks.items()}
         found = {rank: reason for rank, reason in frozen.items() if reason} or self._hanging()
@@ -90,7 +93,7 @@ class Watchdog:
 
     def _silence(self, watched: Watched) -> str:
         now = watched.now
-        limit = max(_SILENT_IN.get(now.phase, SILENT), now.step_timeout, _TIMES_SILENT * now.longest_silence)
+        limit = max(_SILENT_IN.get(now.phase, SILENT), now.step_timeout, TIMES_SILENT * now.longest_silence)
         return f"it froze: no sign of life for {watched.silent:.0f} s" if watched.silent > limit else ""
 
     def _hanging(self) -> dict[int, str]:
@@ -118,26 +121,27 @@ def _limit(reading: Reading) -> float:
     """Return the seconds that a rank may stay in its phase."""
     match reading.phase:
         case Phase.STARTING | Phase.WARMING_UP | Phase.COMPILING:
-            return _FIRST
+            return max(_FIRST, reading.step_timeout)
         case Phase.MEETING:  # the wait after a first step has this rank's own backward pass in it
             return _FIRST
         case Phase.EVALUATING if not reading.evaluations:
             return _FIRST
         case Phase.EVALUATING:
-            return max(_LEAST_EVALUATION, reading.step_timeout, _TIMES * reading.longest_evaluation)
+            return max(_LEAST_EVALUATION, reading.step_timeout, TIMES * reading.longest_evaluation)
         case Phase.AGREEING:
-            return max(_LEAST_AGREEING, reading.step_timeout, _TIMES * reading.longest_evaluation)
+            return max(_LEAST_AGREEING, reading.step_timeout, TIMES * reading.longest_evaluation)
         case Phase.SAVING | Phase.ENDING:  # at the end all wait for the rank that saves
             return _SAVE
         case _:
-            return max(reading.step_timeout, _TIMES * reading.longest_step)
+            return max(reading.step_timeout, TIMES * reading.longest_step)
 
 
 def _waits_in_vain(watched: Watched) -> bool:
     """Whether a rank has waited so long that one that hangs on another machine has been ended there by now."""
     if watched.now.phase is Phase.MEETING:
         return watched.still > max(_MEETING, watched.now.step_timeout)
-    patience = 2 * (_limit(watched.now) + watched.now.longest_compilation) + _FAR_SAVE
+    compiled = watched.now.longest_compilation
+    patience = 2 * _limit(watched.now) + _FAR_SAVE + (max(_FAR_COMPILATION, 2 * compiled) if compiled else 0.0)
     return watched.now.phase in _FOR_OTHERS and watched.still > patience
 
 

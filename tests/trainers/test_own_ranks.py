@@ -60,7 +60,7 @@ class Compiles(Mine):
         return torch.compile(super().build_model(), backend=self.compile, dynamic=False)
 
     def compile(self, graph, _):
-        time.sleep(12)  # where a batch has another size, or nothing is trained
+        time.sleep(12 * (torch.distributed.get_rank() == 0))  # where a batch has another size, or nothing is trained
         return graph
 
 class Keeps(Mine):
@@ -105,8 +105,6 @@ def test_what_a_loss_draws_from_any_generator_is_the_same_after_a_resume(tmp_pat
     train(resumed)
     assert losses(resumed) == losses(run)
     assert numbers(resumed, "eval") == numbers(run, "eval")
-    drawn = {row["eval_loss"] for row in numbers(run, "eval")[-2:]}
-    assert len(drawn) == 2
 
 
 @pytest.mark.usefixtures("one_thread")

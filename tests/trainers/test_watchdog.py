@@ -82,7 +82,7 @@ def test_a_rank_that_beats_again_in_time_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("phase", "limit"),
-    [(Phase.STARTING, 60), (Phase.COMPILING, 60), (Phase.MEETING, 20), (Phase.WARMING_UP, 20), (Phase.COMPUTING, 8)],
+    [(Phase.STARTING, 60), (Phase.COMPILING, 60), (Phase.MEETING, 60), (Phase.WARMING_UP, 20), (Phase.COMPUTING, 8)],
 )
 def test_imports_may_hold_the_interpreter_for_longer_and_first_steps_a_little(
     tmp_path: Path, phase: Phase, limit: int
@@ -231,11 +231,22 @@ def test_a_rank_that_compiles_may_do_so_at_any_step(tmp_path: Path) -> None:
     assert machine.after(2 * 60) == {0: "it hung: compiling for 1860 s (the longest before took 0.0 s)"}
 
 
-def test_ranks_that_have_compiled_give_those_of_other_machines_twice_that_time(tmp_path: Path) -> None:
-    waiting = replace(pair(Phase.WAITING)[0], longest_compilation=60.0)
+@pytest.mark.parametrize(("took", "more"), [(3.0, 300.0), (400.0, 800.0)])
+def test_ranks_that_have_compiled_give_those_of_other_machines_time_for_it(
+    tmp_path: Path, took: float, more: float
+) -> None:
+    waiting = replace(pair(Phase.WAITING)[0], longest_compilation=took)
     machine = Machine(tmp_path, waiting, world_size=2)
-    assert machine.after(2 * (8 + 60) + 29) == {}
+    assert machine.after(2 * 8 + 29 + more) == {}
     assert machine.after(2) != {}
+
+
+def test_a_forward_pass_may_wait_for_a_rank_of_the_machine_that_compiles(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, *pair(Phase.COMPUTING, Phase.COMPILING))
+    assert machine.after(60) == {}
+    machine.moves_on(1, Phase.WAITING)
+    assert machine.after(7) == {}
+    assert set(machine.after(2)) == {0}
 
 
 def test_a_save_may_take_as_long_as_storage_is_away(tmp_path: Path) -> None:
@@ -359,6 +370,21 @@ def test_ranks_meet_before_their_first_step_as_those_who_may_have_to_wait_for_lo
     assert seen[: len(met)] == met
 
 
+@pytest.mark.parametrize(("waits", "longest"), [((0.0, 0.0, 0.0, 40.0, 0.0), 1.0), ((0.0, 0.0, 9.0, 0.0), 10.0)])
+def test_a_step_in_which_it_waited_for_another_for_longer_than_any_may_take_tells_nothing_but_the_first(
+    tmp_path: Path, clock: list[float], waits: tuple[float, ...], longest: float
+) -> None:
+    one = Pulse(3, tmp_path)
+    one.enter(Phase.COMPUTING)
+    for waited in waits:
+        clock[0] += 1.0
+        one.enter(Phase.WAITING)
+        clock[0] += waited
+        one.enter(Phase.COMPUTING)
+    assert told(tmp_path).longest_step == pytest.approx(longest, rel=0.01)
+    one.close()
+
+
 def test_the_time_of_a_compilation_is_no_steps(tmp_path: Path, clock: list[float]) -> None:
     one = Pulse(3, tmp_path)
     for _ in range(6):
@@ -404,6 +430,21 @@ def test_a_rank_learns_how_long_its_steps_keep_the_interpreter(tmp_path: Path) -
     time.sleep(0.7)
     keeps(2_000_000)
     wait_for(lambda: told(tmp_path).longest_silence >= 1.9, "the silence", timeout=20)
+    one.close()
+
+
+def test_a_machine_that_slept_or_compiled_tells_nothing_of_how_long_steps_keep_the_interpreter() -> None:
+    one = Pulse(3)
+    one.enter(Phase.COMPUTING)
+    one._learn_silence(21.0)
+    one.compiles()
+    one._learn_silence(19.0)
+    one.has_compiled()
+    one._learn_silence(19.0)
+    assert one._longest_silence < 1.0
+    one._learn_silence(19.0)
+    one._learn_silence(37.0)
+    assert one._longest_silence == 37.0, "up to twice the longest before"
     one.close()
 
 
