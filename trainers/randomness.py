@@ -18,7 +18,7 @@ def seed_for(*key: int) -> int:
 
 
 def seed_all(seed: int) -> None:
-    """Seed what code of others may draw from on the CPU: torch, numpy and Python's own random. Takes some 20 µs."""
+    """Seed what code of others may draw from on the CPU: torch, numpy and Python's own random."""
     import random
 
     import numpy as np
