@@ -58,9 +58,11 @@ def empty_state(
 ) -> dict[str, Tensor]:
     """Return tensors for a state that was saved, by its types and shapes, where the optimizer wants them.
 
-    They are to be filled, and then set. Raises TrainingError where the saved optimizer was built otherwise.
+    They are to be filled, and then set. What the optimizer holds is forgotten: an accelerator may not have the memory
+    for both. Raises TrainingError where the saved optimizer was built otherwise; it is then as before.
     """
     _check_layout(rest["layout"], _layout(optimizer))
+    optimizer.state.clear()
     named = _by_name(optimizer)
     found = {}
     for full_name, (dtype, shape) in saved.items():
