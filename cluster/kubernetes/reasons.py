@@ -290,6 +290,9 @@ def _pod(pod: Object) -> str:
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
             return _unschedulable(pod, condition.get("message", ""))
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "SchedulingGated":
+            gates = ", ".join(each["name"] for each in pod["spec"].get("schedulingGates", []))
+            return f"the pod {name} is held back{f' by {gates}' if gates else ''}, as a queue does"
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             return f"the pod {name} had to leave its node: {condition.get('message') or condition.get('reason', '')}"
     for container in status.get("initContainerStatuses", []):

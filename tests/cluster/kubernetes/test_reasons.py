@@ -28,6 +28,12 @@ def unschedulable(message: str) -> Object:
     return pod(phase="Pending", conditions=[condition])
 
 
+def gated(*gates: str) -> Object:
+    held = pod(phase="Pending", conditions=[{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}])
+    held["spec"]["schedulingGates"] = [{"name": each} for each in gates]
+    return held
+
+
 def container(**state: Any) -> Object:
     return pod(phase="Pending", containerStatuses=[{"name": "ray", "image": "corp/raylift:1", "state": state}])
 
@@ -69,6 +75,12 @@ def test_a_pod_that_no_node_takes_says_what_it_asks_for_and_what_each_node_lacks
     assert trouble([unschedulable(message)]) == (
         "no node takes the pod digits-head, which asks for 4 cpu, 16Gi memory, 8 nvidia.com/gpu; "
         "of 5 nodes: 1 had untolerated taint {gpu: true}, 4 with too little nvidia.com/gpu"
+    )
+
+
+def test_a_pod_that_a_queue_holds_back_says_so() -> None:
+    assert trouble([gated("kueue.x-k8s.io/elastic-job")]) == (
+        "the pod digits-head is held back by kueue.x-k8s.io/elastic-job, as a queue does"
     )
 
 

@@ -52,6 +52,8 @@ class Operator:
         self.kubelet = Kubelet(server, images, self._is_ready)
         self.ports: dict[str, tuple[int, int]] = {}  # of a RayCluster: Ray's own, and the dashboard's
         self.unheard = 300.0  # seconds without an answer of a head's Ray, after which its job has failed
+        self.unended = 30.0  # seconds that Ray's job may take to end once the pod that submitted it has ended
+        self._submitted: dict[str, float] = {}  # when that had ended, by job id
         self.errors: list[str] = []
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="operator", daemon=True)
@@ -144,6 +146,13 @@ class Operator:
             reason = "AppFailed" if failed else "SubmissionFailed"
             self._fail(job, status, reason, status.get("message", "") if failed else "the submitter failed")
             return
+        if submitter == "Complete" and not _is_over_http(job):
+            since = self._submitted.setdefault(status["jobId"], time.monotonic())
+            if time.monotonic() - since > self.unended:
+                self._set(job, jobStatus="FAILED")
+                said = f"The RayJob submitter finished but the ray job did not end within {self.unended:.0f}s"
+                self._fail(job, status, "JobDeploymentStatusTransitionGracePeriodExceeded", said)
+                return
         info = self._job_info(status)
         if info is None:
             self._note_silence(job, status)

@@ -1,7 +1,7 @@
 """Every manifest that raylift makes or ships, as kubectl has an API server look at it without keeping it.
 
 That is the stand-in, or with RAYLIFT_TEST_KUBECONFIG=FILE the API server of that file's current context: it has to have
-KubeRay, Kueue, and the namespaces raylift and ml.
+KubeRay, Kueue with its gate ElasticJobsViaWorkloadSlices, and the namespaces raylift and ml.
 """
 
 from __future__ import annotations

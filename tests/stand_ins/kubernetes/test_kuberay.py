@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster.config import KubernetesCluster
@@ -291,6 +292,23 @@ def test_a_head_that_is_silent_for_too_long_ends_the_job_and_no_other_try_comes(
         State.FAILED,
         "KubeRay could not ask the head's Ray about the driver for too long",
     )
+
+
+def test_a_driver_that_goes_on_without_its_submitter_is_started_anew_and_the_first_is_gone(
+    server: ApiServer, kuberay: Operator, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    kuberay.unended = 0.5
+    hangs_up = {"name": "ray-job-submitter", "env": [{"name": "LITTLE_RAY_HANGS_UP", "value": "1"}]}
+    provider.launch(with_spec(run, submitterPodTemplate={"spec": {"containers": [hangs_up]}}))
+    starts(tmp_path, 1)
+    first = [pid for pid in processes() if "driver.py" in " ".join(psutil.Process(pid).cmdline())]
+    found = reaches(server, "Failed")
+    starts(tmp_path, 2)
+    assert (found["reason"], found["failed"]) == ("JobDeploymentStatusTransitionGracePeriodExceeded", 2)
+    assert first
+    assert not any(map(psutil.pid_exists, first)), "two drivers of a run at once"
+    state, reason = stands(provider)
+    assert (state, reason.split(":")[0]) == (State.FAILED, "the pod that submits has ended, and the driver had not")
 
 
 def test_a_pod_that_was_killed_for_memory_is_said_to_have_been_also_when_it_has_gone(
