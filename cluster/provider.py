@@ -77,10 +77,19 @@ class RunStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Receipt:
-    """What a teardown removed, and what it found left when it asked again."""
+    """What a teardown removed, what it found left when it asked again, and what kinds of object it may not look for."""
 
     removed: Sequence[Resource] = ()
     leftovers: Sequence[Resource] = ()
+    unseen: Sequence[str] = ()
+
+    @property
+    def remarks(self) -> list[str]:
+        """Lines on what is left, and on what was not looked for."""
+        lines = [f"left over: {each.kind} {each.name} {each.detail}" for each in self.leftovers]
+        if self.unseen:
+            lines.append(f"not looked for, as you may not list them: {', '.join(self.unseen)}")
+        return lines
 
 
 OnWait = Callable[[Sequence[Resource]], None]  # told again and again what a teardown waits for

@@ -157,8 +157,8 @@ def _take_away(run: Run, remote: Remote, launch: str | None, display: PlainDispl
         display.say("its pods go by themselves")
         return LEFT
     display.say(f"removed from the cluster: {len(receipt.removed)} objects; left over: {len(receipt.leftovers)}")
-    for left in receipt.leftovers:
-        display.say(f"left over: {left.kind} {left.name} {left.detail}")
+    for line in receipt.remarks:
+        display.say(line)
     return LEFT if receipt.leftovers else 0
 
 

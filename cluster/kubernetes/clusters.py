@@ -87,6 +87,7 @@ class NamedClusters:
         return Receipt(
             removed=[each for receipt in receipts for each in receipt.removed],
             leftovers=[each for receipt in receipts for each in receipt.leftovers],
+            unseen=receipts[-1].unseen,
         )
 
     def place(self, request: LaunchRequest) -> LaunchRequest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from cluster.kubernetes.reasons import FETCHING
 _SUBMITTER = "ray-job-submitter"
 _SUBMISSION = "RAY_JOB_SUBMISSION_ID"  # KubeRay's own variable: which driver a submitter submits
 _POLL = 1.0  # seconds
+_NO_LOG = (400, 404)  # of HTTP: the container has not begun, or has gone with its pod
 _AWAY = 5.0  # seconds until an API server that is away is asked again
 
 
@@ -43,6 +43,7 @@ class Printed:
                 for source in self._begun():
                     yield from self._new_of(source, follow=True)
                     if self._has_ended(source):
+                        yield from self._new_of(source, follow=False)  # a stream that broke off does not say so
                         source.ended = True
                         yield source.fresh.rest()
             except ApiError:
@@ -66,7 +67,7 @@ class Printed:
 
     def _new_of(self, source: _Source, *, follow: bool) -> Iterator[bytes]:
         path, at = f"{api.PODS.path(self._namespace, source.pod)}/log", 0
-        with contextlib.suppress(ApiError):  # the pod has gone meanwhile
+        try:
             if follow:
                 chunks = self._server.lines(path, container=source.name, follow="true")
             else:
@@ -78,6 +79,9 @@ class Printed:
                     yield source.heading
                 source.read = max(source.read, at)
                 yield source.fresh.feed(new)
+        except ApiError as error:
+            if error.status not in _NO_LOG:
+                raise
 
     def _has_ended(self, source: _Source) -> bool:
         pod = self._server.find(api.PODS, self._namespace, source.pod)

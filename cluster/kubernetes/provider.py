@@ -128,7 +128,7 @@ class KubernetesProvider:
             if self.server.delete(api.SECRETS, self.namespace, each):
                 left.append(Resource(kind="Secret", name=each, run_id=run_id, detail="is still being deleted"))
         removed = [*found, *(Resource(kind="Secret", name=each, run_id=run_id) for each in secrets)]
-        return Receipt(removed=removed, leftovers=left)
+        return Receipt(removed=removed, leftovers=left, unseen=sorted(kind.name for kind in self._unseen))
 
     def clear(self, run_id: str, job: Object) -> None:
         """Delete this job, which is over, and wait until all of it is gone.

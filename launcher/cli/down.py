@@ -25,9 +25,17 @@ def down_command(name: ClusterName, on: OnOption = None, yes: YesOption = False,
         receipt, nothing = Receipt(), f"nothing to end: {error}"
     left = [f"{each.kind} {each.name} {each.detail}" for each in receipt.leftovers]
     if json:
-        print_json({"cluster": name, "removed": len(receipt.removed), "runs": runs, "leftovers": left})
+        print_json(
+            {
+                "cluster": name,
+                "removed": len(receipt.removed),
+                "runs": runs,
+                "leftovers": left,
+                "not_looked_for": receipt.unseen,
+            }
+        )
     else:
         told = nothing or f"removed {name}: {len(receipt.removed)} objects; left over: {len(left)}"
-        typer.echo("\n".join([told, *(f"left over: {each}" for each in left)]))
+        typer.echo("\n".join([told, *receipt.remarks]))
     if left:
         raise typer.Exit(6)

@@ -27,26 +27,27 @@ def rm_command(
     from launcher.text import typed
 
     run = open_run(name, storage)
-    unseen = place_of(run) if abandon_cluster else None
+    abandoned = place_of(run) if abandon_cluster else None
     with or_abandoned(run):
-        if unseen is not None:
+        if abandoned is not None:
             refuse_while_heard_of(run, summarize(run, brief=True))
         else:
             refuse_while_running(run)
         asked = f"Remove {run.uri} with its {len(run.checkpoints())} checkpoints"
-        confirm(f"{asked}{', and look for nothing of it in its cluster' if unseen else ''}?", yes=yes)
-        receipt = tear_down(run, waiting(json=json)) if unseen is None else Receipt()
+        confirm(f"{asked}{', and look for nothing of it in its cluster' if abandoned else ''}?", yes=yes)
+        receipt = tear_down(run, waiting(json=json)) if abandoned is None else Receipt()
     left = [f"{resource.kind} {resource.name} {resource.detail}" for resource in receipt.leftovers]
     count = run.delete() if not left else 0  # by the run what is left is found again
     if json:
-        told = {"objects": count, "leftovers": left, "cluster_abandoned": unseen is not None}
+        told = {"objects": count, "leftovers": left, "cluster_abandoned": abandoned is not None}
+        told |= {"not_looked_for": receipt.unseen}
         print_json({"run_id": run.id, "run_uri": run.uri, **told})
     elif left:
         kept = f"{run.uri} is kept, as something of it stays. Once that is gone: raylift rm {typed(run.uri)}"
-        typer.echo("\n".join([*(f"left over: {each}" for each in left), kept]))
+        typer.echo("\n".join([*receipt.remarks, kept]))
     else:
-        typer.echo(f"removed {run.uri}: {count} objects")
-        if unseen is not None:
-            typer.echo(f"not looked for: what may be left of it in {unseen}. If that is there: raylift audit --on …")
+        typer.echo("\n".join([*receipt.remarks, f"removed {run.uri}: {count} objects"]))
+        if abandoned is not None:
+            typer.echo(f"not looked for: what may be left of it in {abandoned}. If that is there: raylift audit --on …")
     if left:
         raise typer.Exit(6)

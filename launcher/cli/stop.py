@@ -42,14 +42,14 @@ def stop_command(
         with or_abandoned(run):
             receipt = tear_down(run, waiting(json=json)) if now else receipt
     if json:
-        ended = {"ended": len(receipt.removed), "left": len(receipt.leftovers)}
+        ended = {"ended": len(receipt.removed), "left": len(receipt.leftovers), "not_looked_for": receipt.unseen}
         print_json({"run_id": run.id, "run_uri": run.uri, "asked": result is None, **ended})
     elif result is not None:
         typer.echo(f"{run.uri} is over already: {result.state}")
     elif now:
         typer.echo(f"ended {len(receipt.removed)} {_what(receipt)}; {len(receipt.leftovers)} left")
-        for left in receipt.leftovers:
-            typer.echo(f"left over: {left.kind} {left.name} {left.detail}")
+        for line in receipt.remarks:
+            typer.echo(line)
     else:
         typer.echo(f"{run.uri} is asked to save and stop. See it happen: raylift status {typed(run.uri)}")
     if receipt.leftovers:

@@ -848,21 +848,23 @@ def test_logs_start_at_an_offset_and_follow_over_a_lost_connection_and_the_next_
     first = submit(server, RUN_ID)
     server.log(first, b"one two ")
     whole = Api.lines
-    cut = iter([True])
+    cuts, unheard = iter(range(2)), threading.Event()
 
     def lines(self: Api, path: str, **query: Any) -> Any:
         for chunk in whole(self, path, **query):
             yield chunk
-            if path.endswith("/log") and next(cut, False):
+            cut = next(cuts, None) if path.endswith("/log") else None
+            if cut == 1:  # what is said, and the end of the pod, nobody hears
+                server.log(first, b"three ")
+                server.set_status("Pod", "raylift", first["metadata"]["name"], phase="Failed")
+                unheard.set()
+            if cut is not None:
                 return  # the connection ends
 
     monkeypatch.setattr(Api, "lines", lines)
 
     def go_on() -> None:
-        time.sleep(0.3)
-        server.log(first, b"three ")
-        server.set_status("Pod", "raylift", first["metadata"]["name"], phase="Failed")
-        time.sleep(0.3)
+        unheard.wait(30)
         server.log(submit(server, RUN_ID, "second"), b"four")
         server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Complete")
         server.set_status("Pod", "raylift", f"{RUN_ID}-second", phase="Succeeded")
@@ -1042,14 +1044,17 @@ def test_a_teardown_deletes_the_token_of_a_cluster_and_names_it_where_it_stays(
 def test_a_teardown_by_somebody_who_may_not_look_at_accounts_and_roles_removes_all_that_it_sees(
     server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
 ) -> None:
+    beside = {"serviceaccounts", "configmaps", "roles", "rolebindings", "networkpolicies"}
+
     def without_them(role: Object) -> None:
-        beside = {"serviceaccounts", "configmaps", "roles", "rolebindings", "networkpolicies"}
         role["rules"] = [rule for rule in role["rules"] if not beside & set(rule["resources"])]
 
     server.change("Role", "raylift", "raylift-launcher", without_them)
     kubernetes.launch(run)
     take_up(server, RUN_ID)
-    assert kubernetes.teardown(RUN_ID).leftovers == []
+    receipt = kubernetes.teardown(RUN_ID)
+    assert receipt.leftovers == []
+    assert [each.partition(".")[0] for each in receipt.unseen] == sorted(beside)
     assert server.all("RayJob") == server.all("RayCluster") == server.all("Pod") == []
 
 
