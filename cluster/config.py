@@ -209,7 +209,9 @@ class KubernetesCluster(Block):
         default=None, description="what it costs, head and all the workers that it may have, for budget.max_usd"
     )
     pod_template: dict[str, Any] = Field(
-        default={}, description="merged into the pods of head and workers; their container is called ray"
+        default={},
+        description="merged into the pods of head and workers, whose container is called ray; where pods are placed, "
+        "also into the one that submits",
     )
     overrides: dict[str, Any] = Field(default={}, description="merged into the RayJob at last")
 

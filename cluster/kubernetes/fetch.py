@@ -42,15 +42,16 @@ def fetch(uri: str, folder: str, client: str, options: list[str]) -> None:
     os.makedirs(folder, exist_ok=True)
     partial = tempfile.mkdtemp(prefix="partial-", dir=folder)
     try:
-        uv = find_uv(folder)
-        data = download(uri, folder, client)
+        whole = os.path.join(partial, "whole")
+        uv = find_uv(partial)
+        data = download(uri, partial, client)
         if hashlib.sha256(data).hexdigest() != digest:
             sys.exit(f"{uri} is not what its name says: it was damaged, or written by somebody else")
-        zipfile.ZipFile(io.BytesIO(data)).extractall(os.path.join(partial, "code"))
-        lock = os.path.join(partial, "code", "requirements.lock")
-        install(uv, os.path.join(partial, "packages"), ["--no-deps", *options, "-r", lock])
-        with contextlib.suppress(OSError):  # another pod of this node was faster
-            os.rename(partial, target)
+        zipfile.ZipFile(io.BytesIO(data)).extractall(os.path.join(whole, "code"))
+        lock = os.path.join(whole, "code", "requirements.lock")
+        install(uv, os.path.join(whole, "packages"), ["--no-deps", *options, "-r", lock])
+        with contextlib.suppress(OSError):  # another pod that shares the folder was faster
+            os.rename(whole, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"fetched {uri} to {target}", flush=True)

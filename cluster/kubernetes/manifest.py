@@ -35,6 +35,8 @@ _PORTS = {
 }
 _SUBMISSIONS = 4  # times that the submitter is started again, as when the head was lost and a new one comes
 _KEYS = ("mountPath", "groupName", "name")  # of mounts, of worker groups, of all else
+_ADDED = ("tolerations", "envFrom")  # lists whose items have no key, and do not stand in each other's way
+_OF_RAY = ("containers", "initContainers", "volumes")  # of a pod template: what the pod that submits has no part in
 _IDLE = 120  # seconds until a node that nobody needs is given back
 
 
@@ -64,7 +66,7 @@ def render(request: LaunchRequest) -> list[Manifest]:
             "ttlSecondsAfterFinished": cluster.ttl_seconds_after_finished,
             "preRunningDeadlineSeconds": cluster.pre_running_deadline_seconds,
             **_deadline(request, cluster),
-            "submitterPodTemplate": pods.submitter_pod(request.run_id, cluster),
+            "submitterPodTemplate": _submitter(request.run_id, cluster),
             "rayClusterSpec": ray_cluster(name, cluster, _environment(request, cluster), secrets, request.bundle),
         },
     )
@@ -138,6 +140,15 @@ def ray_cluster(
     return spec
 
 
+def _submitter(run_id: str, cluster: KubernetesCluster) -> Manifest:
+    """Return the template of the pod that submits, which is placed where the others may be."""
+    said = cluster.pod_template.get("spec") or {}
+    merged: Manifest = merge(
+        pods.submitter_pod(run_id, cluster), {"spec": {key: said[key] for key in said if key not in _OF_RAY}}
+    )
+    return merged
+
+
 def _as_the_block_says(template: Manifest, cluster: KubernetesCluster, bundle: str) -> Manifest:
     """Return the template of a pod with what fetches raylift, if it has to, and with what the cluster block adds."""
     changed: Manifest = merge(template, cluster.pod_template)
@@ -190,15 +201,26 @@ def node_counts(cluster: KubernetesCluster) -> tuple[int, int]:
 
 
 def merge(base: Any, over: Any) -> Any:
-    """Return `base` with `over` laid over it: blocks key by key, lists by what tells items apart; null takes away."""
+    """Return `base` with `over` laid over it: blocks key by key, lists by what tells items apart; null takes away.
+
+    Tolerations, and where variables are from, are added to those that there are.
+    """
     if isinstance(base, Mapping) and isinstance(over, Mapping):
-        changed = {key: merge(base.get(key), value) for key, value in over.items() if value is not None}
+        changed = {
+            key: _added(base.get(key) or [], value) if key in _ADDED else merge(base.get(key), value)
+            for key, value in over.items()
+            if value is not None
+        }
         return {key: value for key, value in {**base, **changed}.items() if over.get(key, value) is not None}
     if isinstance(base, list) and isinstance(over, list) and (key := _key([*base, *over])):
         named = {each[key]: each for each in over}
         kept = [merge(each, named.pop(each[key], {})) for each in base]
         return [*kept, *named.values()]
     return over
+
+
+def _added(base: list[Any], over: list[Any]) -> list[Any]:
+    return [*base, *(each for each in over if each not in base)]
 
 
 def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Manifest:
@@ -234,9 +256,7 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
             "submitterConfig": {"backoffLimit": _SUBMISSIONS},
             "backoffLimit": 0,
             "preRunningDeadlineSeconds": cluster.pre_running_deadline_seconds,
-            "submitterPodTemplate": merge(
-                pods.submitter_pod(request.run_id, cluster), {"metadata": {"labels": labels}}
-            ),
+            "submitterPodTemplate": merge(_submitter(request.run_id, cluster), {"metadata": {"labels": labels}}),
         },
     )
 

@@ -91,24 +91,19 @@ def in_bucket(s3: SeaweedFS, data: bytes, name: str | None = None) -> str:
     return f"{uri}/code/{name}"
 
 
+def fetching(uri: str, folder: Path) -> list[str]:
+    script = Path(fetch.__file__).read_text()
+    return [sys.executable, "-c", script, "fetch", uri, str(folder), "boto3==1", "--torch-backend=cpu"]
+
+
 @pytest.mark.slow
 def test_a_pod_fetches_a_bundle_once_and_has_its_packages_installed(
     s3_env: SeaweedFS, uv: Path, tmp_path: Path
 ) -> None:
     made = bundle("run", on_gpus=False)
     uri, folder = in_bucket(s3_env, made.data), tmp_path / "raylift"
-    command = [
-        sys.executable,
-        "-c",
-        Path(fetch.__file__).read_text(),
-        "fetch",
-        uri,
-        str(folder),
-        "boto3==1",
-        "--torch-backend=cpu",
-    ]
     for _ in range(2):
-        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run(fetching(uri, folder), check=True, capture_output=True)
     there = folder / hashlib.sha256(made.data).hexdigest()
     assert (there / "code" / "cluster" / "runs.py").read_bytes() == (ROOT / "cluster" / "runs.py").read_bytes()
     assert (there / "packages" / "installed.py").exists()
@@ -117,6 +112,22 @@ def test_a_pod_fetches_a_bundle_once_and_has_its_packages_installed(
     assert "--no-deps --torch-backend=cpu -r" in told
     assert told.endswith("code/requirements.lock")
     assert [each.name for each in folder.iterdir()] == [there.name], "nothing that is half done is left"
+
+
+@pytest.mark.slow
+def test_pods_that_share_a_folder_may_fetch_at_once_and_who_comes_later_has_nothing_to_do(
+    s3_env: SeaweedFS, uv: Path, tmp_path: Path
+) -> None:
+    made = bundle("run", on_gpus=False)
+    uri, folder = in_bucket(s3_env, made.data), tmp_path / "raylift"
+    at_once = [subprocess.Popen(fetching(uri, folder), stdout=subprocess.DEVNULL) for _ in range(3)]
+    assert [each.wait(120) for each in at_once] == [0, 0, 0]
+    there = folder / hashlib.sha256(made.data).hexdigest()
+    assert (there / "code" / "cluster" / "runs.py").read_bytes() == (ROOT / "cluster" / "runs.py").read_bytes()
+    assert [each.name for each in folder.iterdir()] == [there.name], "nothing that is half done is left"
+    installed = uv.read_text()
+    subprocess.run(fetching(uri, folder), check=True, stdout=subprocess.DEVNULL)
+    assert uv.read_text() == installed
 
 
 @pytest.mark.slow

@@ -198,6 +198,15 @@ def test_ray_asks_for_a_token_and_listens_where_the_network_policies_let_it(case
         assert [f"{key} {value}" in policies for key, value in told.items()] == [True] * 4
 
 
+@every_case
+def test_what_ray_start_is_told_are_options_that_it_has(case: str) -> None:
+    ray_start = pytest.importorskip("ray.scripts.scripts").start
+    options = {name.removeprefix("--") for option in ray_start.params for name in option.opts}
+    spec = ray_cluster(case)
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert group["rayStartParams"].keys() <= options
+
+
 def test_the_version_of_ray_is_that_of_the_image() -> None:
     for lock in ("cpu.lock", "cuda.lock"):
         assert f"\nray=={RAY_VERSION}\n" in (ROOT / "requirements" / lock).read_text()
@@ -245,15 +254,21 @@ def test_with_gpus_it_is_rays_image_for_gpus_and_the_first_container_takes_none(
     assert "nvidia.com/gpu" in worker["containers"][0]["resources"]["limits"]
 
 
-def test_what_pods_fetch_may_be_kept_on_their_node() -> None:
-    folder = {"path": "/var/cache/raylift", "type": "DirectoryOrCreate"}
-    kept = {"name": "raylift", "emptyDir": None, "hostPath": folder}
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"hostPath": {"path": "/var/cache/raylift", "type": "DirectoryOrCreate"}},
+        {"persistentVolumeClaim": {"claimName": "raylift"}},
+    ],
+)
+def test_what_pods_fetch_may_be_kept_on_their_node_or_where_all_reach_it(place: Any) -> None:
+    kept = {"name": "raylift", "emptyDir": None, **place}
     run = without_image()
     assert isinstance(run.cluster, KubernetesCluster)
     cluster = run.cluster.model_copy(update={"pod_template": {"spec": {"volumes": [kept]}}})
     (job,) = render(dataclasses.replace(run, cluster=cluster))
     volumes = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
-    assert {"name": "raylift", "hostPath": folder} in volumes
+    assert {"name": "raylift", **place} in volumes
 
 
 def test_what_a_pod_template_gives_ray_is_given_to_what_fetches_raylift_too() -> None:
@@ -274,7 +289,8 @@ def test_what_a_pod_template_gives_ray_is_given_to_what_fetches_raylift_too() ->
         given = {each["name"]: each.get("value") for each in first["env"]}
         assert (given["HTTPS_PROXY"], given["HOME"]) == ("http://proxy:3128", "/tmp/home")
         assert first["image"] == second["image"] == "mirror.example/ray:2.60.0"
-        assert first["envFrom"] == second["envFrom"] == [{"configMapRef": {"name": "index"}}]
+        credentials = {"secretRef": {"name": "raylift-storage"}}
+        assert first["envFrom"] == second["envFrom"] == [credentials, {"configMapRef": {"name": "index"}}]
         assert first["resources"]["limits"]["memory"] == "6Gi"
         mounts = {each["name"]: each["mountPath"] for each in first["volumeMounts"]}
         assert mounts == {"scratch": "/tmp", "raylift": "/tmp/raylift", "certificates": "/etc/ssl/certs"}
@@ -460,6 +476,23 @@ def test_pod_templates_reach_head_and_workers_and_lose_nothing_there() -> None:
     assert "annotations" not in found["submitter"]["metadata"]
 
 
+def test_a_pod_template_adds_to_tolerations_and_to_what_variables_are_from() -> None:
+    dedicated = {"key": "dedicated", "operator": "Exists"}
+    index = {"configMapRef": {"name": "index"}}
+    template = {"spec": {"tolerations": [dedicated], "containers": [{"name": "ray", "envFrom": [index]}]}}
+    (plain, *_), (manifest, *_) = (render(request("spot-with-fallback", pod_template=each)) for each in ({}, template))
+    before, found = templates(plain), templates(manifest)
+    own = before["worker"]["spec"]["tolerations"]
+    assert {each["key"] for each in own} >= {"nvidia.com/gpu", "cloud.google.com/gke-spot"}
+    assert found["worker"]["spec"]["tolerations"] == [*own, dedicated]
+    assert found["head"]["spec"]["tolerations"] == found["submitter"]["spec"]["tolerations"] == [dedicated]
+    for name in ("head", "worker"):
+        (was,), (container,) = before[name]["spec"]["containers"], found[name]["spec"]["containers"]
+        assert len(was["envFrom"]) == 2  # the run's Secret, and the storage's
+        assert container["envFrom"] == [*was["envFrom"], index]
+    assert found["submitter"]["spec"]["containers"] == before["submitter"]["spec"]["containers"]
+
+
 def test_overrides_come_last_and_null_takes_away() -> None:
     spec = job("spot-with-fallback")["spec"]
     assert spec["ttlSecondsAfterFinished"] == 600
@@ -478,6 +511,12 @@ def test_overrides_come_last_and_null_takes_away() -> None:
             [{"name": "x", "v": 1, "w": 2}, {"name": "y"}],
         ),
         ([{"key": "x"}], [{"key": "y"}], [{"key": "y"}]),
+        (
+            {"tolerations": [{"key": "x"}]},
+            {"tolerations": [{"key": "x"}, {"key": "y"}]},
+            {"tolerations": [{"key": "x"}, {"key": "y"}]},
+        ),
+        ({"tolerations": [{"key": "x"}]}, {"tolerations": None}, {}),
         ([], [{"name": "y"}], [{"name": "y"}]),
         (
             [{"name": "x", "mountPath": "/x"}],
