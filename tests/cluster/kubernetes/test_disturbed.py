@@ -184,7 +184,6 @@ def test_a_run_whose_queue_takes_its_pods_back_saves_and_goes_on_when_its_turn_c
     assert processes() == []
 
 
-@grows
 def test_a_sweep_grows_and_loses_a_node_while_the_laptop_sleeps(
     server: ApiServer, kuberay: Operator, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]
 ) -> None:
