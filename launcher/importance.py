@@ -15,12 +15,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from launcher.sweeps import Sweep
+from trainers.tuning import Domain, place_in
 
 if TYPE_CHECKING:
     import optuna
 
     from cluster.trials import Trial
-    from trainers.tuning import Domain
 
 FEWEST = 10  # trials of which something can be said
 _BEST = 5  # trials at least are the best ones, as Optuna advises
@@ -125,7 +125,7 @@ def _value(domain: Domain, value: Any) -> Any:
     """Return what Optuna calls a value: of a list its place, of a range one that lies in it; None if there is none."""
     listed = domain.choice or domain.grid
     if listed is not None:
-        return listed.index(value) if value in listed else None
+        return place_in(listed, value)
     low, high = (end for end in domain.ends.values())
     return min(max(value, low), high)
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.sweeps import Sweep, shown
 from launcher.text import decimal
+from trainers.tuning import Domain, place_in
 
 if TYPE_CHECKING:
     from cluster.trials import Trial
-    from trainers.tuning import Domain
 
 _MOST = 1000  # trials drawn, the best
 _FEW_VALUES = 12  # that are shown one by one
@@ -122,9 +122,12 @@ def is_wide(metric: str, values: Sequence[float]) -> bool:
 
 def _listed(values: Sequence[Any]) -> Scale:
     at = [number / (len(values) - 1) if len(values) > 1 else 0.5 for number in range(len(values))]
-    return lambda value: at[values.index(value)] if value in values else None, [
-        (place, _short(shown(value))) for place, value in zip(at, values, strict=True)
-    ]
+
+    def place_of(value: Any) -> float | None:
+        place = place_in(values, value)
+        return at[place] if place is not None else None
+
+    return place_of, [(place, _short(shown(value))) for place, value in zip(at, values, strict=True)]
 
 
 def _short(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from itertools import islice
 from typing import Annotated, Any, Literal
@@ -52,7 +52,7 @@ class Domain(Block):
             low, high = getattr(self, self.kind)[:2]
             if low >= high:
                 raise ValueError(f"{self.kind}: {low:g} to {high:g} is no range: the first must be the smaller one")
-            if self.quniform is not None and not self._multiples:
+            if self.quniform is not None and not self.multiples:
                 raise ValueError(f"quniform: no multiple of {self.quniform[2]:g} lies from {low:g} to {high:g}")
         given = Counter(map(_written, self.choice or self.grid or []))
         if twice := [value for value, times in given.items() if times > 1]:
@@ -70,25 +70,30 @@ class Domain(Block):
             return self.choice or self.grid
         if self.randint is not None and self.randint[1] - self.randint[0] <= _MOST_VALUES:
             return list(range(*self.randint))
-        if self.quniform is not None and self._multiples.stop - self._multiples.start <= _MOST_VALUES:
-            return [self._multiple(number) for number in self._multiples]
+        if self.quniform is not None and self.multiples.stop - self.multiples.start <= _MOST_VALUES:
+            return [self.multiple(number) for number in self.multiples]
         return None
 
     @property
-    def _multiples(self) -> range:
+    def multiples(self) -> range:
         """Which multiples of the step of a quniform lie in it."""
         assert self.quniform is not None
         low, high, step = self.quniform
         return range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
 
-    def _multiple(self, number: int) -> float:
+    def multiple(self, number: int) -> float:
+        """Return a multiple of the step of a quniform, written as its other values and conditions have it."""
         assert self.quniform is not None
-        return round(number * self.quniform[2], 12)
+        return float(f"{number * self.quniform[2]:.15g}")  # 3 * 0.1 is 0.30000000000000004
 
-    def on_step(self, value: float) -> float:
-        """Return the value of a quniform next to a number, written as its other values and conditions have it."""
+    def nearest_multiple(self, value: float) -> int:
+        """Return which multiple within a quniform is next to a number."""
         assert self.quniform is not None
-        return self._multiple(min(max(round(value / self.quniform[2]), self._multiples[0]), self._multiples[-1]))
+        return self.clipped(round(value / self.quniform[2]))
+
+    def clipped(self, number: int) -> int:
+        """Return the multiple within a quniform that is next to one which may be beyond it."""
+        return min(max(number, self.multiples[0]), self.multiples[-1])
 
     @property
     def ends(self) -> dict[tuple[str | int, ...], Any]:
@@ -99,8 +104,8 @@ class Domain(Block):
         if self.randint is not None:
             return {("randint", 0): given[0], ("randint", 1): given[1] - 1}
         if self.quniform is not None:
-            first, last = self._multiples[0], self._multiples[-1]
-            return {("quniform", 0): self._multiple(first), ("quniform", 1): self._multiple(last)}
+            first, last = self.multiples[0], self.multiples[-1]
+            return {("quniform", 0): self.multiple(first), ("quniform", 1): self.multiple(last)}
         return {(self.kind, 0): given[0], (self.kind, 1): given[1]}
 
     @property
@@ -110,7 +115,7 @@ class Domain(Block):
         Both ends of `{uniform: [16, 256]}` are batch sizes, and hardly anything between them is.
         """
         if self.quniform is not None:
-            return {**self.ends, ("quniform",): self._multiple(self._multiples[:2][-1])}
+            return {**self.ends, ("quniform",): self.multiple(self.multiples[:2][-1])}
         if self.uniform is not None or self.loguniform is not None:
             low, high = self.ends.values()
             middle = (low + high) / 2
@@ -125,7 +130,7 @@ class Domain(Block):
 
     def counts(self, point: Point) -> bool:
         """Whether it counts where the keys before it have these values."""
-        return all(key in point and point[key] in values for key, values in self.conditions.items())
+        return all(key in point and place_in(values, point[key]) is not None for key, values in self.conditions.items())
 
     def __str__(self) -> str:
         given = getattr(self, self.kind)
@@ -137,6 +142,16 @@ class Domain(Block):
             text += f", in steps of {given[2]:g}" if self.quniform is not None else ""
         conditions = [f"{key} is {' or '.join(map(_shown, values))}" for key, values in self.conditions.items()]
         return text + (f", where {' and '.join(conditions)}" if conditions else "")
+
+
+def place_in(values: Sequence[Any], value: Any) -> int | None:
+    """Return where a value stands in a list, in which 1 is 1.0, and not true; None where it does not."""
+    same = (
+        place
+        for place, each in enumerate(values)
+        if each == value and isinstance(each, bool) == isinstance(value, bool)
+    )
+    return next(same, None)
 
 
 def _choice_alone(value: object) -> object:
@@ -438,7 +453,7 @@ def _check_conditions(key: str, domain: Domain, space: Mapping[str, Domain]) -> 
         if values is None:
             raise ValueError(f"space: {key} depends on {other}, which is a range: a condition needs a list")
         for value in wanted:
-            if value not in values:
+            if place_in(values, value) is None:
                 shown = ", ".join(_shown(each) for each in values)
                 raise ValueError(f"space: {key} counts when {other} is {_shown(value)}, which it never is: {shown}")
 

@@ -75,6 +75,39 @@ def test_a_search_that_lost_its_memory_goes_on_as_if_it_had_not(name: str, forge
     assert search(tune(name), 25, forget_at=forget_at) == search(tune(name), 25)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_search_that_lost_its_memory_knows_steps_as_it_chose_them(seed: int) -> None:
+    """Of 0.1 the third multiple is 0.30000000000000004 to some."""
+    space = {"train.optimizer.lr": {"loguniform": [1e-5, 0.1]}, "model.dropout": {"quniform": [0, 0.7, 0.1]}}
+    config = Tune.model_validate({"trials": 40, "space": space, "search": {"name": "tpe", "seed": seed}})
+    assert told(config, 40, forget_at=14) == told(config, 40)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_one_and_true_are_two_values(name: str) -> None:
+    space = {"params.a": [1, True], "x": {"uniform": [0, 1], "when": {"params.a": True}}}
+    config = Tune.model_validate({"trials": 20, "space": space, "search": name})
+    points = told(config, 20)
+    assert {point["params.a"] is True for point in points} == {True, False}
+    assert all(("x" in point) == (point["params.a"] is True) for point in points)
+    assert [str(point) for point in told(config, 20, forget_at=9)] == [str(point) for point in points]
+
+
+def told(config: Tune, count: int, *, forget_at: int | None = None) -> list[Point]:
+    """Run a search that hears of each point at once how large its numbers are."""
+    searcher = build_searcher(config, "max")
+    points: list[Point] = []
+    for number in range(count):
+        if number == forget_at:
+            searcher = build_searcher(config, "max")
+            for known, point in enumerate(points):
+                searcher.know(known, point)
+                searcher.tell(known, {1: sum(map(float, point.values()))}, completed=True)
+        points.append(searcher.ask(number))
+        searcher.tell(number, {1: sum(map(float, points[-1].values()))}, completed=True)
+    return points
+
+
 @pytest.mark.slow
 def test_gp_that_lost_its_memory_goes_on_as_if_it_had_not_and_another_seed_gives_other_points() -> None:
     """Of its points the first ten are random."""
@@ -196,6 +229,20 @@ def test_what_goes_on_from_another_gets_values_beside_its_own() -> None:
     assert {point["model.dropout"] for point in found} == {0.5, 0.4}  # 0.6 is none of its values
     assert {(point["train.optimizer.name"], point["train.batch_size"]) for point in found} == {("adamw", 20)}
     assert all("train.optimizer.momentum" not in point for point in found)
+
+
+def test_small_steps_are_perturbed_by_one_at_least() -> None:
+    space = {"model.dropout": {"quniform": [0, 0.5, 0.1]}, "data.augment.rotate": {"randint": [0, 31]}}
+    scheduler = {"name": "pbt", "resample_probability": 0}
+    config = Tune.model_validate({"space": space, "search": "random", "scheduler": scheduler})
+    for dropout, rotate, beside in (
+        (0.0, 0, ({0.0, 0.1}, {0, 1})),
+        (0.1, 1, ({0.0, 0.2}, {0, 2})),
+        (0.5, 30, ({0.4, 0.5}, {24, 30})),
+    ):
+        point = {"model.dropout": dropout, "data.augment.rotate": rotate}
+        found = [perturb(config, point, number=number, iteration=1) for number in range(40)]
+        assert ({each["model.dropout"] for each in found}, {each["data.augment.rotate"] for each in found}) == beside
 
 
 def test_what_is_drawn_anew_comes_from_the_whole_range() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from trainers.randomness import seed_for
-from trainers.tuning import Domain, Point, Tune, may_be_perturbed
+from trainers.tuning import Domain, Point, Tune, may_be_perturbed, place_in
 
 if TYPE_CHECKING:
     import optuna
@@ -207,14 +207,17 @@ def perturb(config: Tune, point: Point, *, number: int, iteration: int) -> Point
 def _beside(domain: Domain, value: Any, factors: tuple[float, float], *, up: bool) -> Any:
     if domain.choice is not None or domain.grid is not None:
         values = domain.values or []
-        return values[min(max(values.index(value) + (1 if up else -1), 0), len(values) - 1)]
+        return values[min(max((place_in(values, value) or 0) + (1 if up else -1), 0), len(values) - 1)]
+    moved = value * factors[0 if up else 1]
     low, high = domain.ends.values()
-    moved = min(max(value * factors[0 if up else 1], low), high)
+    if domain.uniform is not None or domain.loguniform is not None:
+        return min(max(moved, low), high)
+    # of whole steps at least one, to the side of the factor: a small value would stay what it is
+    side = 1 if moved > value or (moved == value and up) else -1
     if domain.randint is not None:
-        return round(moved)
-    if domain.quniform is not None:
-        return domain.on_step(moved)
-    return moved
+        return min(max(round(moved) if round(moved) != value else value + side, low), high)
+    before, after = domain.nearest_multiple(value), domain.nearest_multiple(moved)
+    return domain.multiple(domain.clipped(before + side if after == before else after))
 
 
 def _suggest(trial: optuna.Trial, key: str, domain: Domain) -> Any:
@@ -222,16 +225,17 @@ def _suggest(trial: optuna.Trial, key: str, domain: Domain) -> Any:
         return domain.choice[trial.suggest_categorical(key, range(len(domain.choice)))]
     if domain.randint is not None:
         return trial.suggest_int(key, domain.randint[0], domain.randint[1] - 1)
-    if domain.quniform is not None:
-        low, high = domain.ends.values()
-        return domain.on_step(trial.suggest_float(key, low, high, step=domain.quniform[2]))
+    if domain.quniform is not None:  # whole numbers come back from storage as they were, fractions of a step may not
+        return domain.multiple(trial.suggest_int(key, domain.multiples[0], domain.multiples[-1]))
     low, high = getattr(domain, domain.kind)
     return trial.suggest_float(key, low, high, log=domain.loguniform is not None)
 
 
 def _index(domain: Domain, value: Any) -> Any:
-    """Return what Optuna calls a value: of a list its place, as it may be a block."""
-    return domain.choice.index(value) if domain.choice is not None else value
+    """Return what Optuna calls a value: of a list its place, as it may be a block; of steps their number."""
+    if domain.choice is not None:
+        return place_in(domain.choice, value)
+    return domain.nearest_multiple(value) if domain.quniform is not None else value
 
 
 def _at(domain: Domain, share: float) -> Any:
@@ -246,7 +250,7 @@ def _at(domain: Domain, share: float) -> Any:
     if domain.loguniform is not None:
         return float(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
     value = low + share * (high - low)
-    return domain.on_step(value) if domain.quniform is not None else value
+    return domain.multiple(domain.nearest_multiple(value)) if domain.quniform is not None else value
 
 
 def _tpe(seed: int) -> Any:
