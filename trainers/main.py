@@ -451,7 +451,7 @@ def start_ray_for(cluster: LocalCluster, cpus: int | None = None) -> tuple[Worke
         if cluster.address is not None:
             join_ray(cluster.address)
         else:
-            cpus = cpus or max(os.cpu_count() or 1, _on_this_machine(cluster.workers) or 1, asked.max if asked else 1)
+            cpus = cpus or max(os.cpu_count() or 1, on_this_machine(cluster.workers) or 1, asked.max if asked else 1)
             start_ray(cpus=cpus, temp_folder=os.environ.get("RAYLIFT_RAY_FOLDER"))
     except Exception as error:  # ray raises whatever its many parts raise
         raise InfrastructureError(f"Ray did not start: {error}") from error
@@ -464,11 +464,11 @@ def start_ray_for(cluster: LocalCluster, cpus: int | None = None) -> tuple[Worke
         return Workers(min=there, max=there), True
     if isinstance(cluster.workers, Workers) and cluster.address is not None:
         return cluster.workers, False
-    ranks = _on_this_machine(cluster.workers) or 1
+    ranks = on_this_machine(cluster.workers) or 1
     return Workers(min=ranks, max=ranks), False
 
 
-def _on_this_machine(workers: int | Workers | None) -> int | None:
+def on_this_machine(workers: int | Workers | None) -> int | None:
     """Return with how many ranks a Ray of our own trains: one machine does not change while a run goes on."""
     if isinstance(workers, Workers):
         return min(max(os.cpu_count() or 1, workers.min), workers.max)

@@ -36,7 +36,7 @@ from tests.hooked import hooked
 from tests.trainers.training import start
 from trainers.elastic import Room
 from trainers.jobs import load_job
-from trainers.main import Driver, Ready, _on_this_machine, _reason_of, driver_of
+from trainers.main import Driver, Ready, _reason_of, driver_of, on_this_machine
 from trainers.pulse import Phase, Reading, pulse_folder
 
 LOST = "rank 1 died"
@@ -654,7 +654,7 @@ def test_one_machine_has_as_many_ranks_as_processors_within_the_range(
     monkeypatch: pytest.MonkeyPatch, processors: int, ranks: int
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: processors)
-    assert _on_this_machine(Workers(min=2, max=4)) == ranks
+    assert on_this_machine(Workers(min=2, max=4)) == ranks
 
 
 def test_how_many_ranks_trained_before_is_known_from_the_run(driver: Driver) -> None:

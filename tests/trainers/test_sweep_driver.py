@@ -13,13 +13,14 @@ from cluster.segments import SegmentWriter
 from cluster.trials import read_trials
 from tests.finished import new_run, write_rows
 from tests.sweeps import begun, ended, evaluated
-from trainers.config import Every
 from trainers.jobs import load_job
 from trainers.main import Ready
 from trainers.sweep import driver as sweep_driver
 from trainers.sweep.bridge import Bridge
 from trainers.sweep.driver import SweepDriver
+from trainers.sweep.length import longest
 from trainers.sweep.room import Room
+from trainers.tuning import Tune
 
 JOB = """\
 task: image-classification
@@ -55,6 +56,24 @@ def test_a_sweep_waits_for_what_one_trial_takes(
     assert workers.min == least
 
 
+def test_a_range_of_workers_here_is_as_many_trials_at_once_as_there_are_processors(
+    driver: SweepDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    def start(_: LocalCluster, cpus: int) -> tuple[Workers, bool]:
+        started.append(cpus)
+        return Workers(min=3, max=3), False
+
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr("trainers.sweep.driver.start_ray_for", start)
+    driver.tune = driver.tune.model_copy(update={"workers_per_trial": 1})
+    for workers, slots in (({"min": 1, "max": 64}, 3), ({"min": 5, "max": 64}, 5), (64, 64)):
+        driver.cluster = LocalCluster.model_validate({"workers": workers})
+        driver._start_ray()
+        assert (started.pop(), driver.room.slots()) == (slots, slots)
+
+
 @pytest.mark.parametrize(
     ("cluster", "waits"),
     [
@@ -82,30 +101,51 @@ def test_a_sweep_does_not_wait_for_nodes_that_come_when_its_trials_ask_for_them(
 
 
 @pytest.mark.parametrize(
-    ("train", "longest"),
+    ("train", "expected"),
     [
         ({"epochs": 3}, {"step": 48, "epoch": 3, "training_iteration": 3}),
         ({"epochs": None, "max_steps": 40}, {"step": 40, "epoch": 3, "training_iteration": 2}),
         ({"epochs": 3, "max_steps": 40}, {"step": 40, "epoch": 3, "training_iteration": 2}),
         ({"epochs": 2, "max_steps": 400}, {"step": 32, "epoch": 2, "training_iteration": 2}),
         (
-            {"epochs": 3, "eval_every": Every(count=5, unit="step")},
+            {"epochs": 3, "eval_every": "5 steps"},
             {"step": 48, "epoch": 3, "training_iteration": 9},
         ),
         (
-            {"epochs": 3, "eval_every": Every(count=0.5, unit="epoch")},
+            {"epochs": 3, "eval_every": "0.5 epochs"},
             {"step": 48, "epoch": 3, "training_iteration": 6},
         ),
-        ({"epochs": 3, "eval_every": Every(count=9, unit="epoch")}, {"step": 48, "epoch": 3, "training_iteration": 1}),
+        ({"epochs": 3, "eval_every": "9 epochs"}, {"step": 48, "epoch": 3, "training_iteration": 1}),
     ],
 )
 def test_what_a_scheduler_counts_follows_from_the_samples_and_the_job(
-    driver: SweepDriver, train: dict[str, object], longest: dict[str, int]
+    driver: SweepDriver, train: dict[str, object], expected: dict[str, int]
 ) -> None:
     """A thousand samples are sixteen steps of 64, the last one smaller."""
-    driver.job = driver.job.model_copy(update={"train": driver.job.train.model_copy(update=train)})
-    ready = Ready(Workers(min=1, max=1), gpus=False, meta={"train": 1000}, arrays={})
-    assert driver._longest(ready) == longest
+    assert longest({**driver.whole, "train": {**driver.whole["train"], **train}}, driver.tune, 1000) == expected
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        ({"train.epochs": [9, 27]}, {"step": 432, "epoch": 27, "training_iteration": 27}),
+        ({"train.max_steps": {"randint": [100, 1001]}}, {"step": 32, "epoch": 2, "training_iteration": 2}),
+        ({"train.batch_size": [32, 64]}, {"step": 64, "epoch": 2, "training_iteration": 2}),
+        ({"train.eval_every": ["1 epoch", "4 steps"]}, {"step": 32, "epoch": 2, "training_iteration": 8}),
+        (
+            {
+                "train.optimizer.name": ["sgd", "adam"],
+                "train.epochs": {"choice": [1], "when": {"train.optimizer.name": "sgd"}},
+            },
+            {"step": 32, "epoch": 2, "training_iteration": 2},
+        ),
+    ],
+)
+def test_what_the_space_has_of_the_length_counts(
+    driver: SweepDriver, space: dict[str, object], expected: dict[str, int]
+) -> None:
+    """The job file says two epochs."""
+    assert longest(driver.whole, Tune.model_validate({"trials": 9, "space": space}), 1000) == expected
 
 
 # -- how it ends

@@ -25,9 +25,10 @@ from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, means_of, ranked
 from trainers import processors
-from trainers.main import Driver, Ready, start_ray_for
+from trainers.main import Driver, Ready, on_this_machine, start_ray_for
 from trainers.sweep.actor import Shared, TrialActor
 from trainers.sweep.bridge import Bridge, Generator, Listener
+from trainers.sweep.length import longest
 from trainers.sweep.ranks import Ranks
 from trainers.sweep.record import Record
 from trainers.sweep.room import Room
@@ -69,15 +70,16 @@ class SweepDriver(Driver):
 
     def _start_ray(self) -> tuple[Workers, bool]:
         """Start or join Ray, and settle what a trial takes; return the ranks of one, and whether each has a GPU."""
-        each, cpus = self.tune.workers_per_trial, None
+        each, cpus, most = self.tune.workers_per_trial, None, self.cluster.most_workers
         if self.cluster.address is None and self.cluster.accelerators is None:
-            ranks = self.cluster.most_workers or os.cpu_count() or 1
+            most = on_this_machine(self.cluster.workers)
+            ranks = most or os.cpu_count() or 1
             cpus = ranks if each == 1 else ranks + ranks // each  # a trial of several has a process of its own
         workers, gpus = start_ray_for(self.cluster, cpus)
         self.room = Room(
             each,
             gpus=self.tune.gpus_per_trial if gpus else 0.0,
-            most=self.cluster.most_workers or (workers.max if gpus else None),
+            most=most or (workers.max if gpus else None),
             grows=self.cluster.address is not None,
         )
         least = each + self.room.beside
@@ -97,8 +99,9 @@ class SweepDriver(Driver):
         record = Record(self.run, events, self.metric)
         events.append({"event": "sweep", "trials": self.total, "metric": self.metric, "mode": self.mode})
         with Watch(attempt).looking() as watch:
+            lengths = longest(self.whole, self.tune, self._samples(ready))
             is_stopping = lambda: watch.is_stopping or self.leaving  # noqa: E731
-            scheduler = build_scheduler(self.tune, record, self.mode, self._longest(ready), is_stopping)
+            scheduler = build_scheduler(self.tune, record, self.mode, lengths, is_stopping)
             remember(scheduler, record)
             searcher = build_searcher(self.tune, self.mode)
             bridge = Bridge(
@@ -159,20 +162,6 @@ class SweepDriver(Driver):
         if processors.is_shared() and not ready.gpus:
             return ALL_OF_ITS_POD
         return threads_each(self.room.slots() * self.tune.workers_per_trial)
-
-    def _longest(self, ready: Ready) -> dict[str, int]:
-        """Return how long a trial of the job as it stands is, in what a scheduler may count."""
-        train = self.job.train
-        epoch = -(-self._samples(ready) // train.batch_size)
-        steps = min(
-            train.max_steps or 10**9, (train.epochs or 1) * epoch if train.epochs or not train.max_steps else 10**9
-        )
-        every = train.eval_every.count * (epoch if train.eval_every.unit == "epoch" else 1)
-        return {
-            "step": steps,
-            "epoch": max(1, -(-steps // epoch)),
-            "training_iteration": max(1, int(steps / every)),
-        }
 
     def _samples(self, ready: Ready) -> int:
         """Return how many samples there are to train on; a task of one's own tells in a process of its own."""
