@@ -395,6 +395,14 @@ class Run:
         prefix = self.path(f"{attempt_folder(attempts[-1])}/")
         return max((entry.modified for entry in self.storage.list(prefix)), default=None)
 
+    def last_sign_of_life(self, attempt: int) -> float | None:
+        """Return when an attempt's driver last showed that it lives, by its own clock; None where it never did."""
+        try:
+            data = self.storage.read(self.path(f"{attempt_folder(attempt)}/alive.json"))
+        except ObjectNotFoundError:
+            return None
+        return float(json.loads(data)["at"])
+
     def rows_of(self, attempt: int, stream: str) -> list[dict[str, Any]]:
         """Return one attempt's rows, those of each writer in their order, writers by the time of their rows."""
         written = self._written(attempt, stream).values()

@@ -94,6 +94,9 @@ class Spending:
     def _before(self, attempt: Attempt) -> float:
         run = patient(self._run)
         rows = [*run.all_rows("events"), *({"event": "", **row} for row in run.all_rows("metrics"))]
+        # the trials of a sweep have rows of their own: between two of its events only its signs of life tell of it
+        lived = {number: run.last_sign_of_life(number) for number in run.attempts()}
+        rows += [{"event": "", "attempt": number, "time": at} for number, at in lived.items() if at is not None]
         return seconds_spent(row for row in rows if row["attempt"] < attempt.number)
 
     def _watch(self, until: float, reason: str, launch: str) -> None:

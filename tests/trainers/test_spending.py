@@ -88,6 +88,16 @@ def test_a_driver_that_was_killed_before_it_could_write_so_down_is_followed_by_o
     assert told(run) == [2]
 
 
+def test_a_sweep_whose_driver_was_killed_has_spent_what_its_trials_trained_meanwhile(run: Run) -> None:
+    """They have rows of their own: of the sweep, nothing is known but that its driver was alive."""
+    killed = claim(run, at=100.0)
+    write_rows(killed, "events", [{"event": "claimed", "time": 100.0}, {"event": "trial", "time": 100.1}])
+    run.storage.write(run.path("attempts/000001/alive.json"), b'{"at": 160.0}')
+    with spent(run, 60.3) as found:
+        wait_for(lambda: found.is_used_up, "the end of the budget", timeout=5)
+    assert told(run) == [2]
+
+
 def test_a_driver_that_was_taken_over_stops_nothing(run: Run) -> None:
     with spent(run, 0.3) as found:
         other = run.claim(launch="of another machine")
