@@ -1,5 +1,6 @@
 """A sweep's searcher, record and scheduler, as Ray Tune calls them; no Ray runs here."""
 
+import math
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -417,6 +418,20 @@ def test_a_trial_that_goes_on_is_compared_with_the_median_by_the_best_that_it_ha
     found = [judge(new_run(folder, f"before-{before}"), values, before=before) for before in range(4)]
     assert found == ["CONTINUE"] * 4
     assert judge(new_run(folder, "worse"), [0.4, 0.5, 0.55], before=2) == "STOP"
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_metric_that_is_no_number_is_the_worst(run: Run, mode: str) -> None:
+    write_rows(run.claim(), "events", [begun(number) for number in range(9)], by="driver")
+    tune = SWEEP.model_copy(update={"scheduler": Scheduler(name="asha")})
+    record = Launch(run).record
+    scheduler: Any = build_scheduler(tune, record, mode, LONGEST, lambda: False)
+    judged = []
+    for number, value in enumerate([0.4, 0.5, 0.6, math.nan, math.inf, 0.5]):
+        trial: Any = Newcomer(str(number), f"{number:05d}")
+        scheduler.on_trial_add(None, trial)
+        judged.append(scheduler.on_trial_result(None, trial, {"training_iteration": 1, "eval_accuracy": value}))
+    assert judged[3:5] == ["STOP", "STOP"]
 
 
 def scheduler_of(run: Run, seed: int, **options: Any) -> Any:

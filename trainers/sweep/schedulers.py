@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 _BRACKET, _BETTER = 1, 2  # what is drawn by a key
+_FAR = 1e300  # from every value, and percentiles can still be taken of it
 
 
 def build_scheduler(
@@ -87,13 +89,27 @@ def build_scheduler(
 
 
 class _Stopping:
-    """What Ray's schedulers lack where trials wait: an end when the sweep stops."""
+    """What Ray's schedulers lack: an end when the sweep stops, and a place for a metric that is no number."""
 
     _is_stopping: Callable[[], bool]
 
     def __init__(self, is_stopping: Callable[[], bool], **options: Any) -> None:
         super().__init__(**options)
         self._is_stopping = is_stopping
+        self._compared: str | None = options.get("metric")
+        self._least = -_FAR if options.get("mode") == "max" else _FAR
+
+    def on_trial_result(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> str:
+        return str(super().on_trial_result(tune_controller, trial, self._comparable(result)))  # type: ignore[misc]
+
+    def on_trial_complete(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, trial, self._comparable(result))  # type: ignore[misc]
+
+    def _comparable(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Return what a trial told, with the worst of values for one that is not finite: nothing is less than NaN."""
+        if self._compared is None or math.isfinite(result.get(self._compared, 0.0)):
+            return result
+        return {**result, self._compared: self._least}
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> RayTrial | None:
         """Begin nothing when the sweep stops: what waits has saved, and those that run end by themselves."""
@@ -154,7 +170,7 @@ class _Pausing(_Stopping):
         self._record = record
 
     def on_trial_result(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> str:
-        action = str(super().on_trial_result(tune_controller, trial, result))  # type: ignore[misc]  # the scheduler's
+        action = str(super().on_trial_result(tune_controller, trial, result))
         if action == TrialScheduler.PAUSE or trial.status == "PAUSED":
             self._record.is_now(self._record.trials[trial.config["trial"]], "WAITING")
         return action
