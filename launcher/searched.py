@@ -20,6 +20,7 @@ _SPACE: Keys = ("tune", "space")
 _COMBINATIONS = 200  # of listed values that are tried together
 _PAIRS = 1000  # of values that are tried with each other where there are more combinations
 _OPTIMIZER = "train.optimizer.name"
+_EVALUATION = "data.eval"
 _DEFAULT: dict[str, Any] = {
     _OPTIMIZER: ["adamw", "sgd", "muon"],
     "train.optimizer.lr": {"loguniform": [1e-4, 0.3]},
@@ -65,6 +66,11 @@ def check_space(document: Document, root: type[BaseModel], known: Sequence[Mista
     except ValidationError:
         return found  # `known` says what is wrong with it
     space = {key: domain for key, domain in tune.ordered.items() if key not in wrong_keys}
+    found += [
+        Mistake(document.place(path := _below(document, _EVALUATION, at)), path, "trials are compared by an evaluation")
+        for at, value in (space[_EVALUATION].ends if _EVALUATION in space else {}).items()
+        if value is None
+    ]
     places = {(key, *at): _below(document, key, at) for key, domain in space.items() for at in domain.checked}
     seen = {*known}
     for point, origins in _tried(space):

@@ -92,7 +92,8 @@ def _history(sweep: Sweep) -> Chart:
             values = [trial.value(sweep.metric) for trial in own]
             text = [told(trial, sweep) for trial in own]
             series.append(Series(name, [trial.number for trial in own], values, "points", tone, text))
-    ended = [trial for trial in measured if trial.state == "SUCCEEDED"] or measured
+    unfinished = {trial.number for trial in sweep.trials if trial.state != "SUCCEEDED"}
+    ended = [trial for trial in measured if trial.number not in unfinished] or measured
     best = list[float]()
     for trial in ended:
         best.append(choose([*best[-1:], sweep.means[trial.number]]))

@@ -252,6 +252,12 @@ def test_a_sweep_without_evaluation_is_refused(job: Job) -> None:
     ]
 
 
+def test_a_trial_without_evaluation_is_refused(job: Job) -> None:
+    (message,) = messages(job("tune: {space: {data.eval: [{split: 0.1}, null]}}"))
+    assert message.endswith(": trials are compared by an evaluation")
+    assert "tune.space.data.eval.1" in message
+
+
 def test_a_trial_has_no_more_workers_than_the_cluster(job: Job) -> None:
     found = messages(job("tune: {workers_per_trial: 3}\ncluster: {workers: 2}"))
     assert len(found) == 1

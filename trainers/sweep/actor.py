@@ -109,7 +109,8 @@ class TrialActor(ray_tune.Trainable):
             if self._training is not None and not news.state:
                 self._training.end(StopReason.PRUNED)
             known = ", ".join(name for name in news.metrics if name.startswith("eval_"))
-            why = f"there is no {self._shared.metric!r}; this task has {known}"
+            has = f"this task has {known}" if known else "the trial has no data to evaluate on"
+            why = f"there is no {self._shared.metric!r}; {has}"
             news = News(news.step, news.epoch, news.iteration, state="FAILED", message=f"tune.metric: {why}")
         return {
             self._shared.metric: float("nan"),  # what fails has none, and a scheduler wants one
