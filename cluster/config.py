@@ -208,7 +208,7 @@ class KubernetesCluster(Block):
     usd_per_hour: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="what it costs, head and all the workers that it may have, for budget.max_usd"
     )
-    pod_template: dict[str, Any] = Field(
+    pod_template: dict[str, dict[str, Any]] = Field(
         default={},
         description="merged into the pods of head and workers, whose container is called ray; where pods are placed, "
         "also into the one that submits",

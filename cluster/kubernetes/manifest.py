@@ -142,7 +142,7 @@ def ray_cluster(
 
 def _submitter(run_id: str, cluster: KubernetesCluster) -> Manifest:
     """Return the template of the pod that submits, which is placed where the others may be."""
-    said = cluster.pod_template.get("spec") or {}
+    said = cluster.pod_template.get("spec", {})
     merged: Manifest = merge(
         pods.submitter_pod(run_id, cluster), {"spec": {key: said[key] for key in said if key not in _OF_RAY}}
     )
