@@ -13,6 +13,7 @@ from cluster.segments import SegmentWriter
 from cluster.trials import read_trials
 from tests.finished import new_run, write_rows
 from tests.sweeps import begun, ended, evaluated
+from trainers.config import Train
 from trainers.jobs import load_job
 from trainers.main import Ready
 from trainers.sweep import driver as sweep_driver
@@ -122,7 +123,8 @@ def test_what_a_scheduler_counts_follows_from_the_samples_and_the_job(
     driver: SweepDriver, train: dict[str, object], expected: dict[str, int]
 ) -> None:
     """A thousand samples are sixteen steps of 64, the last one smaller."""
-    assert longest({**driver.whole, "train": {**driver.whole["train"], **train}}, driver.tune, 1000) == expected
+    block = Train.model_validate({**driver.whole["train"], **train})
+    assert longest(block, driver.tune, 1000) == expected
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,15 @@ def test_what_a_scheduler_counts_follows_from_the_samples_and_the_job(
         ({"train.epochs": [9, 27]}, {"step": 432, "epoch": 27, "training_iteration": 27}),
         ({"train.max_steps": {"randint": [100, 1001]}}, {"step": 32, "epoch": 2, "training_iteration": 2}),
         ({"train.batch_size": [32, 64]}, {"step": 64, "epoch": 2, "training_iteration": 2}),
+        (  # a micro batch of 64 goes with none of 32, and a trial's own is another
+            {"train.batch_size": [32, 96], "train.micro_batch_size": [16, 32]},
+            {"step": 64, "epoch": 2, "training_iteration": 2},
+        ),
+        (
+            {"train.epochs": list(range(1, 61)), "train.batch_size": list(range(64, 84))},
+            {"step": 960, "epoch": 60, "training_iteration": 60},
+        ),
+        ({"train.max_steps": [None, 10]}, {"step": 32, "epoch": 2, "training_iteration": 2}),
         ({"train.eval_every": ["1 epoch", "4 steps"]}, {"step": 32, "epoch": 2, "training_iteration": 8}),
         (
             {
@@ -145,7 +156,8 @@ def test_what_the_space_has_of_the_length_counts(
     driver: SweepDriver, space: dict[str, object], expected: dict[str, int]
 ) -> None:
     """The job file says two epochs."""
-    assert longest(driver.whole, Tune.model_validate({"trials": 9, "space": space}), 1000) == expected
+    block = driver.job.train.model_copy(update={"micro_batch_size": 64})
+    assert longest(block, Tune.model_validate({"trials": 9, "space": space}), 1000) == expected
 
 
 # -- how it ends

@@ -99,7 +99,7 @@ class SweepDriver(Driver):
         record = Record(self.run, events, self.metric)
         events.append({"event": "sweep", "trials": self.total, "metric": self.metric, "mode": self.mode})
         with Watch(attempt).looking() as watch:
-            lengths = longest(self.whole, self.tune, self._samples(ready))
+            lengths = longest(self.job.train, self.tune, self._samples(ready))
             is_stopping = lambda: watch.is_stopping or self.leaving  # noqa: E731
             scheduler = build_scheduler(self.tune, record, self.mode, lengths, is_stopping)
             remember(scheduler, record)

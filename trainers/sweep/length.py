@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import islice, product
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
-from trainers.config import Train, TrainJob
-from trainers.tuning import Point, Tune, apply
+from pydantic import TypeAdapter
 
-_LENGTH = ("train.epochs", "train.max_steps", "train.eval_every", "train.batch_size")  # what it depends on
-_MOST = 1000  # combinations of their values that are looked at
+from trainers.config import Interval, Train
+from trainers.tuning import Tune
+
+_LENGTH = ("epochs", "max_steps", "batch_size", "eval_every")  # keys of `train` that it depends on
+_INTERVAL: TypeAdapter[Any] = TypeAdapter(Interval)
 
 
-def longest(sweep: Mapping[str, Any], tune: Tune, samples: int) -> dict[str, int]:
-    """Return the most steps, epochs and evaluations (`training_iteration`) of any trial of a frozen job file.
+def longest(train: Train, tune: Tune, samples: int) -> dict[str, int]:
+    """Return the most steps, epochs and evaluations (`training_iteration`) that a trial may have.
 
-    Where the space has what that depends on, the ends of its ranges and all of its lists are looked at.
+    What the space has of the keys that these depend on counts in every combination, whatever else a trial would need
+    for it: no trial may turn out to be longer.
     """
-    jobs = (TrainJob.from_job(apply(sweep, point)) for point in islice(_points(tune), _MOST))
-    lengths = [_length(job.train, samples) for job in jobs]
+    lengths = [_length(each, samples) for each in _combined(train, tune)]
     return {name: max(length[name] for length in lengths) for name in lengths[0]}
 
 
-def _points(tune: Tune) -> Iterator[Point]:
-    """Yield the combinations of such values; a key with a condition may be there or not."""
-    values = [
-        [*({key: value} for value in domain.ends.values()), *([{}] if domain.when else [])]
-        for key, domain in tune.ordered.items()
-        if key in _LENGTH
-    ]
+def _combined(train: Train, tune: Tune) -> Iterator[Train]:
+    """Yield the job's own block with the values of a space; of numbers the least and the largest are enough."""
+    values = []
+    for name in _LENGTH:
+        domain = tune.ordered.get(f"train.{name}")
+        if domain is None:
+            continue
+        ends = list(domain.ends.values())
+        if name == "eval_every":
+            ends = [_INTERVAL.validate_python(each) for each in ends]
+        else:
+            numbers = [each for each in ends if each is not None]
+            ends = [*([None] if None in ends else []), *({int(min(numbers)), int(max(numbers))} if numbers else [])]
+        values.append([*({name: end} for end in ends), *([{}] if domain.when else [])])  # one with a condition may lack
     for chosen in product(*values):
-        yield {key: value for one in chosen for key, value in one.items()}
+        yield train.model_copy(update={name: value for one in chosen for name, value in one.items()})
 
 
 def _length(train: Train, samples: int) -> dict[str, int]:
