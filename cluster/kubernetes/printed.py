@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 from cluster.kubernetes import api
@@ -30,10 +30,13 @@ class Printed:
         self._said: dict[str, list[bytes]] = {}  # lines, by driver
 
     def read(self) -> Iterator[bytes]:
-        """Yield what there is. Raises ApiError."""
+        """Yield what there is. Raises ApiError, once all that can be read was."""
+        failed = []
         for source in self._begun():
-            yield from self._new_of(source, follow=False)
+            failed += yield from self._new_of(source, follow=False)
             yield source.fresh.rest()
+        if failed:
+            raise failed[0]
 
     def follow(self) -> Iterator[bytes]:
         """Yield what there is and what comes, until the run is over; an API server that is away is waited for."""
@@ -41,11 +44,13 @@ class Printed:
             try:
                 goes_on = self._goes_on()  # asked first: whoever submits before the end is among those that have begun
                 for source in self._begun():
-                    yield from self._new_of(source, follow=True)
-                    if self._has_ended(source):
-                        yield from self._new_of(source, follow=False)  # a stream that broke off does not say so
-                        source.ended = True
-                        yield source.fresh.rest()
+                    stands = self._stands(source)  # asked first too: a stream that broke off does not say so
+                    if stands != "gone":
+                        failed = yield from self._new_of(source, follow=stands == "begun")
+                        if stands == "begun" or (failed and goes_on):
+                            continue
+                    source.ended = True
+                    yield source.fresh.rest()
             except ApiError:
                 time.sleep(_AWAY)
                 continue
@@ -65,7 +70,8 @@ class Printed:
                 )
         return [each for each in self._sources.values() if not each.ended]
 
-    def _new_of(self, source: _Source, *, follow: bool) -> Iterator[bytes]:
+    def _new_of(self, source: _Source, *, follow: bool) -> Generator[bytes, None, list[ApiError]]:
+        """Yield what is new of a container; return why that is not all, if so: its node may be lost."""
         path, at = f"{api.PODS.path(self._namespace, source.pod)}/log", 0
         try:
             if follow:
@@ -80,12 +86,15 @@ class Printed:
                 source.read = max(source.read, at)
                 yield source.fresh.feed(new)
         except ApiError as error:
-            if error.status not in _NO_LOG:
-                raise
+            return [error] if error.status not in _NO_LOG else []
+        return []
 
-    def _has_ended(self, source: _Source) -> bool:
+    def _stands(self, source: _Source) -> str:
+        """Return whether a container has "begun" or "ended", or is "gone": its pod's name may be another's by now."""
         pod = self._server.find(api.PODS, self._namespace, source.pod)
-        return pod is None or pod["metadata"]["uid"] != source.uid or _state(pod, source.name) == "ended"
+        if pod is None or pod["metadata"]["uid"] != source.uid:
+            return "gone"
+        return _state(pod, source.name) or "begun"
 
 
 class _Fresh:

@@ -891,6 +891,68 @@ def test_followed_logs_wait_for_an_api_server_that_is_away(
     assert next(followed) == b"two\n"
 
 
+def test_a_log_that_cannot_be_read_holds_up_no_other(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a pod whose node is lost, while the pod is there."""
+    monkeypatch.setattr(api, "_TRIES", 1)
+    monkeypatch.setattr(printed, "_POLL", 0.01)
+    kubernetes.launch(run)
+    take_up(server, RUN_ID)
+    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Running")
+    lost, other = submit(server, RUN_ID), submit(server, RUN_ID, "second")
+    server.log(other, b"said")
+    server.set_status("Pod", "raylift", other["metadata"]["name"], phase="Succeeded")
+    log = f"GET /api/v1/namespaces/raylift/pods/{lost['metadata']['name']}/log"
+    server.faults.append(Fault(log, status=500, count=10**6))
+    unread = kubernetes.logs(RUN_ID, follow=False)
+    assert next(unread) == b"said"
+    with pytest.raises(ApiError):
+        next(unread)
+    followed = kubernetes.logs(RUN_ID, follow=True)
+    assert next(followed) == b"said"
+    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Complete")
+    assert list(followed) == []
+
+
+def test_a_pod_that_has_the_name_of_another_says_what_it_says_itself(
+    server: ApiServer, kubernetes: KubernetesProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(printed, "_POLL", 0.01)
+    kubernetes.launch(without_image())
+    made = take_up(server, RUN_ID)
+    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Initializing")
+    head = made["head"]["metadata"]["name"]
+
+    def fetches(said: bytes, how: str) -> None:
+        pod = server.get("Pod", "raylift", head)
+        assert pod is not None
+        server.log(pod, said, FETCHING)
+        state = {"name": FETCHING, "image": "x", "state": {how: {"exitCode": 1}}, "ready": False}
+        server.set_status("Pod", "raylift", head, phase="Pending", initContainerStatuses=[state])
+
+    fetches(b"old 1\n", "running")
+    whole = Api.lines
+    replaced = iter([True])
+
+    def lines(self: Api, path: str, **query: Any) -> Any:
+        for chunk in whole(self, path, **query):
+            yield chunk
+            if path.endswith("/log") and next(replaced, False):
+                old = server.get("Pod", "raylift", head)
+                assert old is not None
+                server.delete("Pod", "raylift", head)
+                server.logs.clear()
+                fresh = {key: value for key, value in old["metadata"].items() if key in ("name", "labels")}
+                server.create("Pod", {"metadata": fresh, "spec": old["spec"]}, "raylift")
+                fetches(b"new 1\nnew 2\n", "terminated")
+                server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Failed")
+                return
+
+    monkeypatch.setattr(Api, "lines", lines)
+    assert b"".join(kubernetes.logs(RUN_ID, follow=True)) == b"old 1\nnew 1\nnew 2\n"
+
+
 def test_logs_that_are_not_followed_end_with_what_there_is(
     server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest
 ) -> None:
