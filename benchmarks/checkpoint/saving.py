@@ -87,7 +87,7 @@ def raylift(uri: str, size: int) -> Saved:
     clock = Clock()
     attempt = run.claim()
     claimed = clock.wall
-    fresh: Any = Training(size, seed=2)
+    fresh: Any = Training(size, seed=2, fresh=True)
     clock = Clock()
     checkpointer(attempt).restore(fresh)
     restored, restore_cpu = clock.wall, clock.cpu
@@ -110,7 +110,7 @@ def boto3(uri: str, size: int) -> Saved:
     import boto3 as sdk
 
     client, (bucket, prefix) = sdk.client("s3"), _split(uri)
-    training, fresh = Training(size, seed=1), Training(size, seed=2)
+    training, fresh = Training(size, seed=1), Training(size, seed=2, fresh=True)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / _FILE
         clock = Clock()
@@ -166,7 +166,7 @@ def ray(uri: str, size: int) -> Saved:
         )
         result = trainer.fit()
         saved: dict[str, Any] = json.loads(out.read_text())
-        training, fresh = Training(size, seed=1), Training(size, seed=2)
+        training, fresh = Training(size, seed=1), Training(size, seed=2, fresh=True)
         assert result.checkpoint is not None
         clock = Clock()
         with result.checkpoint.as_directory() as there:

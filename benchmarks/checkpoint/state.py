@@ -10,23 +10,25 @@ _SMALL = 20_000_000  # parameters: below that, layers are narrow, so that there 
 
 
 class Training:
-    """A model and its optimizer after one step; with what raylift's Checkpointer asks of a trainer."""
+    """A model and its optimizer; with what raylift's Checkpointer asks of a trainer."""
 
     precision = "fp32"
 
-    def __init__(self, size: int, seed: int, device: str = "cpu") -> None:
-        """Make a state of about `size` bytes on a device."""
+    def __init__(self, size: int, seed: int, device: str = "cpu", *, fresh: bool = False) -> None:
+        """Make the state after one step, about `size` bytes; a fresh one, as a resume makes it, has weights alone."""
         from trainers.loop import Progress
 
         torch.manual_seed(seed)
         self.size = size
         self.model = _transformer(size // _BYTES_A_PARAMETER).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self.progress = Progress()
+        if fresh:
+            return
         for parameter in self.model.parameters():
             parameter.grad = torch.randn_like(parameter)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.progress = Progress()
 
     def tensors(self) -> list[Tensor]:
         """Return every tensor of the state, always in the same order."""

@@ -71,7 +71,7 @@ def _checkpointer(run: Run) -> Checkpointer:
 
 
 def _restore(training: Training, run: Run) -> float:
-    fresh: Any = Training(training.size, seed=2, device="cuda")
+    fresh: Any = Training(training.size, seed=2, device="cuda", fresh=True)
     saving = _checkpointer(run)
     taken = _timed(lambda: saving.restore(fresh))
     saving.close()
@@ -80,7 +80,7 @@ def _restore(training: Training, run: Run) -> float:
 
 
 def _load(training: Training, file: Path) -> float:
-    fresh = Training(training.size, seed=2, device="cuda")
+    fresh = Training(training.size, seed=2, device="cuda", fresh=True)
     taken = _timed(lambda: fresh.load(torch.load(file, map_location="cuda", mmap=True, weights_only=True)))
     assert fresh.equals(training)
     return taken

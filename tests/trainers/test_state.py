@@ -15,7 +15,7 @@ from cluster.errors import CorruptObjectError, TrainingError
 from trainers.config import OPTIMIZERS, Optimizer
 from trainers.config import Schedule as ScheduleConfig
 from trainers.optim import Schedule, build_optimizer
-from trainers.state import flatten, load_optimizer, metadata_of
+from trainers.state import empty_state, flatten, load_optimizer, metadata_of
 from trainers.tensor_file import tensor_file
 
 SCHEDULE = Schedule(ScheduleConfig(name="cosine", warmup=2), 10)
@@ -47,6 +47,20 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images), torch.arange(5) % 3).backward()
         optimizer.step()
+
+
+@every_optimizer
+def test_what_an_optimizer_holds_is_forgotten_before_a_saved_state_takes_its_place(name: str) -> None:
+    model = network()
+    optimizer = build(model, name)
+    train(model, optimizer, range(2))
+    tensors, rest = flatten(optimizer)
+    saved = {key: (value.dtype, value.shape) for key, value in tensors.items()}
+    with pytest.raises(TrainingError):
+        empty_state(optimizer, saved, {**rest, "layout": {**rest["layout"], "optimizer": "another"}})
+    assert len(optimizer.state)
+    empty_state(optimizer, saved, rest)
+    assert not len(optimizer.state)
 
 
 def write(tensors: dict[str, Tensor], rest: dict[str, Any], path: Path) -> None:
