@@ -22,14 +22,18 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from typing import Any
 
 TOLD, DONE = "raylift check: ", "done"
 _UV = "uv==0.13.9"
+_PARTIAL = "partial-"
+_A_DAY = 86400.0  # seconds
 # As raylift's extra asks for: that of S3 knows EKS Pod Identity since 1.34.41, and IfNoneMatch since August 2024
 _LEAST = {"boto3": (1, 36)}
 
@@ -40,7 +44,8 @@ def fetch(uri: str, folder: str, client: str, options: list[str]) -> None:
     if os.path.isdir(target):
         return
     os.makedirs(folder, exist_ok=True)
-    partial = tempfile.mkdtemp(prefix="partial-", dir=folder)
+    sweep(folder)
+    partial = tempfile.mkdtemp(prefix=_PARTIAL, dir=folder)
     try:
         whole = os.path.join(partial, "whole")
         uv = find_uv(partial)
@@ -55,6 +60,15 @@ def fetch(uri: str, folder: str, client: str, options: list[str]) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"fetched {uri} to {target}", flush=True)
+
+
+def sweep(folder: str) -> None:
+    """Remove what pods left that were killed while they fetched: nobody takes so long."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError):  # another pod has removed it, or is through
+            if name.startswith(_PARTIAL) and time.time() - os.stat(path).st_mtime > _A_DAY:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def find_uv(folder: str) -> list[str]:
@@ -133,6 +147,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "probe":
         probe(*sys.argv[2:])
     else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by way of what tidies up
         try:
             fetch(sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:])
         except subprocess.CalledProcessError as error:

@@ -36,7 +36,10 @@ _PORTS = {
 _SUBMISSIONS = 4  # times that the submitter is started again, as when the head was lost and a new one comes
 _KEYS = ("mountPath", "groupName", "name")  # of mounts, of worker groups, of all else
 _ADDED = ("tolerations", "envFrom")  # lists whose items have no key, and do not stand in each other's way
-_OF_RAY = ("containers", "initContainers", "volumes")  # of a pod template: what the pod that submits has no part in
+_PLACING = (  # what a pod template says that holds for the pod that submits, too: where it may be
+    *("tolerations", "nodeSelector", "affinity", "nodeName", "schedulerName", "priorityClassName", "runtimeClassName"),
+    "imagePullSecrets",
+)
 _IDLE = 120  # seconds until a node that nobody needs is given back
 
 
@@ -143,9 +146,8 @@ def ray_cluster(
 def _submitter(run_id: str, cluster: KubernetesCluster) -> Manifest:
     """Return the template of the pod that submits, which is placed where the others may be."""
     said = cluster.pod_template.get("spec", {})
-    merged: Manifest = merge(
-        pods.submitter_pod(run_id, cluster), {"spec": {key: said[key] for key in said if key not in _OF_RAY}}
-    )
+    placing = {key: said[key] for key in _PLACING if key in said}
+    merged: Manifest = merge(pods.submitter_pod(run_id, cluster), {"spec": placing})
     return merged
 
 
@@ -207,7 +209,7 @@ def merge(base: Any, over: Any) -> Any:
     """
     if isinstance(base, Mapping) and isinstance(over, Mapping):
         changed = {
-            key: _added(base.get(key) or [], value) if key in _ADDED else merge(base.get(key), value)
+            key: _added(base.get(key), value) if key in _ADDED else merge(base.get(key), value)
             for key, value in over.items()
             if value is not None
         }
@@ -219,7 +221,10 @@ def merge(base: Any, over: Any) -> Any:
     return over
 
 
-def _added(base: list[Any], over: list[Any]) -> list[Any]:
+def _added(base: Any, over: Any) -> Any:
+    """Return a list with what another adds to it; the latter alone where one of them is none."""
+    if not isinstance(base, list) or not isinstance(over, list):
+        return over
     return [*base, *(each for each in over if each not in base)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import zipfile
@@ -118,10 +119,17 @@ def test_a_pod_fetches_a_bundle_once_and_has_its_packages_installed(
 def test_pods_that_share_a_folder_may_fetch_at_once_and_who_comes_later_has_nothing_to_do(
     s3_env: SeaweedFS, uv: Path, tmp_path: Path
 ) -> None:
+    """Each installs what it fetches with where no other does: their boto3 is too old."""
     made = bundle("run", on_gpus=False)
     uri, folder = in_bucket(s3_env, made.data), tmp_path / "raylift"
-    at_once = [subprocess.Popen(fetching(uri, folder), stdout=subprocess.DEVNULL) for _ in range(3)]
+    alone = UV.replace("mkdir", '[ -e "$2" ] && exit 7\nmkdir')
+    (tmp_path / "bin" / "uv").write_text(alone.format(log=uv, package="installed"))
+    command = [each.replace('"boto3": (1, 36)', '"boto3": (99, 0)') for each in fetching(uri, folder)]
+    (folder / "partial-killed").mkdir(parents=True)
+    os.utime(folder / "partial-killed", (0, 0))
+    at_once = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(3)]
     assert [each.wait(120) for each in at_once] == [0, 0, 0]
+    assert uv.read_text().count("boto3==1") >= 1
     there = folder / hashlib.sha256(made.data).hexdigest()
     assert (there / "code" / "cluster" / "runs.py").read_bytes() == (ROOT / "cluster" / "runs.py").read_bytes()
     assert [each.name for each in folder.iterdir()] == [there.name], "nothing that is half done is left"

@@ -479,18 +479,20 @@ def test_pod_templates_reach_head_and_workers_and_lose_nothing_there() -> None:
 def test_a_pod_template_adds_to_tolerations_and_to_what_variables_are_from() -> None:
     dedicated = {"key": "dedicated", "operator": "Exists"}
     index = {"configMapRef": {"name": "index"}}
-    template = {"spec": {"tolerations": [dedicated], "containers": [{"name": "ray", "envFrom": [index]}]}}
+    own = {"hostNetwork": True, "restartPolicy": "Always"}  # of Ray's pods alone
+    template = {"spec": {"tolerations": [dedicated], "containers": [{"name": "ray", "envFrom": [index]}], **own}}
     (plain, *_), (manifest, *_) = (render(request("spot-with-fallback", pod_template=each)) for each in ({}, template))
     before, found = templates(plain), templates(manifest)
-    own = before["worker"]["spec"]["tolerations"]
-    assert {each["key"] for each in own} >= {"nvidia.com/gpu", "cloud.google.com/gke-spot"}
-    assert found["worker"]["spec"]["tolerations"] == [*own, dedicated]
+    taints = before["worker"]["spec"]["tolerations"]
+    assert {each["key"] for each in taints} >= {"nvidia.com/gpu", "cloud.google.com/gke-spot"}
+    assert found["worker"]["spec"]["tolerations"] == [*taints, dedicated]
     assert found["head"]["spec"]["tolerations"] == found["submitter"]["spec"]["tolerations"] == [dedicated]
     for name in ("head", "worker"):
         (was,), (container,) = before[name]["spec"]["containers"], found[name]["spec"]["containers"]
         assert len(was["envFrom"]) == 2  # the run's Secret, and the storage's
         assert container["envFrom"] == [*was["envFrom"], index]
-    assert found["submitter"]["spec"]["containers"] == before["submitter"]["spec"]["containers"]
+    assert found["head"]["spec"]["hostNetwork"] is True
+    assert found["submitter"]["spec"] == {**before["submitter"]["spec"], "tolerations": [dedicated]}
 
 
 def test_overrides_come_last_and_null_takes_away() -> None:
@@ -517,6 +519,8 @@ def test_overrides_come_last_and_null_takes_away() -> None:
             {"tolerations": [{"key": "x"}, {"key": "y"}]},
         ),
         ({"tolerations": [{"key": "x"}]}, {"tolerations": None}, {}),
+        ({"tolerations": [{"key": "x"}]}, {"tolerations": {"key": "y"}}, {"tolerations": {"key": "y"}}),  # a mistake
+        ({}, {"envFrom": [{"x": 1}]}, {"envFrom": [{"x": 1}]}),
         ([], [{"name": "y"}], [{"name": "y"}]),
         (
             [{"name": "x", "mountPath": "/x"}],
