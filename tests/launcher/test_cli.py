@@ -128,7 +128,8 @@ def test_logs_are_an_object_a_line(tmp_path: Path) -> None:
 def test_stop_tells_whether_it_asked(run: Run) -> None:
     attempt = run.claim()
     told = answer("stop", run.uri)
-    assert told == {"run_id": run.id, "run_uri": run.uri, "asked": True, "ended": 0, "left": 0}
+    ended = {"asked": True, "ended": 0, "left": 0, "not_looked_for": []}
+    assert told == {"run_id": run.id, "run_uri": run.uri, **ended}
     assert run.stop_reason() == "stopped by raylift stop"
     attempt.finish(Result(state="STOPPED", exit_code=4))
     assert answer("stop", run.uri)["asked"] is False
@@ -136,7 +137,7 @@ def test_stop_tells_whether_it_asked(run: Run) -> None:
 
 def test_rm_tells_what_it_removed(run: Run) -> None:
     run.claim()
-    told = {"objects": 2, "leftovers": [], "cluster_abandoned": False}
+    told = {"objects": 2, "leftovers": [], "cluster_abandoned": False, "not_looked_for": []}
     assert answer("rm", run.uri, "-y") == {"run_id": run.id, "run_uri": run.uri, **told}
 
 
