@@ -53,6 +53,9 @@ class Resource:
     run_id: str | None = None
     detail: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} {self.detail}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -86,7 +89,7 @@ class Receipt:
     @property
     def remarks(self) -> list[str]:
         """Lines on what is left, and on what was not looked for."""
-        lines = [f"left over: {each.kind} {each.name} {each.detail}" for each in self.leftovers]
+        lines = [f"left over: {each}" for each in self.leftovers]
         if self.unseen:
             lines.append(f"not looked for, as you may not list them: {', '.join(self.unseen)}")
         return lines

@@ -23,7 +23,7 @@ def down_command(name: ClusterName, on: OnOption = None, yes: YesOption = False,
         receipt, nothing = clusters.down(name, waiting(json=json)), ""
     except RunNotFoundError as error:
         receipt, nothing = Receipt(), f"nothing to end: {error}"
-    left = [f"{each.kind} {each.name} {each.detail}" for each in receipt.leftovers]
+    left = [str(each) for each in receipt.leftovers]
     if json:
         print_json(
             {

@@ -36,7 +36,7 @@ def rm_command(
         asked = f"Remove {run.uri} with its {len(run.checkpoints())} checkpoints"
         confirm(f"{asked}{', and look for nothing of it in its cluster' if abandoned else ''}?", yes=yes)
         receipt = tear_down(run, waiting(json=json)) if abandoned is None else Receipt()
-    left = [f"{resource.kind} {resource.name} {resource.detail}" for resource in receipt.leftovers]
+    left = [str(resource) for resource in receipt.leftovers]
     count = run.delete() if not left else 0  # by the run what is left is found again
     if json:
         told = {"objects": count, "leftovers": left, "cluster_abandoned": abandoned is not None}
