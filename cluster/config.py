@@ -189,6 +189,12 @@ class KubernetesCluster(Block):
     )
     queue: str | None = Field(default=None, pattern=_NAME, description="a LocalQueue of Kueue")
     priority_class: str | None = Field(default=None, pattern=_NAME)
+    package_cache: str | None = Field(
+        default=None,
+        pattern=_NAME,
+        description="a PersistentVolumeClaim in the namespace where pods keep what they install, for those that come "
+        "after: k8s/components/package-cache has one that is a folder of each node",
+    )
     network_policy: bool = Field(
         default=False,
         description="have KubeRay let in a run's own pods alone, beside what other policies let in: needs its "
@@ -231,6 +237,11 @@ class KubernetesCluster(Block):
             raise ValueError(
                 f"accelerators: {self.accelerators} is of no kind that is known here: {', '.join(_KINDS)}; "
                 "GPU:1 takes any, and node_selector can say which"
+            )
+        if self.package_cache is not None and self.image is not None:
+            raise ValueError(
+                f"package_cache: {self.package_cache} is for pods that install packages, and image: {self.image} has "
+                "them: leave one of the two out"
             )
         if self.head_service_account == self.service_account:
             raise ValueError(

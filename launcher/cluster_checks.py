@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from cluster.config import KubernetesCluster
@@ -54,6 +55,11 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
         _asked("manifest", lambda: _manifest(server, job)),
         _asked("quota", lambda: _quota(server, cluster.namespace, pods)),
         _asked("nodes", lambda: _nodes(server, head, worker, max(1, node_counts(cluster)[0]))),
+        *(
+            [_asked("package cache", partial(_package_cache, server, cluster.namespace, cluster.package_cache))]
+            if cluster.package_cache is not None
+            else []
+        ),
         *(
             [_asked("autoscaler", lambda: _autoscaler(server, cluster.namespace, head))]
             if "autoscalerOptions" in spec
@@ -187,6 +193,26 @@ def _quota(server: Api, namespace: str, pods: list[dict[str, Any]]) -> tuple[boo
         over = ". Runs that are over count until raylift rm" if any("rayjobs" in each for each in short) else ""
         return False, f"there is no room for this run in the namespace: {'; '.join(short)}{over}"
     return True, f"there is room for this run and its {len(pods)} pods" if quotas else "there is none"
+
+
+def _package_cache(server: Api, namespace: str, claim: str) -> tuple[bool | None, str]:
+    """Look whether a volume is there: where its storage class waits for a pod, it has none yet."""
+    try:
+        found = server.find(api.CLAIMS, namespace, claim)
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return None, f"you may not look for the PersistentVolumeClaim {claim}: k8s/components/package-cache lets you"
+    if found is None:
+        return False, (
+            f"the namespace {namespace} has no PersistentVolumeClaim {claim}: k8s/components/package-cache makes "
+            "raylift-packages"
+        )
+    phase = found.get("status", {}).get("phase", "Pending")
+    if phase == "Lost":
+        return False, f"the PersistentVolumeClaim {claim} has lost its volume: make it anew"
+    waits = ", and has no volume yet: see kubectl describe pvc" if phase == "Pending" else ""
+    return True if not waits else None, f"the PersistentVolumeClaim {claim} is {phase}{waits}"
 
 
 def _nodes(server: Api, head: dict[str, Any], worker: dict[str, Any], least: int) -> tuple[bool | None, str]:

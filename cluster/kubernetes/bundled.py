@@ -9,7 +9,7 @@ from cluster.kubernetes.pods import SAYS_WHY, Manifest
 from cluster.kubernetes.reasons import FETCHING
 from cluster.kubernetes.versions import CLIENTS
 
-_FOLDER = "/tmp/raylift"  # in a volume of its own, which a folder of the node may take the place of
+_FOLDER = "/tmp/raylift"  # in a volume of its own, which pods may share
 _VOLUME = "raylift"
 
 
@@ -18,8 +18,10 @@ def command(what: str) -> list[str]:
     return ["python", "-c", Path(__file__).with_name("fetch.py").read_text(), what]
 
 
-def with_bundle(template: Manifest, changed: Manifest, uri: str, *, on_gpus: bool) -> Manifest:
+def with_bundle(template: Manifest, changed: Manifest, uri: str, *, on_gpus: bool, claim: str | None) -> Manifest:
     """Return the template of a pod of Ray that runs the raylift of an archive in storage, with what its lock pins.
+
+    With a claim to a volume, what is installed there is found by the pods that come after.
 
     The first container has the environment of Ray's, for storage, and no more than it asks for: that of the template as
     the cluster block has `changed` it, such as by a proxy, a package index, or the certificates that they are known by.
@@ -30,9 +32,9 @@ def with_bundle(template: Manifest, changed: Manifest, uri: str, *, on_gpus: boo
     digest = uri.rpartition("/")[2].removesuffix(".zip")
     mount = {"name": _VOLUME, "mountPath": _FOLDER}
     ray["volumeMounts"].append(mount)
-    spec["volumes"].append(
-        {"name": _VOLUME, "emptyDir": {"sizeLimit": ray["resources"]["limits"]["ephemeral-storage"]}}
-    )
+    of_its_own = {"emptyDir": {"sizeLimit": ray["resources"]["limits"]["ephemeral-storage"]}}
+    kept = {"persistentVolumeClaim": {"claimName": claim}}
+    spec["volumes"].append({"name": _VOLUME, **(of_its_own if claim is None else kept)})
     client = CLIENTS[uri.partition("://")[0]]
     env = [each for each in as_changed.get("env", []) if "resourceFieldRef" not in each.get("valueFrom", {})]
     if "UV_CACHE_DIR" not in [each["name"] for each in env]:

@@ -6,7 +6,7 @@
 `fetch` takes the archive at URI out of storage with the image's own client, or with the package CLIENT, such as
 boto3==1.44.5, where that has none or too old a one, checks that it is the one of that name, unpacks it to
 FOLDER/<digest>/code, and has uv install its requirements.lock to FOLDER/<digest>/packages, with the OPTIONs. What is
-there already, in a folder that pods of a node share, is left alone.
+there already, in a folder that pods share, is left alone; what none has used for two months goes.
 `probe` writes an object to URI, where none may be yet, reads it, deletes it, and prints what came of it, after TOLD. It
 ends well whatever that is: KubeRay deletes a head whose container has failed before anybody has read what it printed.
 As nothing of ours is there yet, this uses the standard library alone.
@@ -34,6 +34,7 @@ TOLD, DONE = "raylift check: ", "done"
 _UV = "uv==0.13.9"
 _PARTIAL = "partial-"
 _A_DAY = 86400.0  # seconds
+_UNUSED = 60 * _A_DAY  # longer than a pod lives that has begun with what is there
 # As raylift's extra asks for: that of S3 knows EKS Pod Identity since 1.34.41, and IfNoneMatch since August 2024
 _LEAST = {"boto3": (1, 36)}
 
@@ -42,6 +43,7 @@ def fetch(uri: str, folder: str, client: str, options: list[str]) -> None:
     digest = uri.rpartition("/")[2].removesuffix(".zip")
     target = os.path.join(folder, digest)
     if os.path.isdir(target):
+        os.utime(target)  # it is used
         return
     os.makedirs(folder, exist_ok=True)
     sweep(folder)
@@ -63,11 +65,13 @@ def fetch(uri: str, folder: str, client: str, options: list[str]) -> None:
 
 
 def sweep(folder: str) -> None:
-    """Remove what pods left that were killed while they fetched: nobody takes so long."""
+    """Remove what pods left that were killed while they fetched: nobody takes so long. And what none uses any more."""
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
+        whole = re.fullmatch("[0-9a-f]{64}", name)
         with contextlib.suppress(OSError):  # another pod has removed it, or is through
-            if name.startswith(_PARTIAL) and time.time() - os.stat(path).st_mtime > _A_DAY:
+            unused = time.time() - os.stat(path).st_mtime
+            if (name.startswith(_PARTIAL) and unused > _A_DAY) or (whole and unused > _UNUSED):
                 shutil.rmtree(path, ignore_errors=True)
 
 

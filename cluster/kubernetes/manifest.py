@@ -156,7 +156,8 @@ def _as_the_block_says(template: Manifest, cluster: KubernetesCluster, bundle: s
     changed: Manifest = merge(template, cluster.pod_template)
     if bundle:
         _, count = pods.accelerators(cluster)
-        changed = merge(with_bundle(template, changed, bundle, on_gpus=count > 0), cluster.pod_template)
+        with_it = with_bundle(template, changed, bundle, on_gpus=count > 0, claim=cluster.package_cache)
+        changed = merge(with_it, cluster.pod_template)
     return changed
 
 

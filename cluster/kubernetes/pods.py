@@ -186,6 +186,7 @@ def pod_security() -> Manifest:
         "runAsUser": 1000,
         "runAsGroup": 100,
         "fsGroup": 100,
+        "fsGroupChangePolicy": "OnRootMismatch",  # else each pod would go through all files of a volume
         "seccompProfile": {"type": "RuntimeDefault"},
     }
 

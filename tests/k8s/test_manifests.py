@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+import subprocess
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +16,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from cluster.kubernetes.manifest import render as render_job
 from cluster.kubernetes.named import render_cluster
+from cluster.kubernetes.pods import pod_security
 from cluster.kubernetes.versions import KUBERAY
 from tests.cluster.kubernetes.golden import named_cluster, on_named_cluster
 from tests.cluster.kubernetes.golden import request as launch
@@ -36,12 +40,14 @@ from tests.k8s.manifests import (
 README = (ROOT / "README.md").read_text()
 FOLDERS = ("base", "overlays/kind")
 CLUSTER_QUEUE = K8S / "components" / "kueue" / "cluster-queue.yaml"
+NODE_FOLDERS = K8S / "components" / "package-cache" / "node-folders.yaml"
 EVERYTHING = """
 namespace: ml
 resources: [base]
 components:
   - components/autoscaler
   - components/kueue
+  - components/package-cache
   - components/workload-identity-eks
   - components/workload-identity-gke
 """
@@ -112,7 +118,8 @@ def test_a_field_that_kubernetes_does_not_know_is_noticed(base: list[Manifest]) 
 
 
 def test_every_file_is_rendered_by_a_test(base: list[Manifest], everything: list[Manifest]) -> None:
-    rendered = {(each["kind"], each["metadata"]["name"]) for each in (*base, *everything, *read(CLUSTER_QUEUE))}
+    of_the_cluster = (*read(CLUSTER_QUEUE), *read(NODE_FOLDERS))
+    rendered = {(each["kind"], each["metadata"]["name"]) for each in (*base, *everything, *of_the_cluster)}
     files = [each for folder in ("base", "components") for each in (K8S / folder).rglob("*.yaml")]
     sources = [each for file in files if file.name != "kustomization.yaml" for each in read(file)]
     assert {(each["kind"], each["metadata"]["name"]) for each in sources} - rendered == set()
@@ -157,6 +164,42 @@ def test_no_service_account_has_its_token_mounted(manifests: list[Manifest]) -> 
 def test_the_pods_of_a_run_have_no_rights(everything: list[Manifest]) -> None:
     bindings = of_kind(everything, "RoleBinding").values()
     assert {subject["name"] for each in bindings for subject in each["subjects"]} == {"raylift-launcher"}
+
+
+# Packages that are kept on nodes
+
+
+def test_packages_are_kept_in_a_folder_of_each_node_that_the_pods_of_runs_own(tmp_path: Path) -> None:
+    overlay = render_with(tmp_path, "resources: [base]\ncomponents: [components/package-cache]\n")
+    assert validate([*overlay, *read(NODE_FOLDERS)]) >= {"PersistentVolumeClaim", "PersistentVolume", "DaemonSet"}
+    (claim,) = of_kind(overlay, "PersistentVolumeClaim").values()
+    (volume,), (daemons,) = (of_kind(read(NODE_FOLDERS), kind).values() for kind in ("PersistentVolume", "DaemonSet"))
+    assert volume["spec"]["claimRef"] == {key: claim["metadata"][key] for key in ("namespace", "name")}
+    assert claim["spec"]["volumeName"] == volume["metadata"]["name"]
+    for key in ("accessModes", "storageClassName"):
+        assert claim["spec"][key] == volume["spec"][key]
+    asked, there = claim["spec"]["resources"]["requests"]["storage"], volume["spec"]["capacity"]["storage"]
+    assert parse_quantity(asked) <= parse_quantity(there)
+    assert quota_of(overlay)["persistentvolumeclaims"] == 1
+    spec = daemons["spec"]["template"]["spec"]
+    (folder,), (mounted,) = spec["volumes"], spec["initContainers"][0]["volumeMounts"]
+    assert volume["spec"]["hostPath"]["path"] == f"{folder['hostPath']['path']}/packages"
+    *_, command = spec["initContainers"][0]["command"]
+    place = tmp_path / "node"
+    place.mkdir()
+    owner = f"{pod_security()['runAsUser']}:{pod_security()['fsGroup']}"
+    # with one's own user and group, which one may give it to without being root
+    here = command.replace(mounted["mountPath"], str(place)).replace(owner, f"{os.getuid()}:{os.getgid()}")
+    assert here != command.replace(mounted["mountPath"], str(place)), "it is given to the user of the pods"
+    for _ in range(2):
+        subprocess.run(["sh", "-ec", here], check=True)
+    assert stat.S_IMODE((place / "packages").stat().st_mode) == 0o2775
+
+
+def test_where_nodes_are_prepared_no_run_is(base: list[Manifest]) -> None:
+    (namespace,) = of_kind(read(NODE_FOLDERS), "Namespace")
+    assert namespace not in of_kind(base, "Namespace")
+    assert all(each["metadata"].get("namespace", namespace) == namespace for each in read(NODE_FOLDERS))
 
 
 # The role

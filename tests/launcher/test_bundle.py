@@ -125,8 +125,9 @@ def test_pods_that_share_a_folder_may_fetch_at_once_and_who_comes_later_has_noth
     alone = UV.replace("mkdir", '[ -e "$2" ] && exit 7\nmkdir')
     (tmp_path / "bin" / "uv").write_text(alone.format(log=uv, package="installed"))
     command = [each.replace('"boto3": (1, 36)', '"boto3": (99, 0)') for each in fetching(uri, folder)]
-    (folder / "partial-killed").mkdir(parents=True)
-    os.utime(folder / "partial-killed", (0, 0))
+    for name in ("partial-killed", "0" * 64):  # who fetched was killed; nobody has used it for long
+        (folder / name).mkdir(parents=True)
+        os.utime(folder / name, (0, 0))
     at_once = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(3)]
     assert [each.wait(120) for each in at_once] == [0, 0, 0]
     assert uv.read_text().count("boto3==1") >= 1
@@ -134,8 +135,10 @@ def test_pods_that_share_a_folder_may_fetch_at_once_and_who_comes_later_has_noth
     assert (there / "code" / "cluster" / "runs.py").read_bytes() == (ROOT / "cluster" / "runs.py").read_bytes()
     assert [each.name for each in folder.iterdir()] == [there.name], "nothing that is half done is left"
     installed = uv.read_text()
+    os.utime(there, (0, 0))
     subprocess.run(fetching(uri, folder), check=True, stdout=subprocess.DEVNULL)
     assert uv.read_text() == installed
+    assert there.stat().st_mtime > 0, "what a pod uses is kept for the next"
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from launcher.checks import Finding
 from launcher.cluster_checks import check_cluster
 from tests.cluster.kubernetes.golden import request
 from tests.harness import raylift
-from tests.k8s.manifests import K8S
+from tests.k8s.manifests import K8S, render_with
 from tests.k8s.manifests import render as render_folder
 from tests.stand_ins.kubernetes import discovery
 from tests.stand_ins.kubernetes.kinds import Kind
@@ -500,6 +500,30 @@ def test_a_check_writes_under_the_account_of_a_head(keys: dict[str, Any], accoun
     )
     assert head.get("serviceAccountName") == probe.get("serviceAccountName") == account
     assert probe["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize(
+    ("component", "phase", "found"),
+    [
+        (True, "Bound", (True, "the PersistentVolumeClaim raylift-packages is Bound")),
+        (True, "Pending", (None, "is Pending, and has no volume yet: see kubectl describe pvc")),
+        (True, "Lost", (False, "has lost its volume: make it anew")),
+        (True, "", (False, "no PersistentVolumeClaim raylift-packages: k8s/components/package-cache makes")),
+        (False, "", (None, "you may not look for the PersistentVolumeClaim raylift-packages")),
+    ],
+)
+def test_a_check_looks_whether_there_is_a_volume_for_packages(
+    server: ApiServer, tmp_path: Path, check: Check, component: bool, phase: str, found: tuple[bool | None, str]
+) -> None:
+    if component:
+        for document in render_with(tmp_path, "resources: [base]\ncomponents: [components/package-cache]\n"):
+            if document["metadata"]["name"] == "raylift-package-cache":
+                server.create(document["kind"], document, "raylift")
+            elif document["kind"] == "PersistentVolumeClaim" and phase:
+                server.delete("ResourceQuota", "raylift", "raylift")
+                server.create("PersistentVolumeClaim", {**document, "status": {"phase": phase}}, "raylift")
+    ok, said = check(image=None, package_cache="raylift-packages")["package cache"]
+    assert (ok, found[1] in said) == (found[0], True), said
 
 
 @pytest.mark.parametrize("keys", [{"queue": "gpu"}, {"overrides": {"metadata": {"labels": {QUEUE: "gpu"}}}}])

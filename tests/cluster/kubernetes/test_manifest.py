@@ -254,14 +254,18 @@ def test_with_gpus_it_is_rays_image_for_gpus_and_the_first_container_takes_none(
     assert "nvidia.com/gpu" in worker["containers"][0]["resources"]["limits"]
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        {"hostPath": {"path": "/var/cache/raylift", "type": "DirectoryOrCreate"}},
-        {"persistentVolumeClaim": {"claimName": "raylift"}},
-    ],
-)
-def test_what_pods_fetch_may_be_kept_on_their_node_or_where_all_reach_it(place: Any) -> None:
+def test_with_a_package_cache_pods_keep_what_they_install_where_those_after_them_find_it() -> None:
+    run = without_image()
+    assert isinstance(run.cluster, KubernetesCluster)
+    cluster = run.cluster.model_copy(update={"package_cache": "raylift-packages"})
+    claim = {"name": "raylift", "persistentVolumeClaim": {"claimName": "raylift-packages"}}
+    for template in list(templates(render(dataclasses.replace(run, cluster=cluster))[0]).values())[:2]:
+        assert [each for each in template["spec"]["volumes"] if each["name"] == "raylift"] == [claim]
+        assert template["spec"]["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
+
+
+def test_a_pod_template_may_keep_what_pods_fetch_on_their_node() -> None:
+    place = {"hostPath": {"path": "/var/lib/kubelet/raylift", "type": "DirectoryOrCreate"}}
     kept = {"name": "raylift", "emptyDir": None, **place}
     run = without_image()
     assert isinstance(run.cluster, KubernetesCluster)
@@ -576,6 +580,7 @@ def test_every_id_that_a_run_may_have_is_short_enough() -> None:
         ({"resources": {"memory": "4G"}}, "String should match pattern"),
         ({"image": ""}, "at least 1 character"),
         ({"namespace": "A"}, "String should match pattern"),
+        ({"package_cache": "raylift-packages"}, "is for pods that install packages, and image: x has them"),
     ],
 )
 def test_a_block_that_cannot_be_is_refused(keys: dict[str, Any], mistake: str) -> None:

@@ -4,6 +4,7 @@ A pod lives as long as its first container; others are started with it, and end 
 All pods share this machine's network and files, but for the folders that they mount: each has its own, and what its
 environment says of them is changed accordingly. Each has an address of its own, which its processes find in POD_IP;
 heads have 127.0.0.1, as their services would. Each is on a node of its own, and of nodes there are as many as it takes.
+Of volumes that outlive pods it knows those that are a folder of each node, which a DaemonSet has to make.
 An image is a set of variables, PATH among them.
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 
 import psutil
 
+from tests.stand_ins.kubernetes import volumes
 from tests.stand_ins.kubernetes.access import User
 from tests.stand_ins.kubernetes.kinds import Object
 from tests.stand_ins.kubernetes.server import ApiServer
@@ -67,6 +69,7 @@ class Kubelet:
         self.is_ready = is_ready
         self.full = False  # no node takes another pod
         self._running: dict[str, _Running] = {}
+        self._nodes = Path(tempfile.mkdtemp(prefix="nodes-"))  # what they keep: a folder each
         self._addresses = itertools.count(2)
 
     def sync(self) -> None:
@@ -85,6 +88,7 @@ class Kubelet:
         """End all processes at once."""
         for running in self._running.values():
             _kill(running)
+        shutil.rmtree(self._nodes)
 
     def drain(self, node: str) -> None:
         """Have a node take no more pods and let go of those that it has, with notice: as `kubectl drain` does."""
@@ -116,13 +120,18 @@ class Kubelet:
             condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
             self._say(pod, phase="Pending", conditions=[condition])
             return
+        if said := volumes.unbound(self.server, pod):
+            condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": said}
+            self._say(pod, phase="Pending", conditions=[condition])
+            return
         if container["image"] not in self.images:
             self._wait(pod, "ErrImagePull", f"{container['image']}: not found")
             return
         if "nodeName" not in pod["spec"]:
             node = self._free_node()
+            pod["spec"]["nodeName"] = node
             self._change(pod, lambda value: value["spec"].update(nodeName=node))
-        if said := self._unmounted(pod):
+        if said := volumes.unmounted(self.server, pod):
             self._tell(pod, "FailedMount", said)
             self._wait(pod, "ContainerCreating")
             return
@@ -135,6 +144,10 @@ class Kubelet:
             folder.rmdir()
             self._wait(pod, "CreateContainerConfigError", str(error))
             return
+        for path, volume in volumes.kept(self.server, pod).items():
+            place = self._nodes / pod["spec"]["nodeName"] / volume
+            place.mkdir(parents=True, exist_ok=True)
+            Path(_mounted(path, folder)).symlink_to(place)
         ended: list[Object] = []
         for each in pod["spec"].get("initContainers", []):
             if not self._has_ended_well(pod, each, address, folder, ended):
@@ -253,14 +266,6 @@ class Kubelet:
         if secret is None:
             raise _MissingError(f'secret "{name}" not found')
         return {key: base64.b64decode(value).decode() for key, value in secret.get("data", {}).items()}
-
-    def _unmounted(self, pod: Object) -> str:
-        """Return why a volume of a Secret cannot be mounted; an empty text where all can. What is in them is not."""
-        for volume in pod["spec"].get("volumes", []):
-            name = volume.get("secret", {}).get("secretName")
-            if name and self.server.get("Secret", pod["metadata"]["namespace"], name) is None:
-                return f'MountVolume.SetUp failed for volume "{volume["name"]}" : secret "{name}" not found'
-        return ""
 
     def _tell(self, pod: Object, reason: str, message: str) -> None:
         """Make an event about a pod; one of the same reason takes the place of the first."""

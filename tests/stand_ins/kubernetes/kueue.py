@@ -3,6 +3,7 @@
 After Kueue's integration of RayJobs (https://github.com/kubernetes-sigs/kueue, pkg/controller/jobs, rayjob and
 raycluster), without its quotas: a test says when a turn comes, and why not. But never does that of a job come which
 asks for what the ClusterQueue of k8s/components does not cover (pkg/scheduler/flavorassigner).
+Of its own kinds (apis/kueue/v1beta2) it knows the fields that the project uses, and takes no others.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import yaml
+from kubernetes.utils.quantity import parse_quantity
 
 from tests.stand_ins.kubernetes.kinds import Kind, Object
 from tests.stand_ins.kubernetes.server import ApiServer
@@ -21,12 +24,51 @@ ELASTIC = "ElasticJobsViaWorkloadSlices"  # a feature gate, off before 0.18
 _QUEUES = Path(__file__).parents[3] / "k8s" / "components" / "kueue" / "cluster-queue.yaml"
 _MOST_GROUPS = 7  # of workers: a Workload has eight sets of pods
 _ANY = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-_WORKLOAD = Kind(
-    "kueue.x-k8s.io",
-    "v1beta2",
-    "workloads",
-    "Workload",
-    schema={"type": "object", "properties": {"spec": _ANY, "status": _ANY}},
+_NAME = {
+    "type": "string",
+    "maxLength": 253,
+    "pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+}
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+
+
+def _fields(*required: str, **properties: Any) -> Object:
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+def _items(item: Object, least: int, most: int, *, by_name: bool = True) -> Object:
+    keys = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]} if by_name else {}
+    return {"type": "array", "items": item, "minItems": least, "maxItems": most, **keys}
+
+
+_QUOTA = _fields("name", "nominalQuota", name={"type": "string"}, nominalQuota={"x-kubernetes-int-or-string": True})
+_FLAVOR = _fields("name", "resources", name=_NAME, resources=_items(_QUOTA, 1, 64))
+_GROUP = _fields(
+    "coveredResources",
+    "flavors",
+    coveredResources=_items({"type": "string"}, 1, 64, by_name=False),
+    flavors=_items(_FLAVOR, 1, 64),
+)
+
+
+def _kind(name: str, schema: Object, *, namespaced: bool = True) -> Kind:
+    return Kind("kueue.x-k8s.io", "v1beta2", f"{name.lower()}s", name, namespaced, schema=schema)
+
+
+KINDS = (
+    _kind("Workload", _fields(spec=_ANY, status=_ANY)),
+    _kind("LocalQueue", _fields(spec=_fields(clusterQueue=_NAME))),
+    _kind("ResourceFlavor", _fields(spec=_fields(nodeLabels={**_TEXTS, "maxProperties": 8})), namespaced=False),
+    _kind(
+        "ClusterQueue",
+        _fields(
+            spec=_fields(
+                namespaceSelector=_fields(matchLabels=_TEXTS),
+                resourceGroups=_items(_GROUP, 0, 16, by_name=False),
+            )
+        ),
+        namespaced=False,
+    ),
 )
 
 
@@ -36,7 +78,7 @@ class Kueue:
     def __init__(self, server: ApiServer, namespace: str, *, gates: Iterable[str] = (ELASTIC,)) -> None:
         self.server = server
         self.namespace = namespace
-        server.kinds.append(_WORKLOAD)
+        server.kinds.extend(KINDS)
         server.on_create = self._hold
         server.admit = partial(refusal, gates=frozenset(gates))
 
@@ -108,7 +150,13 @@ def covered() -> set[str]:
 
 
 def refusal(kind: Kind, value: Object, gates: frozenset[str] = frozenset({ELASTIC})) -> str:
-    """Return what Kueue's webhook says to a job in a queue that it cannot look after; an empty text where it can."""
+    """Return what Kueue's webhooks say to a queue that cannot be, or a job in one that it cannot look after.
+
+    An empty text where there is nothing to say.
+    """
+    if kind.name == "ClusterQueue":
+        said = next(filter(None, map(_mistake_in, value["spec"].get("resourceGroups", []))), "")
+        return f'admission webhook "vclusterqueue.kb.io" denied the request: {said}' if said else ""
     if kind.name != "RayJob" or _QUEUE not in value["metadata"].get("labels", {}):
         return ""
     spec, said = value["spec"], ""
@@ -127,3 +175,14 @@ def refusal(kind: Kind, value: Object, gates: frozenset[str] = frozenset({ELASTI
     elif len(cluster.get("workerGroupSpecs", [])) > _MOST_GROUPS:
         said = f"spec.rayClusterSpec.workerGroupSpecs: Too many: must have at most {_MOST_GROUPS} items"
     return f'admission webhook "vrayjob.kb.io" denied the request: {said}' if said else ""
+
+
+def _mistake_in(group: Object) -> str:
+    """Return what is wrong with a group of resources: each flavor has all of them, in their order."""
+    for flavor in group["flavors"]:
+        if [each["name"] for each in flavor["resources"]] != group["coveredResources"]:
+            return "flavors must have the resources that are covered, in the same order"
+        for each in flavor["resources"]:
+            if parse_quantity(each["nominalQuota"]) < 0:
+                return f"nominalQuota: Invalid value: {each['nominalQuota']}: must be greater than or equal to 0"
+    return ""

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from cluster.config import KubernetesCluster
 from cluster.kubernetes.provider import KubernetesProvider
 from cluster.kubernetes.versions import IMAGE
 from cluster.provider import State
+from cluster.runs import Run
 from tests.cluster.kubernetes.conftest import LAUNCHER
 from tests.harness import ROOT, fresh_id, open_run, raylift, raylift_here, wait_for
-from tests.k8s.manifests import K8S, render
+from tests.k8s.manifests import K8S, read, render, render_with
 from tests.real.seaweedfs import SeaweedFS
 from tests.stand_ins.kubernetes.access import User
 from tests.stand_ins.kubernetes.bare import bare_image
@@ -55,25 +57,64 @@ def server(tmp_path: Path, s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -
             yield server
 
 
+def launched(storage: SeaweedFS, folder: Path) -> Run:
+    """Launch the digits job on the cluster that `folder` describes."""
+    run = open_run(storage.fresh_uri(), fresh_id("digits"))
+    options = ["--on", str(folder / "k8s.yaml"), "--storage", run.storage.uri, "--id", run.id]
+    done = raylift("run", ROOT / "examples" / "digits.yaml", *options, "--detach")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run
+
+
+def has_ended(server: ApiServer, name: str) -> bool:
+    job = server.get("RayJob", "raylift", name)
+    assert job is not None
+    return job.get("status", {}).get("jobDeploymentStatus") in ("Complete", "Failed")
+
+
 def test_a_pod_without_raylift_runs_the_one_of_the_bundle(server: ApiServer, s3_env: SeaweedFS, tmp_path: Path) -> None:
     (tmp_path / "k8s.yaml").write_text(BLOCK)
-    run = open_run(s3_env.fresh_uri(), fresh_id("digits"))
-    options = ["--on", str(tmp_path / "k8s.yaml"), "--storage", run.storage.uri, "--id", run.id]
-    launched = raylift("run", ROOT / "examples" / "digits.yaml", *options, "--detach")
-    assert launched.returncode == 0, launched.stdout + launched.stderr
+    run = launched(s3_env, tmp_path)
     (bundle,) = [each.path for each in run.storage.list(f"{run.id}/code/")]
-
-    def has_ended() -> bool:
-        job = server.get("RayJob", "raylift", run.id)
-        assert job is not None
-        return job.get("status", {}).get("jobDeploymentStatus") in ("Complete", "Failed")
-
-    wait_for(has_ended, "the end of the job", timeout=120)
+    wait_for(partial(has_ended, server, run.id), "the end of the job", timeout=120)
     (printed,) = [bytes(log) for log in server.logs.values() if code.digest().encode() in log]
     digest = Path(bundle).stem
     assert f"/raylift/{digest}/code/cluster/code.py" in printed.decode(), printed
     assert raylift("rm", run.uri, "--yes").returncode == 0
     assert list(run.storage.list(f"{run.id}/")) == []
+
+
+def test_with_a_package_cache_a_node_installs_once_and_waits_until_it_has_the_folder(
+    server: ApiServer, s3_env: SeaweedFS, tmp_path: Path
+) -> None:
+    server.delete("ResourceQuota", "raylift", "raylift")
+    for document in render_with(tmp_path, "resources: [base]\ncomponents: [components/package-cache]\n"):
+        if document["kind"] in ("ResourceQuota", "PersistentVolumeClaim"):
+            server.create(document["kind"], document, "raylift")
+    volume, *folders = read(K8S / "components" / "package-cache" / "node-folders.yaml")
+
+    def launch() -> Run:
+        (tmp_path / "k8s.yaml").write_text(f"{BLOCK}package_cache: raylift-packages\n")
+        return launched(s3_env, tmp_path)
+
+    def waits_for(run: Run, what: str) -> None:
+        provider = KubernetesProvider(KubernetesCluster(provider="kubernetes"))
+        wait_for(lambda: what in provider.describe(run.id).reason, what, timeout=60)
+
+    def installs(run: Run) -> int:
+        wait_for(partial(has_ended, server, run.id), "the end of the job", timeout=120)
+        assert raylift("rm", run.uri, "--yes").returncode == 0
+        return len((tmp_path / "image" / "uv.log").read_text().splitlines())
+
+    run = launch()
+    waits_for(run, "unbound immediate PersistentVolumeClaims")
+    server.create("PersistentVolume", volume)
+    waits_for(run, "/var/lib/kubelet/raylift/packages is not a directory")
+    for document in folders:
+        server.create(document["kind"], document, document["metadata"].get("namespace", ""))
+    before = installs(run)
+    assert before > 0
+    assert installs(launch()) == before
 
 
 def test_a_run_whose_pods_cannot_fetch_raylift_says_so_also_when_they_are_deleted(
