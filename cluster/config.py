@@ -219,7 +219,10 @@ class KubernetesCluster(Block):
         description="merged into the pods of head and workers, whose container is called ray; where pods are placed, "
         "also into the one that submits",
     )
-    overrides: dict[str, Any] = Field(default={}, description="merged into the RayJob at last")
+    overrides: dict[str, Any] = Field(
+        default={},
+        description="merged into the RayJob at last; of a cluster with a name, what is of the RayCluster by raylift up",
+    )
 
     @property
     def most_workers(self) -> int:

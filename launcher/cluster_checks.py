@@ -11,7 +11,7 @@ from cluster.config import KubernetesCluster
 from cluster.errors import InfrastructureError
 from cluster.kubernetes import api, rights
 from cluster.kubernetes.api import Api, ApiError, Kind
-from cluster.kubernetes.fits import obstacles, room, total
+from cluster.kubernetes.fits import obstacles, required_labels, room, total
 from cluster.kubernetes.manifest import node_counts, render
 from cluster.kubernetes.pods import PRODUCT_LABELS, ROLE_LABEL
 from cluster.kubernetes.probe import probe
@@ -243,6 +243,8 @@ def _nodes(server: Api, head: dict[str, Any], worker: dict[str, Any], least: int
     )
     if heads and sum(free) >= least:
         return True, told
+    if any("other labels" in of for of in types) and (wanted_labels := required_labels(worker)):
+        told += f". A worker's node has to have a label of {', '.join(wanted_labels)}"
     return False, f"{told}. Only where the cluster adds nodes by itself will this run start"
 
 

@@ -54,12 +54,25 @@ def lacking(node: Object, asked: Mapping[str, Sequence[str]], quantity: Quantity
     ]
 
 
+def required_labels(template: Object) -> list[str]:
+    """Return the names of the labels, of some of which a node of a pod must have a certain value."""
+    spec = template["spec"]
+    expressions = [each for term in _terms(spec) for each in term.get("matchExpressions", [])]
+    of_terms = [each["key"] for each in expressions if each["operator"] in ("In", "Exists", "Gt", "Lt")]
+    return list(dict.fromkeys([*spec.get("nodeSelector", {}), *of_terms]))
+
+
+def _terms(spec: Object) -> Sequence[Object]:
+    affinity = spec.get("affinity", {}).get("nodeAffinity", {})
+    terms: Sequence[Object] = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get(
+        "nodeSelectorTerms", []
+    )
+    return terms
+
+
 def _has_labels(node: Object, spec: Object) -> bool:
     labels = node["metadata"].get("labels", {})
-    required = (
-        spec.get("affinity", {}).get("nodeAffinity", {}).get("requiredDuringSchedulingIgnoredDuringExecution", {})
-    )
-    terms = required.get("nodeSelectorTerms", [])
+    terms = _terms(spec)
     return all(labels.get(key) == value for key, value in spec.get("nodeSelector", {}).items()) and (
         not terms or any(_is_of_term(node["metadata"]["name"], labels, term) for term in terms)
     )

@@ -36,6 +36,10 @@ _PORTS = {
 _SUBMISSIONS = 4  # times that the submitter is started again, as when the head was lost and a new one comes
 _KEYS = ("mountPath", "groupName", "name")  # of mounts, of worker groups, of all else
 _ADDED = ("tolerations", "envFrom")  # lists whose items have no key, and do not stand in each other's way
+# What overrides say for a cluster with a name, and KubeRay does not take, or heed, of a job on it
+_OF_ITS_CLUSTER = ("rayClusterSpec", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "suspend")
+_LONGEST_WORD = 120_000  # bytes: Linux takes 128 KiB in one argument, and the shell that submits has some more in it
+_VALUES = ("value", "valueFrom")  # of a variable: one of the two
 _PLACING = (  # what a pod template says that holds for the pod that submits, too: where it may be
     *("tolerations", "nodeSelector", "affinity", "nodeName", "schedulerName", "priorityClassName", "runtimeClassName"),
     "imagePullSecrets",
@@ -217,9 +221,14 @@ def merge(base: Any, over: Any) -> Any:
         return {key: value for key, value in {**base, **changed}.items() if over.get(key, value) is not None}
     if isinstance(base, list) and isinstance(over, list) and (key := _key([*base, *over])):
         named = {each[key]: each for each in over}
-        kept = [merge(each, named.pop(each[key], {})) for each in base]
+        kept = [merge(_without_other(each, named.get(each[key], {})), named.pop(each[key], {})) for each in base]
         return [*kept, *named.values()]
     return over
+
+
+def _without_other(base: Mapping[str, Any], over: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a variable without the kind of value that it had, where it gets one of another kind: it has but one."""
+    return {key: value for key, value in base.items() if key not in _VALUES or not {*over} & {*_VALUES} - {key}}
 
 
 def _added(base: Any, over: Any) -> Any:
@@ -249,14 +258,19 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
         deadline=request.deadline + cluster.termination_grace_period_seconds if request.deadline is not None else None,
     )
     assert cluster.name is not None
+    if len(word := ticket.word()) > _LONGEST_WORD:
+        raise UsageError(
+            f"env: what a run on a cluster with a name is told goes into one word, of at most {_LONGEST_WORD:,} bytes, "
+            f"and this has {len(word):,}: put what is large into a file, or leave out cluster.name"
+        )
     labels = {ON_CLUSTER: cluster.name}
-    return ray_job(
+    job = ray_job(
         name,
         cluster,
         labels=labels,
         annotations={pods.URI_ANNOTATION: request.run_uri},
         spec={
-            "entrypoint": f"python -P -m trainers.attended {ticket.word()}",
+            "entrypoint": f"python -P -m trainers.attended {word}",
             "clusterSelector": {RAY_CLUSTER: request.ray_cluster},
             "submissionMode": "K8sJobMode",
             "submitterConfig": {"backoffLimit": _SUBMISSIONS},
@@ -265,6 +279,9 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
             "submitterPodTemplate": merge(_submitter(request.run_id, cluster), {"metadata": {"labels": labels}}),
         },
     )
+    spec = {key: value for key, value in cluster.overrides.get("spec", {}).items() if key not in _OF_ITS_CLUSTER}
+    merged: Manifest = merge(job, {**cluster.overrides, "spec": spec})
+    return merged
 
 
 def _deadline(request: LaunchRequest, cluster: KubernetesCluster) -> dict[str, int]:

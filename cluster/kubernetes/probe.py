@@ -29,6 +29,7 @@ _PATIENCE = 300.0  # seconds: an image may have to be pulled
 _HELD = 30.0  # that an image is not there, or a Secret: no autoscaler mends that
 _GONE = 60.0
 _POLL = 1.0
+_OF_A_SERVER = ("lifecycle", "livenessProbe", "readinessProbe", "startupProbe")  # none of what comes before it
 _SMALL = Resources(cpu=0.5, memory="1Gi", disk="2Gi")
 
 
@@ -52,8 +53,9 @@ def render_probe(cluster: KubernetesCluster, storage: str, name: str) -> Manifes
     template = cluster_spec["headGroupSpec"]["template"]
     template["spec"]["automountServiceAccountToken"] = False  # an autoscaler alone asks Kubernetes
     ray = template["spec"]["containers"][0]
-    ray.pop("lifecycle", None)
-    first = {key: value for key, value in ray.items() if key not in ("name", "command", "args")}
+    for key in _OF_A_SERVER:
+        ray.pop(key, None)
+    first = {key: value for key, value in ray.items() if key not in ("name", "command", "args", "ports")}
     first |= {"name": _PROBE, "command": command("probe")}
     first["args"] = [uri.replace("$", "$$"), "/tmp/raylift", CLIENTS[uri.partition("://")[0]]]
     template["spec"]["initContainers"] = [first]

@@ -261,8 +261,10 @@ class KubernetesProvider:
         state, reason = reasons.where_it_stands(job, pods, told, self._workload(job))
         if cluster is not None and not state.is_final and not self._is_there(cluster):
             # KubeRay would look for it for ever
-            name = labels.get(ON_CLUSTER, cluster)
-            state, reason = State.FAILED, f"the cluster {name} is gone. Start it again: raylift up {name}, then resume"
+            name, uri = labels.get(ON_CLUSTER, cluster), _uri(job)
+            on = shlex.quote(uri) if uri is not None else "RUN"
+            again = f"raylift up {name} --on …, then go on with the run: raylift resume {on}"
+            state, reason = State.FAILED, f"the cluster {name} is gone. Start it again: {again}"
         return RunStatus(state=state, reason=reason, resources=found, run_uri=_uri(job), launch=job["metadata"]["uid"])
 
     def _is_there(self, cluster: str) -> bool:

@@ -44,6 +44,7 @@ _NEVER_BEGAN = re.compile(
     r"Deleted (head|worker) Pod (?:\S+/)?(\S+); Pod status: Failed; .*Ray container terminated status: (?:<nil>|nil)$"
 )
 _UNSTARTED = ("FailedMount", "FailedAttachVolume", "FailedCreatePodSandBox")  # reasons of a kubelet's events
+_UNMADE = ("FailedToCreateHeadPod", "FailedToCreateWorkerPod")  # reasons of KubeRay's
 _TIMED_OUT = "Unable to attach or mount volumes"  # follows the event that says why
 _NO_SECRET = re.compile(r'secret "(\S+)" not found')  # to mount, or to take variables from
 _LOST = {"Evicted": "was evicted", "Preempted": "had to make room for another"}
@@ -65,9 +66,11 @@ def where_it_stands(
         return state, _failure(job, pods, events)
     if deployment == "Retrying":
         return state, f"starting again: {_failure(job, pods, events)}"
+    if deployment == "Running" and not _is_submitted(job, pods):
+        state = State.PROVISIONING  # KubeRay says so as soon as it has asked for a pod that submits
     pods = [pod for pod in pods if not _is_a_failed_submitter(pod)]
     if state is State.RUNNING:
-        return state, trouble(pods) or _unstarted(pods, events) or _lost(job, events)
+        return state, trouble(pods) or _unstarted(pods, events) or _unmade(job, pods, events) or _lost(job, events)
     if deployment == "Suspending":
         return state, f"its pods are taken away{_because_of(workload)}"
     if said := _in_queue(job, workload):
@@ -104,6 +107,13 @@ def _failure(job: Object, pods: Sequence[Object], events: Sequence[Object]) -> s
             f". Turn it on in KubeRay's operator (--feature-gates={gate[1]}=true), or leave out cluster.network_policy"
         )
     return f"{said}: {why}" if why else said
+
+
+def _is_submitted(job: Object, pods: Sequence[Object]) -> bool:
+    """Whether there may be a driver: KubeRay has heard of it, or a pod has begun to submit it."""
+    submitters = [pod for pod in pods if ROLE_LABEL not in pod["metadata"].get("labels", {})]
+    begun = any(pod.get("status", {}).get("phase", "Pending") != "Pending" for pod in submitters)
+    return begun or bool(job.get("status", {}).get("jobStatus"))
 
 
 def _is_a_failed_submitter(pod: Object) -> bool:
@@ -173,6 +183,18 @@ def _unstarted(pods: Sequence[Object], events: Sequence[Object]) -> str:
             said = newest["message"]
             return f"the pod {name} cannot start: {said}" if is_placed else _unschedulable(pod, said)
     return ""
+
+
+def _unmade(job: Object, pods: Sequence[Object], events: Sequence[Object]) -> str:
+    """Return why a pod that was lost is not made again, such as for a quota; an empty text where all are there."""
+    cluster = job["spec"].get("rayClusterSpec")
+    if cluster is None:
+        return ""
+    there = [pod["metadata"].get("labels", {}).get(ROLE_LABEL) for pod in pods]
+    least = sum(group.get("minReplicas", 0) for group in cluster.get("workerGroupSpecs", []))
+    if "head" in there and there.count("worker") >= least:
+        return ""
+    return _warning([each for each in events if each.get("reason") in _UNMADE])
 
 
 def _has_begun(pod: Object) -> bool:

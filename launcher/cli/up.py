@@ -61,9 +61,10 @@ def up_command(
         print_json({"cluster": name, "made": made})
         return
     where = f"--on {typed(str(on))}"
+    at = f"{where} --storage {typed(storage)}" if storage is not None else where
     typer.echo(
         f"cluster {name} {'is being made' if made else 'is there already'}; it ends after {idle:g} min without a run\n"
         f"see it:      raylift clusters {where}\n"
-        f"run there:   raylift run JOB.yaml {where} --cluster {name}\n"
+        f"run there:   raylift run JOB.yaml {at} --cluster {name}\n"
         f"end it now:  raylift down {name} {where}"
     )

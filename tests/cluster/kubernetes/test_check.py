@@ -261,6 +261,8 @@ def test_nodes_are_compared_with_what_the_workers_need_by_their_types(
     assert "3 workers with" in said
     assert said.endswith(". Only where the cluster adds nodes by itself will this run start")
     assert not check(accelerators="H100:8")["nodes"][0]
+    _, said = check(accelerators="H100:8", node_selector={"pool": "ml"})["nodes"]
+    assert f"A worker's node has to have a label of pool, {product}, cloud.google.com/gke-accelerator, karp" in said
     assert check(workers=4)["nodes"][0], "several are on one node"
 
 
@@ -479,6 +481,17 @@ def test_the_job_of_a_check_is_one_that_kuberay_and_the_namespace_take() -> None
     assert first["envFrom"] == [{"secretRef": {"name": "raylift-storage"}}]
     assert first["args"][0] == "gs://bucket/runs/.raylift/raylift-check-0123ab"
     assert "nvidia.com/gpu" not in first["resources"]["requests"]
+
+
+def test_a_check_asks_for_no_probes_of_what_writes_to_storage() -> None:
+    probe = {"httpGet": {"path": "/", "port": 8265}}
+    ray = {"name": "ray", "readinessProbe": probe, "livenessProbe": probe, "startupProbe": probe, "ports": []}
+    run = request("plain", pod_template={"spec": {"containers": [ray]}})
+    assert isinstance(run.cluster, KubernetesCluster)
+    document = probing.render_probe(run.cluster, "s3://bucket/runs", "raylift-check-0123ab")
+    spec = document["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    for each in (*spec["initContainers"], *spec["containers"]):
+        assert {key for key in each if key.endswith("Probe")} == set()
 
 
 @pytest.mark.parametrize(

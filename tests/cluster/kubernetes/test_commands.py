@@ -233,7 +233,7 @@ def test_a_followed_run_tells_why_it_waits_shows_its_end_and_is_taken_away(
         lines = iter(process.stdout.readline, "")
         assert any("of 3 nodes: 3 with too little cpu" in line for line in lines)
         server.set_status("Pod", "raylift", name, phase="Running", conditions=[])
-        server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Running")
+        server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Running", jobStatus="RUNNING")
         attempt = run.claim()
         write_rows(attempt, "events", [started(0, at=1.0)])
         attempt.finish(Result(state="SUCCEEDED", step=12))
@@ -359,7 +359,7 @@ def test_logs_of_a_resume_that_is_still_to_begin_are_not_those_of_the_attempt_be
     with following(run) as (process, told):
         server.log(submit(server, run.id), b"again\n")
         wait_for(lambda: "launch: again" in told, "what the next launch prints", timeout=60)
-        server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Running")
+        server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Running", jobStatus="RUNNING")
         run.claim().finish(Result(state="SUCCEEDED"))
         server.delete("RayJob", "raylift", run.id)
         assert process.wait(60) == 0, told
@@ -490,7 +490,7 @@ def test_a_run_on_a_cluster_with_a_name_is_resumed_there_for_as_long_as_it_is_th
     run, on = run_of(options), options[1:3]
     assert raylift_here("up", "dev", *on).returncode == 0
     cluster = take_up(server, "dev")["cluster"]["metadata"]["name"]
-    server.set_status("RayJob", "raylift", "dev", jobDeploymentStatus="Running")
+    server.set_status("RayJob", "raylift", "dev", jobDeploymentStatus="Running", jobStatus="RUNNING")
     paid = ("--set", "cluster.usd_per_hour=98")  # by whoever has made it: nobody is asked again
     done = raylift_here("run", *options, "--cluster", "dev", "--detach", *paid)
     assert done.returncode == 0, done.stderr
@@ -515,7 +515,7 @@ def test_a_stop_takes_away_a_run_that_waits_and_leaves_one_that_trains_to_save(
 ) -> None:
     run = run_of(options)
     assert raylift("run", *options, "--detach").returncode == 0
-    server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Running")
+    server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Running", jobStatus="RUNNING")
     assert "is asked to save and stop" in raylift("stop", run.uri).stdout
     server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus=deployment)
     done = raylift("stop", run.uri)

@@ -25,7 +25,7 @@ from cluster.kubernetes.named import ClusterRequest, render_cluster
 from cluster.kubernetes.planned import plan
 from cluster.kubernetes.versions import CLIENTS, RAY_VERSION, TORCH
 from cluster.runs import RUN_ID, new_run_id
-from tests.cluster.kubernetes.golden import CASES, ENV, FOLDER, documents, request, without_image
+from tests.cluster.kubernetes.golden import CASES, ENV, FOLDER, documents, on_named_cluster, request, without_image
 from tests.cluster.kubernetes.golden import RUN_ID as RUN
 from tests.harness import ROOT
 from tests.stand_ins.kubernetes.schemas import kuberay_crds, mistakes, schema_of, unknown_fields
@@ -300,6 +300,17 @@ def test_what_a_pod_template_gives_ray_is_given_to_what_fetches_raylift_too() ->
         assert mounts == {"scratch": "/tmp", "raylift": "/tmp/raylift", "certificates": "/etc/ssl/certs"}
 
 
+def test_a_variable_that_a_pod_template_gives_another_kind_of_value_has_that_alone() -> None:
+    env: list[dict[str, Any]] = [
+        {"name": "RAYLIFT_NODE_IP", "value": "10.0.0.1"},
+        {"name": "HOME", "valueFrom": {"configMapKeyRef": {"name": "homes", "key": "home"}}},
+    ]
+    (job, *_) = render(request("plain", pod_template={"spec": {"containers": [{"name": "ray", "env": env}]}}))
+    for template in list(templates(job).values())[:2]:
+        given = {each["name"]: each for each in template["spec"]["containers"][0]["env"]}
+        assert [given[each["name"]] for each in env] == env
+
+
 # What a cluster block changes
 
 
@@ -563,6 +574,33 @@ def test_an_id_that_is_no_name_is_refused_before_anything_is_made(run_id: str) -
 
 def test_every_id_that_a_run_may_have_is_short_enough() -> None:
     assert RUN_ID.fullmatch("x" * NAME_LENGTH) is None
+
+
+def test_a_run_on_a_cluster_with_a_name_heeds_what_overrides_say_of_its_job_and_not_of_the_cluster() -> None:
+    run = on_named_cluster()
+    assert isinstance(run.cluster, KubernetesCluster)
+    security = {"spec": {"containers": [{"name": "ray-job-submitter", "securityContext": {"runAsUser": 1001}}]}}
+    overrides = {
+        "metadata": {"annotations": {"sidecar.istio.io/inject": "false"}},
+        "spec": {
+            "preRunningDeadlineSeconds": 99,
+            "submitterPodTemplate": security,
+            "rayClusterSpec": {"rayVersion": "1.0.0"},
+            "backoffLimit": 3,
+        },
+    }
+    (job,) = render(dataclasses.replace(run, cluster=run.cluster.model_copy(update={"overrides": overrides})))
+    assert job["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
+    assert (job["spec"]["preRunningDeadlineSeconds"], job["spec"]["backoffLimit"]) == (99, 0)
+    assert "rayClusterSpec" not in job["spec"]
+    (submitter,) = job["spec"]["submitterPodTemplate"]["spec"]["containers"]
+    assert submitter["securityContext"]["runAsUser"] == 1001
+    assert submitter["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+def test_an_environment_that_is_too_large_for_a_command_line_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"one word, of at most 120,000 bytes, and this has 133,\d+"):
+        render(dataclasses.replace(on_named_cluster(), env={"LARGE": "x" * 100_000}))
 
 
 # The cluster block

@@ -347,12 +347,13 @@ def test_a_run_whose_cluster_is_gone_has_failed_and_says_so(server: ApiServer, c
     clusters.up(asked())
     take_up(server, NAME)
     job = runs(server, clusters, launch())
-    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Running")
+    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Running", jobStatus="RUNNING")
     assert clusters.provider.describe(RUN_ID).state is State.RUNNING
     server.delete("RayCluster", "raylift", job["spec"]["clusterSelector"]["ray.io/cluster"])
     status = clusters.provider.describe(RUN_ID)
     assert status.state is State.FAILED
-    assert status.reason.startswith("the cluster dev is gone. Start it again: raylift up dev")
+    assert status.reason.startswith("the cluster dev is gone. Start it again: raylift up dev --on …")
+    assert status.reason.endswith(f"raylift resume {status.run_uri}")
 
 
 # Taking one away
@@ -432,7 +433,7 @@ def test_a_cluster_is_made_listed_and_ended_by_command(server: ApiServer, on: li
     assert f"raylift run JOB.yaml {' '.join(on)} --cluster dev" in said
     assert "is there already" in call("up", NAME, *on, "--idle", "45")[1]
     take_up(server, NAME)
-    server.set_status("RayJob", "raylift", NAME, jobDeploymentStatus="Running")
+    server.set_status("RayJob", "raylift", NAME, jobDeploymentStatus="Running", jobStatus="RUNNING")
     assert call("clusters", *on)[1].splitlines()[1].split() == ["dev", "RUNNING", "45", "min"]
     code, said = call("down", NAME, *on)
     assert (code, said.strip().endswith("left over: 0")) == (0, True)

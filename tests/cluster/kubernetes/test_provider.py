@@ -705,7 +705,7 @@ def test_changes_are_told_as_they_come_until_the_job_is_gone(
             continue
         seen.append(status.state)
         if status.state in after:
-            server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus=after[status.state])
+            server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus=after[status.state], jobStatus="RUNNING")
         else:
             server.delete("RayJob", "raylift", RUN_ID)
         if status.state is State.PROVISIONING:
@@ -844,7 +844,7 @@ def test_logs_start_at_an_offset_and_follow_over_a_lost_connection_and_the_next_
 ) -> None:
     kubernetes.launch(run)
     take_up(server, RUN_ID)
-    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Running")
+    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Running", jobStatus="RUNNING")
     first = submit(server, RUN_ID)
     server.log(first, b"one two ")
     whole = Api.lines
@@ -883,7 +883,7 @@ def test_followed_logs_wait_for_an_api_server_that_is_away(
     take_up(server, RUN_ID)
     server.log(pod := submit(server, RUN_ID), b"one ")
     server.set_status("Pod", "raylift", pod["metadata"]["name"], phase="Succeeded")
-    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Running")
+    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Running", jobStatus="RUNNING")
     followed = kubernetes.logs(RUN_ID, follow=True)
     assert next(followed) == b"one "
     server.faults.append(Fault("GET", status=403, count=3))
@@ -899,7 +899,7 @@ def test_a_log_that_cannot_be_read_holds_up_no_other(
     monkeypatch.setattr(printed, "_POLL", 0.01)
     kubernetes.launch(run)
     take_up(server, RUN_ID)
-    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Running")
+    server.set_status("RayJob", "raylift", RUN_ID, jobDeploymentStatus="Running", jobStatus="RUNNING")
     lost, other = submit(server, RUN_ID), submit(server, RUN_ID, "second")
     server.log(other, b"said")
     server.set_status("Pod", "raylift", other["metadata"]["name"], phase="Succeeded")

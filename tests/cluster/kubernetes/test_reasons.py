@@ -14,7 +14,9 @@ Object = dict[str, Any]
 
 def job(deployment: str = "Initializing", *, labels: Any = None, suspend: bool = False, **status: Any) -> Object:
     metadata = {"name": "digits", "namespace": "raylift", "labels": labels or {}}
-    return {"metadata": metadata, "spec": {"suspend": suspend}, "status": {"jobDeploymentStatus": deployment, **status}}
+    heard = {"jobStatus": "RUNNING"} if deployment == "Running" else {}
+    whole = {"jobDeploymentStatus": deployment, **heard, **status}
+    return {"metadata": metadata, "spec": {"suspend": suspend}, "status": whole}
 
 
 def pod(name: str = "digits-head", **status: Any) -> Object:
@@ -122,6 +124,37 @@ def test_a_run_that_goes_on_says_which_of_its_pods_does_not() -> None:
     message = "0/5 nodes are available: 5 Insufficient cpu."
     state, reason = where_it_stands(job("Running"), [pod(phase="Running"), unschedulable(message)], [], None)
     assert (state, reason.endswith("of 5 nodes: 5 with too little cpu")) == (State.RUNNING, True)
+
+
+NO_QUOTA = 'Error creating: pods "digits-0abcd" is forbidden: exceeded quota: raylift'
+
+
+def test_a_run_that_cannot_be_submitted_does_not_run_and_says_why() -> None:
+    ready = [{"type": "Ready", "status": "True"}]
+    head = pod(phase="Running", conditions=ready)
+    head["metadata"]["labels"] = {"ray.io/node-type": "head"}
+    going = job("Running", jobStatus="")
+    assert where_it_stands(going, [head], [warning(NO_QUOTA)], None) == (State.PROVISIONING, NO_QUOTA)
+    assert where_it_stands(going, [head], [], None) == (State.PROVISIONING, "1 of 1 pods are ready")
+    state, said = where_it_stands(going, [head, container(waiting={"reason": "ErrImagePull"})], [], None)
+    assert (state, "cannot be pulled" in said) == (State.PROVISIONING, True)
+    submitter = pod("digits-0abcd", phase="Running", conditions=ready)
+    assert where_it_stands(going, [head, submitter], [warning(NO_QUOTA)], None) == (State.RUNNING, "")
+
+
+def test_a_run_whose_lost_pod_is_not_made_again_says_why() -> None:
+    def of(role: str) -> Object:
+        found = pod(f"digits-{role}", phase="Running")
+        found["metadata"]["labels"] = {"ray.io/node-type": role}
+        return found
+
+    going = job("Running")
+    going["spec"]["rayClusterSpec"] = {"workerGroupSpecs": [{"minReplicas": 2}]}
+    refused = {**warning(NO_QUOTA), "reason": "FailedToCreateWorkerPod"}
+    head, worker = of("head"), of("worker")
+    assert where_it_stands(going, [head, worker], [refused], None) == (State.RUNNING, NO_QUOTA)
+    assert where_it_stands(going, [head, worker, worker], [refused], None) == (State.RUNNING, "")
+    assert where_it_stands(going, [worker, worker], [refused], None) == (State.RUNNING, NO_QUOTA)
 
 
 def test_a_scheduler_that_says_something_else_is_quoted() -> None:
