@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import ObjectExistsError, ObjectNotFoundError, StorageError, SupersededError
-from cluster.records import FORMAT, Checkpoint, Claim, Notice, Result, attempt_folder, checkpoint_folder, dump
+from cluster.records import (
+    FORMAT,
+    Checkpoint,
+    Claim,
+    Notice,
+    Result,
+    Unread,
+    attempt_folder,
+    checkpoint_folder,
+    dump,
+    signed,
+)
 from cluster.redaction import hide
 from cluster.storage.base import Digest
 from cluster.storage.sources import Source
@@ -35,7 +45,7 @@ class Attempt:
     @classmethod
     def reopen(cls, run: Run, number: int) -> Attempt:
         """Open an attempt that the driver claimed, in one of its workers."""
-        return cls(run, Claim.from_json(run.storage.read(run.path(f"{attempt_folder(number)}/claim.json"))))
+        return cls(run, Claim.of(run.read_json(f"{attempt_folder(number)}/claim.json")))
 
     def adopt(self, base: Checkpoint | None, holder: Run) -> None:
         """Copy the base from its run into this attempt's folder, its manifest last.
@@ -102,11 +112,10 @@ class Attempt:
     def notice(self) -> Notice | None:
         """Return why this attempt was told to save and end, if it was."""
         try:
-            data = self.run.storage.read(self.run.path(f"{attempt_folder(self.number)}/notice.json"))
+            data = self.run.read_json(f"{attempt_folder(self.number)}/notice.json")
         except ObjectNotFoundError:
             return None
-        told = json.loads(data)
-        return Notice(told["reason"], told.get("seconds"))
+        return Notice(data["reason"], data.get("seconds"))
 
     def show_life(self) -> None:
         """Leave a sign that somebody is at work on this attempt; it takes the place of the one before."""
@@ -141,8 +150,10 @@ class Attempt:
         of the files is swept by the next call. Raises SupersededError: what a newer attempt may want stays.
         """
         self.check_current()
-        committed = sorted(checkpoint.step for checkpoint in self.run.checkpoints_of(self.number))
-        kept = {*committed[-keep:], best}
+        unread: list[Unread] = []
+        committed = sorted(checkpoint.step for checkpoint in self.run.checkpoints_of(self.number, unread.append))
+        # one whose manifest did not read may do so the next time
+        kept = {*committed[-keep:], best, *(one.step for one in unread)}
         prefix = f"{attempt_folder(self.number)}/checkpoints/"
         newest = committed[-1] if committed else -1
         on_storage = [int(name) for name in self.run.storage.folders(self.run.path(prefix)) if name.isdigit()]
@@ -173,4 +184,4 @@ class Attempt:
             "info": checkpoint.info,
         }
         folder = checkpoint_folder(checkpoint.attempt, checkpoint.step)
-        self.run.storage.write(self.run.path(f"{folder}/manifest.json"), dump(manifest))
+        self.run.storage.write(self.run.path(f"{folder}/manifest.json"), dump(signed(manifest)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -57,8 +58,9 @@ class Claim:
         return self.base or self.origin
 
     @classmethod
-    def from_json(cls, data: bytes) -> Claim:
-        value = json.loads(data)
+    def of(cls, told: Mapping[str, Any]) -> Claim:
+        """Return what a claim.json says."""
+        value = dict(told)
         base, origin = value.pop("base"), value.pop("origin", None)
         return cls(**value, base=Base(**base) if base else None, origin=Origin(**origin) if origin else None)
 
@@ -87,6 +89,15 @@ class Checkpoint:
     @property
     def size(self) -> int:
         return sum(digest.size for digest in self.files.values())
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A checkpoint whose manifest is there and does not read, and why."""
+
+    attempt: int
+    step: int
+    why: str
 
 
 @dataclass(frozen=True)
@@ -162,6 +173,12 @@ def by_time(writers: Iterable[Sequence[Row]], time_of: Callable[[Row], float]) -
 def dump(value: object) -> bytes:
     """Return JSON without spaces."""
     return json.dumps(value, separators=(",", ":")).encode()
+
+
+def signed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest with the SHA-256 of all else in it, so that a changed byte is seen."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return {**rest, "sha256": hashlib.sha256(dump(rest)).hexdigest()}
 
 
 def history_of(claims: Sequence[Claim]) -> Iterator[tuple[Claim, float]]:

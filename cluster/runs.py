@@ -38,6 +38,7 @@ from cluster.records import (
     Claim,
     Origin,
     Result,
+    Unread,
     attempt_folder,
     by_time,
     checkpoint_folder,
@@ -45,6 +46,7 @@ from cluster.records import (
     history_of,
     is_before,
     segments_to_read,
+    signed,
 )
 from cluster.storage.base import Digest, Storage
 from cluster.storage.open import open_storage, split_run_uri
@@ -75,6 +77,14 @@ class Run:
     def path(self, name: str) -> str:
         return f"{self.id}/{name}"
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return what a small file of the run says. Raises ObjectNotFoundError, CorruptObjectError."""
+        try:
+            found: dict[str, Any] = json.loads(self.storage.read(self.path(name)))
+        except ValueError as error:
+            raise CorruptObjectError(f"{self.uri}/{name} does not read, as if it were cut off: {error}") from error
+        return found
+
     # -- creating and stopping
 
     def create(self, job: bytes) -> None:
@@ -102,7 +112,7 @@ class Run:
 
     def stop_reason(self) -> str | None:
         try:
-            return str(json.loads(self.storage.read(self.path("stop.json")))["reason"])
+            return str(self.read_json("stop.json")["reason"])
         except ObjectNotFoundError:
             return None
 
@@ -126,14 +136,33 @@ class Run:
         return sorted(int(name) for name in self.storage.folders(self.path("attempts/")) if name.isdigit())
 
     def claims(self) -> list[Claim]:
-        """Return every attempt's claim, oldest first."""
+        """Return every attempt's claim, oldest first; of one that does not read, what can be told without it."""
         found = []
         for number in self.attempts():
             try:
-                found.append(Claim.from_json(self.storage.read(self.path(f"{attempt_folder(number)}/claim.json"))))
+                found.append(self.claim_of(number))
             except ObjectNotFoundError:
                 continue  # a folder without a claim is no attempt
+            except CorruptObjectError:
+                found.append(self._claim_by_its_checkpoints(number))
         return found
+
+    def claim_of(self, attempt: int) -> Claim:
+        """Return the claim of an attempt. Raises ObjectNotFoundError, CorruptObjectError."""
+        name = f"{attempt_folder(attempt)}/claim.json"
+        try:
+            return Claim.of(self.read_json(name))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptObjectError(f"{self.uri}/{name} is no claim: {error!r}") from error
+
+    def _claim_by_its_checkpoints(self, attempt: int) -> Claim:
+        """Return a claim for what an attempt has saved: it began with the newest checkpoint of those before it."""
+        first = min((checkpoint.step for checkpoint in self.checkpoints_of(attempt)), default=math.inf)
+        before = [one for number in range(1, attempt) for one in self.checkpoints_of(number) if one.step <= first]
+        base = max(before, key=lambda one: (one.step, one.attempt), default=None)
+        return Claim(
+            attempt=attempt, host="", pid=0, at=0.0, base=Base(base.attempt, base.step) if base is not None else None
+        )
 
     def claim(
         self,
@@ -240,11 +269,14 @@ class Run:
         return self.result_of(attempts[-1]) if attempts else None
 
     def result_of(self, attempt: int) -> Result | None:
+        """Return how an attempt ended; None while it has not, and as failed where that does not read."""
         try:
-            data = self.storage.read(self.path(f"{attempt_folder(attempt)}/result.json"))
+            told = self.read_json(f"{attempt_folder(attempt)}/result.json")
+            return Result(**{key: value for key, value in told.items() if key != "nonce"})
         except ObjectNotFoundError:
             return None
-        return Result(**{key: value for key, value in json.loads(data).items() if key != "nonce"})
+        except CorruptObjectError as error:
+            return Result.failed(error)
 
     def results(self) -> dict[int, Result]:
         """Return how each attempt ended that did so with a result."""
@@ -266,7 +298,15 @@ class Run:
         With `read`, that means that every byte verifies; without, that all files are there and as long as they should
         be, which a listing tells. From a checkpoint on that an attempt could not restore, all are read in any case.
         """
-        for checkpoint in self._candidates():
+        unread: list[Unread] = []
+
+        def tell_of_unread(found: Checkpoint | None) -> None:
+            if on_corrupt is not None:
+                for one in unread:
+                    if found is None or (one.step, one.attempt) > (found.step, found.attempt):
+                        on_corrupt(Checkpoint(attempt=one.attempt, step=one.step, files={}, info={}), one.why)
+
+        for checkpoint in self._candidates(unread.append):
             read = read or self.damage_of(checkpoint.attempt) is not None
             try:
                 self._check(checkpoint, read=read)
@@ -276,7 +316,9 @@ class Run:
                 if on_corrupt is not None:
                     on_corrupt(checkpoint, str(error))
                 continue
+            tell_of_unread(checkpoint)
             return checkpoint
+        tell_of_unread(None)
         return None
 
     def verify(self, checkpoint: Checkpoint, names: Sequence[str] | None = None) -> None:
@@ -293,10 +335,11 @@ class Run:
     def damage_of(self, attempt: int) -> str | None:
         """Return why an attempt could not restore the checkpoint that it started from, if it said so."""
         try:
-            data = self.storage.read(self.path(f"{attempt_folder(attempt)}/damage.json"))
+            return str(self.read_json(f"{attempt_folder(attempt)}/damage.json")["reason"])
         except ObjectNotFoundError:
             return None
-        return str(json.loads(data)["reason"])
+        except CorruptObjectError as error:  # it was said all the same
+            return str(error)
 
     def fetch(self, checkpoint: Checkpoint, target: Path, names: Sequence[str] | None = None) -> None:
         """Download a checkpoint's files, or those of some names, verified, into a folder."""
@@ -322,7 +365,7 @@ class Run:
             if sizes[name] != expect.size:
                 raise CorruptObjectError(f"{file} holds {sizes[name]} bytes, but {expect.size} were written")
 
-    def _candidates(self) -> list[Checkpoint]:
+    def _candidates(self, on_unread: Callable[[Unread], object] = lambda _: None) -> list[Checkpoint]:
         """Return the checkpoints of the run's history, the newest first; an adopted copy stands before its original."""
         claims = self.claims()
         while claims and claims[-1].start is not None and not any(self.checkpoints_of(claims[-1].attempt)):
@@ -330,18 +373,28 @@ class Run:
         found = [
             checkpoint
             for claim, bound in history_of(claims)
-            for checkpoint in self.checkpoints_of(claim.attempt)
+            for checkpoint in self.checkpoints_of(claim.attempt, _up_to(bound, on_unread))
             if checkpoint.step <= bound
         ]
         return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.attempt), reverse=True)
 
-    def checkpoints_of(self, attempt: int) -> Iterator[Checkpoint]:
-        """Yield the committed checkpoints in an attempt's folder, whether or not they are part of the history."""
+    def checkpoints_of(
+        self, attempt: int, on_unread: Callable[[Unread], object] = lambda _: None
+    ) -> Iterator[Checkpoint]:
+        """Yield the committed checkpoints in an attempt's folder, whether or not they are part of the history.
+
+        `on_unread` is told of those whose manifest does not read.
+        """
         for name in self.storage.folders(self.path(f"{attempt_folder(attempt)}/checkpoints/")):
+            if not name.isdigit():
+                continue
             try:
                 checkpoint = self.checkpoint_at(attempt, int(name))
-            except (ObjectNotFoundError, CorruptObjectError, ValueError):
-                continue  # without a manifest that reads there is no checkpoint
+            except ObjectNotFoundError:
+                continue  # without a manifest there is no checkpoint
+            except CorruptObjectError as error:
+                on_unread(Unread(attempt, int(name), str(error)))
+                continue
             yield checkpoint
 
     def checkpoint_at(self, attempt: int, step: int) -> Checkpoint:
@@ -354,6 +407,8 @@ class Run:
         try:
             manifest = json.loads(data)
             if manifest["format"] <= FORMAT:
+                if "sha256" in manifest and signed(manifest) != manifest:
+                    raise ValueError("its SHA-256 is that of another one")
                 quick = manifest.get("crc64", {})
                 files = {key: Digest(**value, crc64=quick.get(key, "")) for key, value in manifest["files"].items()}
                 return Checkpoint(attempt=attempt, step=manifest["step"], files=files, info=manifest["info"])
@@ -398,15 +453,18 @@ class Run:
     def last_sign_of_life(self, attempt: int) -> float | None:
         """Return when an attempt's driver last showed that it lives, by its own clock; None where it never did."""
         try:
-            data = self.storage.read(self.path(f"{attempt_folder(attempt)}/alive.json"))
+            return float(self.read_json(f"{attempt_folder(attempt)}/alive.json")["at"])
         except ObjectNotFoundError:
             return None
-        return float(json.loads(data)["at"])
 
     def rows_of(self, attempt: int, stream: str) -> list[dict[str, Any]]:
         """Return one attempt's rows, those of each writer in their order, writers by the time of their rows."""
         written = self._written(attempt, stream).values()
-        rows = [[json.loads(line) for line in data.splitlines()] for data in written]
+        try:
+            rows = [[json.loads(line) for line in data.splitlines()] for data in written]
+        except ValueError as error:
+            place = f"{self.uri}/{attempt_folder(attempt)}/{stream}"
+            raise CorruptObjectError(f"a file of {place} does not read, as if it were cut off: {error}") from error
         return by_time(rows, lambda row: float(row["time"]))
 
     def writers_of(self, attempt: int) -> list[str]:
@@ -433,6 +491,10 @@ class Run:
         """Return the segments of each writer of a stream, without those that were merged in another."""
         prefix = self.path(f"{attempt_folder(attempt)}/{stream}/")
         return segments_to_read(entry.path for entry in self.storage.list(prefix))
+
+
+def _up_to(bound: float, tell: Callable[[Unread], object]) -> Callable[[Unread], object]:
+    return lambda unread: tell(unread) if unread.step <= bound else None
 
 
 def new_run_id(name: str) -> str:

@@ -61,6 +61,7 @@ class Survey:
     newest: int  # attempt; 0 before the first
     state: str | None  # of the newest attempt's result
     folders: Sequence[Folder]
+    unread: Sequence[str] = ()  # why claims do not read
 
     @property
     def size(self) -> int:
@@ -90,6 +91,7 @@ class Verification:
     newest: int
     state: str | None
     findings: Sequence[Finding]
+    unread: Sequence[str] = ()  # why claims do not read
 
     def of(self, *verdicts: Verdict) -> list[Finding]:
         return [finding for finding in self.findings if finding.verdict in verdicts]
@@ -126,6 +128,7 @@ def survey(run: Run) -> Survey:
         newest=max(attempts, default=0),
         state=result.state if result is not None else None,
         folders=[folder for attempt in attempts for folder in _folders_of(run, attempt)],
+        unread=tuple(why for attempt in attempts if (why := _fault_of_claim(run, attempt))),
     )
 
 
@@ -163,12 +166,13 @@ def verify(run: Run, found: Survey, tell: Callable[[int], None] = lambda _: None
         for folder in found.folders
         if folder.path not in faults or not _is_retired(run, folder)
     ]
-    return Verification(newest=found.newest, state=found.state, findings=findings)
+    return Verification(newest=found.newest, state=found.state, findings=findings, unread=found.unread)
 
 
 def complain(run: Run, found: Verification) -> str:
     """Say which file is damaged and what a resume will do about it; an empty string where all is intact."""
     said = [finding.folder.why for finding in found.of(Verdict.NEWER)]
+    said += [f"{why}. A resume takes the attempt to have begun with what those before it saved" for why in found.unread]
     damaged = found.of(Verdict.DAMAGED)
     if damaged:
         worst = max(damaged, key=lambda finding: finding.place)
@@ -182,6 +186,17 @@ def complain(run: Run, found: Verification) -> str:
             f"{worst.folder.path}/{name} {fault}{more}. {_consequence(found)}",
         )
     return "\n".join(said)
+
+
+def _fault_of_claim(run: Run, attempt: int) -> str:
+    """Return why the claim of an attempt does not read; an empty string where it does, or there is none."""
+    try:
+        run.claim_of(attempt)
+    except ObjectNotFoundError:
+        return ""
+    except CorruptObjectError as error:
+        return str(error)
+    return ""
 
 
 def _folders_of(run: Run, attempt: int) -> Iterator[Folder]:

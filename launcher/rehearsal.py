@@ -61,10 +61,11 @@ class Rehearsal:
     met: Sequence[Met]
     verdict: Verdict
     left: Sequence[str]  # processes that should be gone
+    ended: str  # why the disturbed run did not end well; an empty text where it did
 
     @property
     def passed(self) -> bool:
-        return self.verdict.equal and not self.left
+        return self.verdict.equal and not self.left and not self.ended
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -74,6 +75,7 @@ class Rehearsal:
             "faults": [asdict(one) for one in self.met],
             "verdict": self.verdict.as_dict(),
             "left": list(self.left),
+            "ended": self.ended,
         }
 
 
@@ -141,7 +143,19 @@ def rehearse(job: Job, faults: Sequence[Fault], show: Callable[[str, Update], No
     left = _left_of(disturbed)
     met = [Met(Fault(row["fault"]), row["step"], time_lost(disturbed, row["step"], row["at"])) for row in came]
     met.sort(key=lambda one: one.step)
-    return Rehearsal(undisturbed, disturbed, met, compare(undisturbed, disturbed), left)
+    return Rehearsal(undisturbed, disturbed, met, compare(undisturbed, disturbed), left, how_it_ended(disturbed))
+
+
+def how_it_ended(run: Run) -> str:
+    """Return what is wrong with the end of a run, or with the checkpoint of it; an empty text where nothing is."""
+    summary = summarize(run)
+    if summary.exit_code != 0:
+        return f"it is {summary.state}: {summary.reason}"
+    newest = run.newest_intact(read=True)
+    if newest is None or newest.step != summary.last_step:
+        last = f"that of step {newest.step}" if newest is not None else "none"
+        return f"its last step is {summary.last_step}, and the newest checkpoint that is intact is {last}"
+    return ""
 
 
 def place(faults: Sequence[Fault], last_step: int) -> dict[int, Fault]:

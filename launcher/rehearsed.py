@@ -41,6 +41,8 @@ def print_outcome(done: Rehearsal) -> None:
         lost = "no step came after it" if one.lost is None else f"the next new step came after {duration(one.lost)}"
         print(f"{one.fault:<{width}}  after step {one.step}: {lost}")
     print(f"{done.verdict.repeated} steps were repeated, and are in no curve")
+    if done.ended:
+        print(f"the disturbed run did not end well: {done.ended}")
     for process in done.left:
         print(f"left over: process {process}")
     print(f"verdict: {done.verdict}")

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cluster.attempts import Attempt
-from cluster.errors import CorruptObjectError, InfrastructureError, ObjectNotFoundError, StorageError, is_outage
+from cluster.errors import (
+    CorruptObjectError,
+    InfrastructureError,
+    ObjectNotFoundError,
+    StorageDeniedError,
+    StorageError,
+    StorageFullError,
+    is_outage,
+)
 from cluster.outages import PATIENCE, patient
 from cluster.records import Checkpoint
 from cluster.selection import best_of
@@ -43,6 +51,7 @@ _LONGEST_WAIT = 30.0  # seconds that the loop stands still for the save before
 _ROOM = 1.5  # times the memory of a copy that must be free for another
 _PAUSE = 5.0  # seconds between tries, beside those that storage takes by itself
 _LOOK = 0.5  # seconds between looks whether something is urgent
+_REFUSED = 60.0  # seconds in which a key may be renewed, or room be made
 _MARGIN = 2.0  # seconds before its machine goes by which the last save is to be there
 
 
@@ -167,9 +176,11 @@ class Checkpointer:
             files = Path(folder)
             options = options_of(trainer.optimizer)
             self._files.restore(trainer, patient(self._attempt.run), checkpoint, files)
-            if self._attempt.claim.origin is not None:
-                set_options(trainer.optimizer, options)  # what another run had is not this job's
-            trainer.load_state(json.loads((files / TRAINER_FILE).read_text()))
+            state = json.loads((files / TRAINER_FILE).read_text())
+            if self._attempt.claim.origin is not None:  # what another run had is not this job's
+                set_options(trainer.optimizer, options)
+                state.pop("data", None)
+            trainer.load_state(state)
         self.newest_step = checkpoint.step
         self._committed = [checkpoint]
         seconds = round(time.monotonic() - started, 3)
@@ -242,8 +253,10 @@ class Checkpointer:
     def confirm(self) -> None:
         """Begin to write the copy: the next step's loss, or the run's end, shows that its weights are good.
 
-        Were it written before, a checkpoint of weights that have diverged could push the last good one out.
+        Were it written before, a checkpoint of weights that have diverged could push the last good one out. Raises what
+        the save before met, as what is trained from then on is lost.
         """
+        self._raise()
         if self._unproven is None:
             return
         if self._thread is None:
@@ -332,7 +345,7 @@ class Checkpointer:
         while (snapshot := self._next()) is not None:
             try:
                 self._write(snapshot)
-            except BaseException as failed:  # told to the loop, at its next save or its end
+            except BaseException as failed:  # told to the loop, at its next step or its end
                 if snapshot.dropped.is_set():
                     continue
                 error = failed.cause if isinstance(failed, RankFailedError) else failed
@@ -409,7 +422,8 @@ class Checkpointer:
             except StorageError as error:
                 if snapshot.dropped.is_set():
                     return None
-                if not is_outage(error) or time.monotonic() - self._note_away() > PATIENCE:
+                patience = _patience(error)
+                if not patience or time.monotonic() - self._note_away() > patience:
                     raise
                 if self._peers is not None:
                     self._peers.tell(snapshot.step, Told(Stand.AWAY))
@@ -534,6 +548,13 @@ def _reporting_damage(attempt: Attempt) -> Iterator[None]:
         reason = f"the checkpoint of step {start.step if start else 0} cannot be restored: {error}"
         Attempt(patient(attempt.run), attempt.claim).report_damage(reason)
         raise CorruptObjectError(reason) from error
+
+
+def _patience(error: StorageError) -> float:
+    """Return for how many seconds a save is tried again after an error."""
+    if is_outage(error):
+        return PATIENCE
+    return _REFUSED if isinstance(error, StorageDeniedError | StorageFullError) else 0.0
 
 
 def _files_of(peers: Peers | None) -> StateFiles:

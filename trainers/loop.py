@@ -21,6 +21,7 @@ from trainers.data.loader import Loaded, Loader, split
 from trainers.data.order import SampleOrder, largest_share, share
 from trainers.optim import Schedule, build_optimizer, clip_and_scale
 from trainers.parallel import Reduction, replicate, share_buffers, share_memory, wait_for_own_work, without_sync
+from trainers.processors import cpu_count
 from trainers.pulse import Phase, Pulse
 from trainers.randomness import DROPOUT, EVALUATION, MODEL, seed_everything, seed_for, seed_generator
 from trainers.record import FINGERPRINTS
@@ -50,6 +51,7 @@ class Progress:
     evaluation: dict[str, float] = field(default_factory=dict)  # the newest
     evaluated: int = 0  # the step of that
     owes_evaluation: bool = False  # that of this step was left for a stop: who goes on begins with it
+    last_loss: float | None = None  # of the newest step
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,7 @@ class Trainer:
                 raise self._diverged(f"the loss is {loss}", kept.step)
             if not math.isfinite(kept.norm) and not self.scaler.is_enabled():  # a scaler leaves such a step out
                 raise self._diverged(f"the gradient's norm is {kept.norm}", kept.step)
+            self.progress.last_loss = loss
             self.progress.loss_sum += kept.loss_sum
             self.progress.target_count += kept.count
             self.progress.seen = (self.progress.seen + kept.seen) % FINGERPRINTS
@@ -296,8 +299,8 @@ class Trainer:
         self.checkpointer.close()
         self.pulse.enter(Phase.ENDING)
         metrics = dict(self.progress.evaluation)
-        if self.recorder.last_loss is not None:
-            metrics["loss"] = self.recorder.last_loss
+        if self.progress.last_loss is not None:
+            metrics["loss"] = self.progress.last_loss
         return Outcome(step=self.progress.step, metrics=metrics, stopped=stop, early=early)
 
     def is_due(self, every: Every) -> bool:
@@ -320,12 +323,49 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Return all that a resume needs beside model and optimizer, as plain JSON."""
         progress = vars(self.progress).copy()
-        return {"progress": progress, "scaler": self.scaler.state_dict()}
+        told = {"data": self._data(), "threads": self._threads()}
+        return {"progress": progress, "scaler": self.scaler.state_dict(), **told}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave. Raises TrainingError where the data is not that which it was trained on."""
         self.progress = Progress(**state["progress"])
+        self._compare_data(state.get("data", {}))
+        self._compute_with(state.get("threads", {}))
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+
+    def _data(self) -> dict[str, Any]:
+        """Return what the order of samples follows from, and what is in them, as far as that is known."""
+        known = {key: self.task.meta[key] for key in ("classes", "image", "labels", "pixels") if key in self.task.meta}
+        return {"train": len(self.train_data), "eval": len(self.eval_data or ()), **known}
+
+    def _compare_data(self, saved: Mapping[str, Any]) -> None:
+        """Raise TrainingError where the samples are others; of other pixels alone, which a decoder may make, tell."""
+        now = self._data()
+        for key in [key for key in saved if key in now and saved[key] != now[key]]:
+            if key == "pixels":
+                said = "the images are not to the pixel those that this run began with: other files, or another decoder"
+                self.recorder.event("warning", message=said)
+                continue
+            what = f"{key} was {saved[key]} and is {now[key]}" if key != "labels" else "their labels, or their order"
+            raise TrainingError(
+                f"the samples are not those that step {self.progress.step} was reached with: {what}. Put the data back "
+                "as it was and resume, or begin anew with what is there: raylift run"
+            )
+
+    def _threads(self) -> dict[str, int]:
+        """Return what the order of sums on processors follows from."""
+        return {"ranks": self.context.world_size, "threads": torch.get_num_threads()}
+
+    def _compute_with(self, saved: Mapping[str, int]) -> None:
+        """Compute with as many threads as before, where there are as many ranks and this machine has them."""
+        if self.device.type != "cpu" or not saved or saved["ranks"] != self.context.world_size:
+            return
+        if saved["threads"] <= cpu_count():
+            torch.set_num_threads(saved["threads"])
+        elif saved != self._threads():
+            has = f"a rank computed with {saved['threads']} threads, and has {cpu_count()} processors now"
+            self.recorder.event("warning", message=f"{has}: losses may differ in their last digits")
 
     def _last_step(self) -> int:
         if self.config.max_steps is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -35,8 +36,17 @@ def share_memory(context: WorkerContext, device: torch.device) -> SharedSums | N
 
 def replicate(model: nn.Module, device: torch.device, shared: SharedSums | None) -> nn.Module:
     """Return the model as the ranks train it together, each on the whole of it. Collective."""
-    parallel = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     world_size = torch.distributed.get_world_size()
+    # After its first step DDP lays gradients out anew, and gloo's order of summing follows from where one lies: so a
+    # resume would add in another order at one step. It lays none out anew where it looks for unused parameters.
+    keeps_layout = device.type == "cpu" and shared is None and world_size > 2
+    if keeps_layout:
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified in DDP")
+    parallel = DistributedDataParallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=keeps_layout,
+    )
     if shared is not None:
         parallel.register_comm_hook(shared, lambda shared, bucket: _averaged(shared, bucket.buffer(), world_size))
     return parallel

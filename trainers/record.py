@@ -31,7 +31,6 @@ class Recorder:
         self._events = SegmentWriter(attempt.run, attempt.number, "events", "rank-0") if rank == 0 else None
         self._since = time.monotonic()
         self._samples = 0
-        self.last_loss: float | None = None
 
     def event(self, name: str, **values: Any) -> None:
         if self._events is not None:
@@ -52,7 +51,6 @@ class Recorder:
 
     def step(self, sums: StepSums, loss: float, *, epoch: int, samples: int, seen: int) -> bool:
         """Take a step in; return whether a row ends with it, whose steps saw the samples of the fingerprint `seen`."""
-        self.last_loss = loss
         self._samples += samples
         if sums.step % self._log_every:
             return False

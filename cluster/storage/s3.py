@@ -135,7 +135,7 @@ class S3Storage:
         for upload in self._pages("list_multipart_uploads", "Uploads", check_prefix(prefix)):
             path = upload["Key"].removeprefix(self._root)
             with self._errors(path):
-                self._client.abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+                self._abort(upload)
             swept.append(path)
         return sorted(swept)
 
@@ -151,7 +151,7 @@ class S3Storage:
             return self._get(self._key(path), _ranged(start, end), partial(_pour, room=room))
 
     def _get(self, key: str, ranged: dict[str, str], take: Callable[[Any], Taken]) -> Taken:
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 
         attempts = 0
         while True:
@@ -164,10 +164,22 @@ class S3Storage:
                 raise
             try:
                 return take(body)
+            except FlexibleChecksumError:  # it may have been damaged on its way alone
+                if attempts > 1:
+                    raise
             except BotoCoreError as error:  # it broke off: only the request itself has retries of botocore's
                 if attempts >= FIRST_ATTEMPTS or not is_transient(error):
                     raise
                 time.sleep(backoff(attempts))
+
+    def _abort(self, upload: dict[str, Any]) -> None:
+        from botocore.exceptions import ClientError
+
+        try:
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "NoSuchUpload":  # its owner was faster, or a reply was lost
+                raise
 
     def _pages(self, operation: str, field: str, prefix: str, **options: str) -> Sequence[dict[str, Any]]:
         pages = self._client.get_paginator(operation)

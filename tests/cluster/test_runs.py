@@ -24,11 +24,11 @@ from cluster.errors import (
     SupersededError,
 )
 from cluster.outages import through_outages
-from cluster.records import Base, Checkpoint, Origin, Result
+from cluster.records import Base, Checkpoint, Origin, Result, history_of
 from cluster.runs import Run, list_runs, new_run_id
 from cluster.storage.base import Digest, Storage
 from cluster.storage.file import FileStorage
-from tests.cluster.saves import Commit, flip_a_byte, make_newer, steps, stored
+from tests.cluster.saves import Commit, flip_a_byte, make_newer, steps, stored, write_rows
 from tests.hooked import hooked
 
 # -- names
@@ -214,6 +214,11 @@ def empty_the_manifest(run: Run, folder: str) -> None:
     run.storage.write(run.path(f"{folder}/manifest.json"), b"")
 
 
+def change_what_the_manifest_tells(run: Run, folder: str) -> None:
+    path = run.path(f"{folder}/manifest.json")
+    run.storage.write(path, run.storage.read(path).replace(b'"info":{', b'"info":{"added":1,'))
+
+
 Damage = Callable[[Run, str], None]
 
 
@@ -227,7 +232,10 @@ def without_reading(run: Run) -> Run:
     return Run(hooked(run.storage, before=refuse), run.id)
 
 
-@pytest.mark.parametrize("damage", [cut_off_the_end, lose_a_file, lose_the_manifest, empty_the_manifest])
+@pytest.mark.parametrize(
+    "damage",
+    [cut_off_the_end, lose_a_file, lose_the_manifest, empty_the_manifest, change_what_the_manifest_tells],
+)
 def test_a_claim_sees_by_a_listing_what_is_not_whole_and_passes_it_over(
     run: Run, commit: Commit, damage: Damage
 ) -> None:
@@ -243,6 +251,107 @@ def test_a_claim_that_reads_passes_over_whatever_is_damaged(run: Run, commit: Co
     commit(first, 10)
     damage(run, commit(first, 20).folder)
     assert run.claim(read=True).claim.base == Base(attempt=1, step=10)
+
+
+@pytest.mark.parametrize("damage", [empty_the_manifest, change_what_the_manifest_tells])
+def test_a_manifest_that_does_not_read_is_told_of_where_it_is_newer_than_what_is_taken(
+    run: Run, commit: Commit, damage: Damage
+) -> None:
+    first, said = run.claim(), []
+    for step in (10, 20, 30):
+        commit(first, step)
+    damage(run, "attempts/000001/checkpoints/000000010")
+    damage(run, "attempts/000001/checkpoints/000000030")
+    claimed = run.claim(on_corrupt=lambda checkpoint, why: said.append((checkpoint.step, why)))
+    assert claimed.claim.base == Base(attempt=1, step=20)
+    assert [step for step, _ in said] == [30]
+    assert f"{run.uri}/attempts/000001/checkpoints/000000030/manifest.json does not read" in said[0][1]
+
+
+def test_a_manifest_of_before_they_had_a_digest_of_themselves_reads(run: Run, commit: Commit) -> None:
+    saved = commit(run.claim(), 10)
+    path = run.path(f"{saved.folder}/manifest.json")
+    told = json.loads(run.storage.read(path))
+    del told["sha256"]
+    run.storage.write(path, json.dumps(told).encode())
+    assert run.newest_intact(read=True) == saved
+
+
+def test_a_checkpoint_whose_manifest_did_not_read_once_is_not_deleted(run: Run, commit: Commit) -> None:
+    first = run.claim()
+    for step in (10, 20, 30, 40):
+        commit(first, step)
+    fault = iter([True])
+
+    def refuse(name: str, path: str, *_: object) -> None:
+        if name == "read" and path.endswith("000000030/manifest.json") and next(fault, False):
+            raise CorruptObjectError("its bytes do not have the checksum that the server keeps")
+
+    flaky = Attempt(Run(hooked(run.storage, before=refuse), run.id), first.claim)
+    assert flaky.retain(keep=2) == [10]
+    assert [one.step for one in run.checkpoints()] == [20, 30, 40]
+    assert first.retain(keep=2) == [20]
+
+
+# -- small files that are cut off
+
+
+def cut_in_half(run: Run, name: str) -> None:
+    data = run.storage.read(run.path(name))
+    run.storage.write(run.path(name), data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_run_whose_newest_claim_is_cut_off_goes_on_from_what_it_has_saved(
+    run: Run, commit: Commit, own: bool
+) -> None:
+    first = run.claim()
+    commit(first, 10)
+    second = run.claim()
+    if own:
+        commit(second, 20)
+    cut_in_half(run, "attempts/000002/claim.json")
+    assert [claim.base for claim in run.claims()] == [None, Base(attempt=1, step=10)]
+    third = run.claim()
+    assert (third.number, third.claim.base) == (3, Base(attempt=2, step=20 if own else 10))
+    assert [claim.attempt for claim, _ in history_of(run.claims())] == [3, 2, 1]
+    with pytest.raises(CorruptObjectError, match=r"attempts/000002/claim\.json does not read, as if it were cut off"):
+        run.claim_of(2)
+
+
+def test_an_attempt_whose_result_is_cut_off_has_failed_and_says_which_file(run: Run) -> None:
+    attempt = run.claim()
+    attempt.finish(Result("SUCCEEDED", "done", 0, 10))
+    cut_in_half(run, "attempts/000001/result.json")
+    result = run.result()
+    assert result is not None
+    assert (result.state, result.exit_code) == ("FAILED", 3)
+    assert f"{run.uri}/attempts/000001/result.json does not read" in result.message
+
+
+@pytest.mark.parametrize("name", ["stop.json", "notice.json", "alive.json", "damage.json", "metrics"])
+def test_any_other_file_that_is_cut_off_is_named(run: Run, name: str) -> None:
+    attempt = run.claim()
+    run.request_stop("enough")
+    attempt.give_notice("a spot notice")
+    attempt.show_life()
+    attempt.report_damage("it cannot be restored")
+    write_rows(attempt, "metrics", 1, 2, 3)
+    if name == "damage.json":
+        cut_in_half(run, "attempts/000001/damage.json")
+        assert "damage.json does not read" in str(run.damage_of(1)), "that it is there counts"
+        return
+    ask: dict[str, Callable[[], object]] = {
+        "stop.json": run.stop_reason,
+        "notice.json": attempt.notice,
+        "alive.json": lambda: run.last_sign_of_life(1),
+        "metrics": lambda: run.rows_of(1, "metrics"),
+    }
+    folder = "" if name == "stop.json" else "attempts/000001/"
+    (path,) = [each for each in stored(run, folder) if name in each]
+    cut_in_half(run, path)
+    with pytest.raises(CorruptObjectError, match=rf"{name}.* does not read, as if it were cut off"):
+        ask[name]()
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_off_the_end, lose_a_file])
@@ -412,7 +521,7 @@ def test_a_manifest_keeps_the_quick_checksum_beside_the_other_where_there_is_one
     path = run.path(f"{folder}/manifest.json")
     manifest = json.loads(run.storage.read(path))
     assert manifest["files"] == {name: {"size": one.size, "sha256": one.sha256} for name, one in found.items()}
-    del manifest["crc64"]  # as older versions wrote it
+    del manifest["crc64"], manifest["sha256"]  # as older versions wrote it
     run.storage.write(path, json.dumps(manifest).encode())
     assert run.checkpoint_at(attempt.number, 1).files == found
 

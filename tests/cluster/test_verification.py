@@ -496,3 +496,20 @@ def test_a_sweep_that_was_cut_off_is_made_up_for_by_the_next(tmp_path: Path) -> 
         sweep(run, check(run))
         assert folders(run) == ["2/20", "2/30"]
         assert needless(check(run)) == []
+
+
+# -- a claim that was cut off
+
+
+def test_a_claim_that_is_cut_off_is_a_finding_and_keeps_what_a_resume_takes(run: Run, commit: Commit) -> None:
+    commit(run.claim(), 10)
+    commit(run.claim(), 20)
+    path = run.path("attempts/000002/claim.json")
+    run.storage.write(path, run.storage.read(path)[:40])
+    found = check(run)
+    assert verdicts(found) == [(1, 10, "intact"), (2, 10, "intact"), (2, 20, "intact")]
+    assert place(found.base) == (2, 20)
+    assert complain(run, found) == (
+        f"{found.unread[0]}. A resume takes the attempt to have begun with what those before it saved"
+    )
+    assert "attempts/000002/claim.json does not read, as if it were cut off" in found.unread[0]

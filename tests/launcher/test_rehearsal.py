@@ -19,7 +19,7 @@ from cluster.storage import rehearsed
 from cluster.storage.open import open_storage
 from cluster.storage.rehearsed import OUTAGE, REHEARSAL, refuse_for
 from launcher.cli.app import app
-from launcher.rehearsal import Fault, Job, choose, place, time_lost
+from launcher.rehearsal import Fault, Job, choose, how_it_ended, place, time_lost
 from launcher.spec import LoadedJob
 from launcher.watch import Update
 from tests.finished import DIGITS, new_run, started, training, write_rows
@@ -91,6 +91,8 @@ def test_runs_that_differ_are_kept_and_end_with_1(
             rows[-3]["loss"] += 1e-9 * differs
         write_rows(attempt, "events", [started(0, at=1000.0, last_step=8)])
         write_rows(attempt, "metrics", rows)
+        (tmp_path / "model").write_bytes(b"weights")
+        attempt.commit(8, [tmp_path / "model"], {"metrics": {}})
         attempt.finish(Result(state="SUCCEEDED", step=8))
         return made
 
@@ -155,3 +157,27 @@ def test_a_rehearsed_outage_that_outlasts_the_retries_is_an_error(
 def test_without_a_rehearsal_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(OUTAGE, raising=False)
     assert not rehearsed.is_away()
+
+
+@pytest.mark.parametrize(
+    ("state", "saved", "said"),
+    [
+        ("SUCCEEDED", [4, 12], ""),
+        ("FAILED", [4, 12], "it is FAILED: the last save was refused"),
+        ("SUCCEEDED", [4], "its last step is 12, and the newest checkpoint that is intact is that of step 4"),
+        ("SUCCEEDED", [], "its last step is 12, and the newest checkpoint that is intact is none"),
+    ],
+)
+def test_a_run_that_was_disturbed_has_to_end_well_with_its_last_step_saved(
+    tmp_path: Path, state: str, saved: list[int], said: str
+) -> None:
+    run = new_run(tmp_path)
+    attempt = run.claim()
+    write_rows(attempt, "events", [started(0, at=1.0)])
+    write_rows(attempt, "metrics", training(1, 12, begin=1.0))
+    (tmp_path / "model").write_bytes(b"weights")
+    for step in saved:
+        attempt.commit(step, [tmp_path / "model"], {"metrics": {}})
+    is_well = state == "SUCCEEDED"
+    attempt.finish(Result(state, "" if is_well else "the last save was refused", 0 if is_well else 3, 12))
+    assert how_it_ended(run) == said

@@ -7,6 +7,8 @@ import torch
 from cluster.runs import Run
 from launcher.export import export_model
 from tests.finished import train
+from tests.trainers.given import Given
+from trainers import notice
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +32,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> Given:
+    """Return the notice of this process, which has got none yet."""
+    monkeypatch.setattr(notice, "_deadlines", [])
+    return Given()

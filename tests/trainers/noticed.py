@@ -34,7 +34,7 @@ def disturb(patch: pytest.MonkeyPatch, at: tuple[int, int, int], act: Callable[[
 
 def main() -> int:
     rank, step, batch = map(int, sys.argv[2:])
-    disturb(pytest.MonkeyPatch(), (rank, step, batch), lambda _: notice._given.set())
+    disturb(pytest.MonkeyPatch(), (rank, step, batch), lambda _: notice.give())
     return worker.main()
 
 

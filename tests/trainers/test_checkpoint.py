@@ -15,7 +15,14 @@ import pytest
 import torch
 
 from cluster.attempts import Attempt
-from cluster.errors import CorruptObjectError, StorageDeniedError, StorageError, SupersededError, TrainingError
+from cluster.errors import (
+    CorruptObjectError,
+    StorageDeniedError,
+    StorageError,
+    StorageFullError,
+    SupersededError,
+    TrainingError,
+)
 from cluster.runs import Run
 from cluster.storage.sources import InMemory, Source
 from tests.harness import losses, wait_for
@@ -101,18 +108,51 @@ def test_storage_that_stays_away_ends_the_run_after_a_while_with_its_reason(
     assert run.checkpoints()[-1].step == 4
 
 
-def test_storage_that_refuses_is_not_asked_again(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("error", [StorageDeniedError, StorageFullError])
+def test_storage_that_refuses_is_asked_for_a_minute_in_which_somebody_may_mend_it(
+    tmp_path: Path, error: type[StorageError]
+) -> None:
+    run, mended = start(tmp_path), threading.Event()
+
+    def refuse(name: str, *arguments: Any) -> None:
+        if saved_step(name, *arguments) == LAST and not mended.is_set():
+            raise error("not now")
+
+    threading.Timer(1.0, mended.set).start()
+    train(with_storage(run, refuse))
+    assert mended.is_set()
+    assert run.checkpoints()[-1].step == LAST
+
+
+def test_storage_that_changes_what_it_was_sent_is_not_asked_again(tmp_path: Path) -> None:
     asked: list[int] = []
 
     def refuse(name: str, *arguments: Any) -> None:
         if saved_step(name, *arguments) == 5:
             asked.append(5)
-            raise StorageDeniedError("no such key")
+            raise CorruptObjectError("other bytes have come")
 
     run = start(tmp_path)
-    with pytest.raises(StorageDeniedError):
+    with pytest.raises(CorruptObjectError):
         train(with_storage(run, refuse))
     assert len(asked) <= 4  # one a file
+
+
+def test_a_save_that_is_refused_for_good_ends_training_at_its_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_REFUSED", 0.0)
+    run = start(tmp_path, {"checkpoint": {"every": "5 steps"}})
+
+    def step_after(_: Any, step: int) -> None:
+        if step == 6:  # the first that shows that the weights of step 5 are good
+            wait_for(lambda: all(one.name != "checkpoint" for one in threading.enumerate()), "the end of the save")
+
+    monkeypatch.setattr("trainers.control.Control.after", step_after)
+    with pytest.raises(StorageDeniedError):
+        train(with_storage(run, away_for(range(5, 100), StorageDeniedError)))
+    assert max(row["step"] for row in run.rows_of(1, "metrics")) == 7
 
 
 def test_a_slow_storage_holds_training_up_and_every_save_tells_for_how_long(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ from cluster.runs import Run
 from cluster.selection import best_of
 from launcher.verdict import compare
 from tests.harness import environment, losses, wait_for
+from tests.trainers.given import Given
 from tests.trainers.noticed import SMALL_BATCHES, disturb
 from tests.trainers.test_trial import Sweep
 from tests.trainers.training import Change, events, of_torchrun, start, steps_of, train
-from trainers import notice
 from trainers.loop import Trainer
 from trainers.parallel import Agreement
 from trainers.pulse import Pulse
@@ -29,13 +28,6 @@ JOB: Change = {"train": {"batch_size": SMALL_BATCHES, "max_steps": LAST, "eval_e
 NOWHERE = (-1, -1, -1)
 
 
-@pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    event = threading.Event()
-    monkeypatch.setattr(notice, "_given", event)
-    return event
-
-
 def undisturbed(folder: Path, *changes: Change) -> Run:
     run = start(folder, JOB, *changes, run_id="whole")
     with pytest.MonkeyPatch.context() as patch:
@@ -44,7 +36,7 @@ def undisturbed(folder: Path, *changes: Change) -> Run:
     return run
 
 
-def leave(run: Run, step: int, batch: int, given: threading.Event) -> None:
+def leave(run: Run, step: int, batch: int, given: Given) -> None:
     """Run an attempt that is told at a batch of the evaluation of a step, and leaves then."""
     with pytest.MonkeyPatch.context() as patch:
         disturb(patch, (0, step, batch), lambda _: given.set())
@@ -85,7 +77,7 @@ def assert_the_same(run: Run, whole: Run) -> None:
 
 @pytest.mark.parametrize(("step", "batch"), [(EVERY, 0), (2 * EVERY, BATCHES // 2), (LAST, BATCHES - 1)])
 def test_an_evaluation_that_was_left_is_done_once_and_before_all_else(
-    tmp_path: Path, given: threading.Event, step: int, batch: int
+    tmp_path: Path, given: Given, step: int, batch: int
 ) -> None:
     whole, run = undisturbed(tmp_path), start(tmp_path, JOB)
     leave(run, step, batch, given)
@@ -96,7 +88,7 @@ def test_an_evaluation_that_was_left_is_done_once_and_before_all_else(
     assert_the_same(run, whole)
 
 
-def test_an_evaluation_can_be_left_again(tmp_path: Path, given: threading.Event) -> None:
+def test_an_evaluation_can_be_left_again(tmp_path: Path, given: Given) -> None:
     whole, run = undisturbed(tmp_path), start(tmp_path, JOB)
     for _ in range(2):
         leave(run, EVERY, 2, given)
@@ -106,7 +98,7 @@ def test_an_evaluation_can_be_left_again(tmp_path: Path, given: threading.Event)
 
 
 def test_a_run_that_dies_after_what_it_made_up_for_does_so_again_and_counts_it_once(
-    tmp_path: Path, given: threading.Event, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, given: Given, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, run = undisturbed(tmp_path), start(tmp_path, JOB)
     leave(run, EVERY, 2, given)
@@ -125,7 +117,7 @@ def _runs_out_of_memory(*_: object) -> None:
 
 
 @pytest.mark.parametrize("step", [2 * EVERY, LAST], ids=["that ends it", "of the last step"])
-def test_early_stopping_counts_an_evaluation_that_was_left(tmp_path: Path, given: threading.Event, step: int) -> None:
+def test_early_stopping_counts_an_evaluation_that_was_left(tmp_path: Path, given: Given, step: int) -> None:
     patience = step // EVERY - 1
     stopping: Change = {"train": {"early_stopping": {"metric": "eval_loss", "patience": patience, "min_delta": 100.0}}}
     whole, run = undisturbed(tmp_path, stopping), start(tmp_path, JOB, stopping)
@@ -154,7 +146,7 @@ def test_a_persons_stop_is_heard_in_an_evaluation(tmp_path: Path, monkeypatch: p
     assert_the_same(run, whole)
 
 
-def test_a_trial_that_leaves_an_evaluation_tells_of_it_once(tmp_path: Path, given: threading.Event) -> None:
+def test_a_trial_that_leaves_an_evaluation_tells_of_it_once(tmp_path: Path, given: Given) -> None:
     sweep = Sweep(tmp_path, JOB)
     with pytest.MonkeyPatch.context() as patch:
         disturb(patch, (0, 2 * EVERY, 2), lambda _: given.set())

@@ -22,6 +22,7 @@ from cluster.runs import Run
 from tests.harness import environment, losses, wait_for
 from tests.hooked import hooked
 from tests.stand_ins.metadata import Metadata, in_seconds
+from tests.trainers.given import Given
 from tests.trainers.training import EVERYTHING, Change, events, start, train
 from trainers import backend, notice
 from trainers.checkpoint import Checkpointer
@@ -32,18 +33,14 @@ from trainers.loop import Trainer
 LONG: Change = {"train": {"epochs": 40, "eval_every": "120 steps"}, "checkpoint": {"every": "1000 epochs"}}
 
 
-@pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    event = threading.Event()
-    monkeypatch.setattr(notice, "_given", event)
-    monkeypatch.setattr(notice, "_deadlines", [])
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notice, "_POLL", 0.05)
-    return event
 
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
 def test_the_word_of_a_cloud_is_a_notice(
-    cloud: str, metadata: Metadata, given: threading.Event, monkeypatch: pytest.MonkeyPatch
+    cloud: str, metadata: Metadata, given: Given, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in metadata.env(cloud).items():
         monkeypatch.setenv(name, value)
@@ -69,7 +66,7 @@ def test_the_word_of_a_cloud_is_a_notice(
     ],
 )
 def test_aws_tells_when_it_takes_the_machine(
-    metadata: Metadata, given: threading.Event, monkeypatch: pytest.MonkeyPatch, at: float | str, seconds: float
+    metadata: Metadata, given: Given, monkeypatch: pytest.MonkeyPatch, at: float | str, seconds: float
 ) -> None:
     for name, value in metadata.env("aws").items():
         monkeypatch.setenv(name, value)
@@ -79,7 +76,7 @@ def test_aws_tells_when_it_takes_the_machine(
     assert given.is_set()
 
 
-def test_of_several_deadlines_the_earliest_counts(given: threading.Event) -> None:
+def test_of_several_deadlines_the_earliest_counts(given: Given) -> None:
     assert notice.left() == math.inf
     for seconds in (math.inf, 50.0, 20.0, 90.0):
         notice.give(seconds)
@@ -98,9 +95,7 @@ def test_ray_tells_when_it_takes_a_node(
     assert backend.seconds_until_drained() == (seconds if seconds is None else pytest.approx(seconds, abs=1))
 
 
-def test_a_cloud_can_be_asked_at_once(
-    metadata: Metadata, given: threading.Event, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cloud_can_be_asked_at_once(metadata: Metadata, given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not notice.look()
     for name, value in metadata.env("gcp").items():
         monkeypatch.setenv(name, value)
@@ -111,7 +106,7 @@ def test_a_cloud_can_be_asked_at_once(
     assert given.is_set()
 
 
-def test_a_machine_of_no_cloud_asks_nobody(given: threading.Event) -> None:
+def test_a_machine_of_no_cloud_asks_nobody(given: Given) -> None:
     before = threading.active_count()
     notice.ask(threading.Event())
     assert threading.active_count() == before
@@ -140,7 +135,7 @@ def test_every_rank_hears_its_own_notice_and_rank_0_that_of_the_attempt(
     rank_1.close()
 
 
-def test_a_person_comes_before_a_cloud(tmp_path: Path, given: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_person_comes_before_a_cloud(tmp_path: Path, given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainers.control._POLL", 0.05)
     run = start(tmp_path)
     run.request_stop("enough")
@@ -216,7 +211,7 @@ def test_a_notice_is_heard_while_the_loop_waits_for_a_save_that_hangs(tmp_path: 
     assert [row["step"] for row in events(run, "checkpoint.skipped")] == [3, 2]
 
 
-def test_no_rank_leaves_a_preempted_attempt_before_rank_0_has_saved(tmp_path: Path, given: threading.Event) -> None:
+def test_no_rank_leaves_a_preempted_attempt_before_rank_0_has_saved(tmp_path: Path, given: Given) -> None:
     run = start(tmp_path)
     given.set()
     stored: list[tuple[list[int], list[int]]] = []
@@ -243,7 +238,7 @@ def _run_process(run: Run) -> None:
     assert process.returncode == 0, errors
 
 
-def test_training_itself_knows_nothing_of_signals(tmp_path: Path, given: threading.Event) -> None:
+def test_training_itself_knows_nothing_of_signals(tmp_path: Path, given: Given) -> None:
     run = start(tmp_path, {"train": {"max_steps": 2}})
     assert train(run).stopped is None
     assert not given.is_set()

@@ -153,6 +153,7 @@ class Ranks:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "_PAUSE", 0.002)
+    monkeypatch.setattr(checkpoint, "_REFUSED", 0.0)
     monkeypatch.setattr(checkpoint, "_LONGEST_WAIT", 0.05)
     monkeypatch.setattr(checkpoint, "_files_of", lambda peers: Halves(peers.rank))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from cluster.runs import Run
 from tests.cluster.saves import send_half
+from tests.harness import environment
 from tests.trainers.pictures import digits, write_idx
 from tests.trainers.training import (
     Change,
@@ -16,6 +18,7 @@ from tests.trainers.training import (
     cut_off,
     events,
     numbers,
+    of_torchrun,
     start,
     steps_of,
     train,
@@ -118,3 +121,23 @@ def test_with_dropout_two_ranks_resume_to_the_bit(tmp_path: Path) -> None:
     train_ranks(resumed, 2)
     for kind in ("step", "epoch", "eval"):
         assert numbers(resumed, kind) == numbers(run, kind)
+
+
+@pytest.mark.slow
+def test_three_ranks_without_shared_memory_go_on_to_the_bit(tmp_path: Path) -> None:
+    """As on several machines, where gloo sums."""
+
+    def train_unshared(run: Run) -> None:
+        command = of_torchrun(run, 3, "tests.trainers.unshared")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment())
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    whole = start(tmp_path, SAME)
+    train_unshared(whole)
+    run = cut_off(whole, 5, tmp_path / "cut")
+    train_unshared(run)
+    assert numbers(run, "step") == numbers(whole, "step")
+    last, also = whole.checkpoints()[-1], run.checkpoints()[-1]
+    assert {name: one.sha256 for name, one in last.files.items()} == {
+        name: one.sha256 for name, one in also.files.items()
+    }

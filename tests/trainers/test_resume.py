@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from cluster.errors import TrainingError
 from cluster.records import Checkpoint
 from cluster.runs import Run
 from tests.harness import losses
+from tests.trainers import training
+from tests.trainers.pictures import digits, write_idx
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, Change, cut_off, events, start, steps_of, train
 from trainers import control
 from trainers.checkpoint import TRAINER_FILE
@@ -28,6 +31,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = start(tmp_path_factory.mktemp("whole"), EVERYTHING)
     train(run)
     return run
+
+
+@pytest.fixture
+def cut(tmp_path: Path) -> Run:
+    """Return a run that was killed after step 5, with data that no other run has."""
+    run = start(tmp_path / "first", EVERYTHING)
+    train(run)
+    training._prepared.cache_clear()
+    return cut_off(run, 5, tmp_path / "first" / "cut")
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +98,7 @@ def test_a_run_that_was_done_trains_no_step_more(whole: Run, tmp_path: Path) -> 
     assert losses(run) == losses(whole)
     result = whole.result()
     assert result is not None
-    assert {name: value for name, value in outcome.metrics.items() if name != "loss"} == {
-        name: value for name, value in result.metrics.items() if name != "loss"
-    }
+    assert outcome.metrics == result.metrics
 
 
 def test_early_stopping_ends_a_run_after_so_many_evaluations_without_gain(early: Run) -> None:
@@ -130,3 +140,60 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_later_as_if_it_had_not(
     train(run)
     assert losses(run) == losses(whole)
     assert steps_of(run) == list(range(1, 30 * STEPS_PER_EPOCH + 1))
+
+
+# -- other data, other processors
+
+
+@pytest.mark.parametrize("change", ["more", "fewer", "another order", "other labels"])
+def test_a_run_does_not_go_on_with_other_samples(cut: Run, tmp_path: Path, change: str) -> None:
+    images, labels = digits(210 if change == "more" else 190 if change == "fewer" else 200)
+    if change == "another order":
+        images, labels = images[::-1].copy(), labels[::-1].copy()
+    if change == "other labels":
+        labels = (labels + 1) % 10
+    write_idx(tmp_path / "first" / "data", "train", images, labels)
+    said = r"train was 160 and is 1\d\d" if len(images) != 200 else "their labels, or their order"
+    with pytest.raises(TrainingError, match=f"not those that step 5 was reached with: .*{said}.* begin anew"):
+        train(cut)
+    assert [one.step for one in cut.checkpoints()] == [1, 2, 3, 4, 5], "nothing is lost"
+
+
+def test_a_run_that_goes_on_with_other_pixels_says_so(cut: Run, tmp_path: Path) -> None:
+    """As another version of a decoder may make them: who is held out must be the same."""
+    images, labels = digits(200)
+    prepared = training._prepared(cut.uri, cut.job())
+    row = int(prepared.arrays["train_rows"][0])
+    training._prepared.cache_clear()
+    images = images.copy()
+    for changed in range(1, 16):
+        images[row, 0, 0, 0] = changed
+        write_idx(tmp_path / "first" / "data", "train", images, labels)
+        other = training._prepared(cut.uri, cut.job())
+        if row in other.arrays["train_rows"] and other.meta["labels"] == prepared.meta["labels"]:
+            break
+        training._prepared.cache_clear()
+    train(cut)
+    (warning,) = events(cut, "warning")
+    assert "not to the pixel those that this run began with" in warning["message"]
+
+
+def test_a_rank_goes_on_with_as_many_threads_as_it_began_with(whole: Run, tmp_path: Path) -> None:
+    run = cut_off(whole, 5, tmp_path)
+    torch.set_num_threads(2)
+    train(run)
+    assert torch.get_num_threads() == 1
+    assert losses(run) == losses(whole)
+
+
+def test_a_rank_that_had_more_threads_than_there_are_processors_now_says_so(
+    cut: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.loop.cpu_count", lambda: 0)
+    torch.set_num_threads(2)
+    train(cut)
+    (warning,) = events(cut, "warning")
+    assert warning["message"] == (
+        "a rank computed with 1 threads, and has 0 processors now: losses may differ in their last digits"
+    )
+    assert torch.get_num_threads() == 2

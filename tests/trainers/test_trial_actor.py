@@ -1,7 +1,6 @@
 """The actor in which trials train, without Ray around it."""
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import gettempdir
@@ -20,9 +19,9 @@ from tests.finished import DIGITS, new_run
 from tests.harness import losses
 from tests.sweeps import HEAD
 from tests.trainers import training
+from tests.trainers.given import Given
 from tests.trainers.test_sweep import Launch
 from tests.trainers.training import STEPS_PER_EPOCH
-from trainers import notice
 from trainers.config import TrainJob
 from trainers.jobs import load_job
 from trainers.sweep.actor import Shared, TrialActor
@@ -156,11 +155,7 @@ def test_what_an_actor_saves_names_a_checkpoint_from_which_another_goes_on(sweep
     assert trial_run(sweep.run, "00001").has_taken(sweep.actor._training._copied.origin)
 
 
-def test_a_trial_whose_machine_is_taken_away_saves_and_is_to_be_started_elsewhere(
-    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = threading.Event()
-    monkeypatch.setattr(notice, "_given", given)
+def test_a_trial_whose_machine_is_taken_away_saves_and_is_to_be_started_elsewhere(sweep: Sweep, given: Given) -> None:
     sweep.begin()
     assert sweep.actor.step()["training_iteration"] == 1
     given.set()

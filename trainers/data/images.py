@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -68,6 +69,7 @@ def prepare(job: TrainJob) -> Prepared:
     mean, std = _normalisation(job.data, train.decoded.moments[arrays["train_rows"]], shape)
     for array in arrays.values():
         array.setflags(write=False)
+    labels, pixels = _fingerprints(arrays, train, held)
     found = {
         "train": len(arrays["train_rows"]),
         "eval": len(arrays.get("eval_rows", ())),
@@ -76,7 +78,8 @@ def prepare(job: TrainJob) -> Prepared:
     }
     notes += [*train.dropped.events(), *(held.dropped.events() if held else [])]
     notes.append({"event": "data.ready", **found, "seconds": round(time.perf_counter() - started, 3)})
-    return Prepared(arrays=arrays, meta={**found, "mean": mean, "std": std}, notes=tuple(notes))
+    meta = {**found, "mean": mean, "std": std, "labels": labels, "pixels": pixels}
+    return Prepared(arrays=arrays, meta=meta, notes=tuple(notes))
 
 
 def _survey_both(data: Data, scratch: ExitStack) -> tuple[_Side, _Side | None]:
@@ -184,6 +187,19 @@ def _drop_label_errors(
         train.dropped.add(int(part.rows[sample]), "label error", detail)
     arrays["train_rows"] = np.delete(part.rows, list(errors))
     return {"event": "data.label_errors", "found": len(errors), "agreement": round(agreement, 4)}
+
+
+def _fingerprints(arrays: Arrays, train: _Side, held: _Side | None) -> tuple[str, str]:
+    """Return what tells the samples from others: of their labels in order, and of their pixels."""
+    labels, pixels = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    own = ("eval_labels", held) if held is not None else ("labels", train)
+    for name, key, side in (("train_rows", "labels", train), ("eval_rows", *own)):
+        rows = arrays.get(name, np.empty(0, dtype=np.int64))
+        labels.update(f"{name} {len(rows)}".encode())
+        labels.update(arrays[key][rows].astype("<i8").tobytes())
+        for row in rows.tolist():
+            pixels.update(side.digests[row])
+    return labels.hexdigest(), pixels.hexdigest()
 
 
 def _normalisation(data: Data, moments: NDArray[np.float64], shape: Shape) -> tuple[list[float], list[float]]:

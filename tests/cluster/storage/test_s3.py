@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from botocore import exceptions as aws
@@ -20,6 +21,7 @@ from botocore.exceptions import EndpointConnectionError
 
 from cluster.errors import (
     BucketMissingError,
+    CorruptObjectError,
     ObjectExistsError,
     ObjectNotFoundError,
     StorageDeniedError,
@@ -338,3 +340,45 @@ def test_an_endpoint_that_answered_once_is_given_a_minute() -> None:
 def test_only_what_may_pass_is_tried_again(status: int, code: str | None, again: bool) -> None:
     reply = {"ResponseMetadata": {"HTTPStatusCode": status}} | ({"Error": {"Code": code}} if code else {})
     assert (Retries()(response=(None, reply), attempts=1, caught_exception=None) is not None) == again
+
+
+# -- what somebody else has done, or the way has damaged
+
+
+def test_a_partial_upload_that_another_has_aborted_meanwhile_is_swept_all_the_same(
+    storage: S3Storage, s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = storage._key("dead")
+    storage._client.create_multipart_upload(Bucket=s3_env.bucket, Key=key)
+    abort = storage._client.abort_multipart_upload
+
+    def reply_lost(**upload: str) -> None:
+        abort(**upload)
+        answer = {"Error": {"Code": "NoSuchUpload", "Message": "The upload does not exist"}}
+        raise aws.ClientError(answer, "AbortMultipartUpload")
+
+    monkeypatch.setattr(storage._client, "abort_multipart_upload", reply_lost)
+    assert storage.sweep() == ["dead"]
+    assert storage.sweep() == []
+
+
+@pytest.mark.parametrize(("times", "is_read"), [(1, True), (2, False)])
+def test_an_object_that_was_damaged_on_its_way_is_read_once_more(
+    storage: S3Storage, monkeypatch: pytest.MonkeyPatch, times: int, is_read: bool
+) -> None:
+    storage.write("a", b"whole")
+    faults, get = iter(range(times)), storage._client.get_object
+
+    class Damaged:
+        def read(self, *_: int) -> bytes:
+            raise aws.FlexibleChecksumError(error_msg="Expected checksum x did not match calculated checksum y")
+
+    def damaged(**request: str) -> Any:
+        return {"Body": Damaged()} if next(faults, None) is not None else get(**request)
+
+    monkeypatch.setattr(storage._client, "get_object", damaged)
+    if is_read:
+        assert storage.read("a") == b"whole"
+    else:
+        with pytest.raises(CorruptObjectError, match="its bytes do not have the checksum that the server keeps"):
+            storage.read("a")
