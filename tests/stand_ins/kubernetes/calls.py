@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tests.stand_ins.kubernetes import access, admission, fields, kinds, schemas
+from tests.stand_ins.kubernetes import access, admission, fields, kinds, schemas, semantics
 from tests.stand_ins.kubernetes.access import Action, User
 from tests.stand_ins.kubernetes.kinds import BUILT_IN, Kind, Object
 from tests.stand_ins.kubernetes.store import Store, Stored, as_list
@@ -198,7 +198,7 @@ class Call:
         self.name = value.get("metadata", {}).get("name", "")
         self._allow("create")
         if not self.name:
-            raise RefusedError(422, f"{self.kind.name}.{self.kind.group} is invalid: metadata.name: Required value")
+            raise RefusedError(422, f"{self._of_kind()} is invalid: metadata.name: Required value")
         if self.store.get(self.kind, self.namespace or "", self.name) is not None:
             raise RefusedError(409, f'{self.kind.qualified} "{self.name}" already exists')
         owners: fields.Owners = {}
@@ -332,15 +332,19 @@ class Call:
             raise RefusedError(400, f"{what}: strict decoding error: {', '.join(unknown)}")
         if unknown:
             raise RefusedError(501, f"this stand-in prunes nothing: {', '.join(unknown)}")
-        if found := kinds.mistakes(self.kind, value):
+        stored = self.store.get(self.kind, self.namespace or "", self.name)
+        found = semantics.of_change(self.kind.name, stored.value, value) if stored is not None else []
+        if found := [*found, *kinds.mistakes(self.kind, value)]:
             listed = found[0] if len(found) == 1 else f"[{', '.join(found)}]"
-            raise RefusedError(422, f'{self.kind.name}.{self.kind.group} "{self.name}" is invalid: {listed}')
+            raise RefusedError(422, f'{self._of_kind()} "{self.name}" is invalid: {listed}')
         if refusal := self.api.admit(self.kind, value):
             raise RefusedError(403, refusal)
-        is_new = self.store.get(self.kind, self.namespace or "", self.name) is None
-        if is_new and (refusal := admission.beyond_count(self.api, self.kind, self.namespace or "", self.name)):
+        if stored is None and (refusal := admission.beyond_count(self.api, self.kind, self.namespace or "", self.name)):
             raise RefusedError(403, refusal)
         self.warned = self.api.warnings(self.kind, value)
+
+    def _of_kind(self) -> str:
+        return f"{self.kind.name}.{self.kind.group}" if self.kind.group else self.kind.name
 
     def _parsed(self) -> Object:
         value: Object = yaml.load(self.body, yaml.CSafeLoader)

@@ -9,13 +9,9 @@ from typing import Any
 
 import kubernetes_validate
 
-from tests.stand_ins.kubernetes import schemas
+from tests.stand_ins.kubernetes import schemas, semantics
 
 Object = dict[str, Any]
-
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
-_KEY = re.compile(r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -84,14 +80,9 @@ def unknown_fields(kind: Kind, value: Object) -> list[str]:
 
 def mistakes(kind: Kind, value: Object) -> list[str]:
     """Return what is wrong with an object, in the words of an API server."""
-    found = [*_metadata(value["metadata"])]
     if kind.schema is not None:
-        return found + schemas.mistakes(kind.schema, value)
-    try:
-        kubernetes_validate.validate(value, kubernetes_validate.latest_version(), strict=False)
-    except kubernetes_validate.ValidationError as error:
-        found.append(f"{'.'.join(map(str, error.path))}: Invalid value: {error.message}")
-    return found
+        return semantics.of_metadata(value["metadata"]) + schemas.mistakes(kind.schema, value)
+    return semantics.of_metadata(value["metadata"]) + (_against_schema(value) or semantics.mistakes(kind.name, value))
 
 
 def refused(kind: Kind, value: Object) -> list[str]:
@@ -100,14 +91,14 @@ def refused(kind: Kind, value: Object) -> list[str]:
     return [*(f"{path}: unknown field" for path in unknown_fields(kind, whole)), *mistakes(kind, whole)]
 
 
-def _metadata(metadata: Object) -> list[str]:
-    found = []
-    if not _NAME.fullmatch(metadata["name"]):
-        found.append(f'metadata.name: Invalid value: "{metadata["name"]}": must be a lowercase RFC 1123 subdomain')
-    for key, value in metadata.get("labels", {}).items():
-        if not _KEY.fullmatch(key) or not _LABEL.fullmatch(value):
-            found.append(f'metadata.labels: Invalid value: "{key}={value}": must be a valid label')
-    for key, value in metadata.get("annotations", {}).items():
-        if not _KEY.fullmatch(key) or not isinstance(value, str):
-            found.append(f'metadata.annotations: Invalid value: "{key}"')
-    return found
+def _against_schema(value: Object) -> list[str]:
+    """Return where an object of one of Kubernetes' own kinds is not what its schema says, the first place alone."""
+    try:
+        kubernetes_validate.validate(value, kubernetes_validate.latest_version(), strict=False)
+    except kubernetes_validate.ValidationError as error:
+        path = "".join(f"[{each}]" if isinstance(each, int) else f".{each}" for each in error.path).lstrip(".")
+        if error.validator == "required":
+            missing = next(each for each in error.validator_value if each not in error.instance)
+            return [f"{path}.{missing}: Required value".lstrip(".")]
+        return [f"{path}: Invalid value: {error.message}"]
+    return []

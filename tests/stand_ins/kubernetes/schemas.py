@@ -29,6 +29,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "integer": int,
     "number": (int, float),
 }
+_BITS: Mapping[str, int] = {"int32": 32, "int64": 64}
 _KNOWN = {
     *("type", "description", "properties", "additionalProperties", "items", "required", "enum", "default", "pattern"),
     *("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
@@ -149,6 +150,10 @@ def _out_of_bounds(schema: Schema, value: Any, path: str) -> Iterator[str]:
         yield f"{path}: Invalid value: {value}: should be greater than or equal to {schema[least]}"
     if most in schema and size > schema[most]:
         yield f"{path}: Invalid value: {value}: should be less than or equal to {schema[most]}"
+    bits = _BITS.get(schema.get("format", ""))  # older API servers let more pass, and KubeRay cannot read it then
+    if schema.get("type") == "integer" and bits and not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+        said = f"Checked value must be of type integer with format {schema['format']} in {path}"
+        yield f'<nil>: Invalid value: "": {said}'
 
 
 def _has_type(schema: Schema, value: Any) -> bool:

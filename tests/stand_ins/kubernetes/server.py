@@ -1,7 +1,8 @@
 """A stand-in for an API server of Kubernetes: over TLS, for bearer tokens, and of the API what raylift and kubectl use.
 
 It keeps what it is given, and refuses what it does not know how an API server would treat. RayJobs and RayClusters
-are held to KubeRay's CustomResourceDefinitions, other kinds to the schemas of Kubernetes.
+are held to KubeRay's CustomResourceDefinitions, other kinds to the schemas of Kubernetes and to what an API server asks
+beyond them (semantics.py).
 """
 
 from __future__ import annotations

@@ -205,6 +205,23 @@ def test_a_label_that_is_none_is_refused(call: Call) -> None:
     assert call("POST", JOBS, document)[0] == 422
 
 
+def test_what_only_its_meaning_shows_to_be_wrong_is_refused(call: Call) -> None:
+    code, answer = call("POST", SECRETS, secret(**{"A B": ""}))
+    assert (code, answer["message"][:58]) == (422, 'Secret "env" is invalid: data[A B]: Invalid value: "A B": ')
+
+
+def test_the_type_of_a_secret_stays(call: Call) -> None:
+    call("POST", SECRETS, secret(A="MQ=="))
+    other = {**secret(A="MQ=="), "type": "example.com/kind"}
+    for code, answer in (
+        call("PUT", f"{SECRETS}/env", other),
+        call("PATCH", f"{SECRETS}/env", {"type": other["type"]}, content="application/merge-patch+json"),
+        apply(call, other, "one"),
+    ):
+        said = 'Secret "env" is invalid: type: Invalid value: "example.com/kind": field is immutable'
+        assert (code, answer["message"]) == (422, said)
+
+
 def test_the_same_name_cannot_be_created_twice(call: Call) -> None:
     assert call("POST", JOBS, job())[0] == 201
     code, answer = call("POST", JOBS, job())
