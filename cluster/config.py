@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 CLUSTER_NAME_LENGTH = 40  # as that of a run's id
 CLUSTER_NAME = rf"^[a-z]([-a-z0-9]{{0,{CLUSTER_NAME_LENGTH - 2}}}[a-z0-9])?$"
-_NAME = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"  # of an object of Kubernetes
+_NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"  # of an object of Kubernetes
+_LABEL = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)"
+_LABEL_KEY = rf"^({_NAME[1:-1]}/)?{_LABEL}$"
 _QUANTITY = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
 _KINDS = ("GPU", "T4", "V100", "L4", "L40S", "A10G", "A100", "H100", "H200", "B200")  # on Kubernetes
 MOST_RANKS = 8192
@@ -144,6 +146,7 @@ class KubernetesCluster(Block):
     image: str | None = Field(
         default=None,
         min_length=1,
+        pattern=r"^\S*$",
         description="of all pods, with this version of raylift in it: k8s/Dockerfile builds one; "
         "default: Ray's own, to which pods fetch raylift from storage, and its packages from an index",
     )
@@ -172,7 +175,9 @@ class KubernetesCluster(Block):
         description="true: workers on spot machines alone; {fallback: on-demand}: where there are some; "
         "false: on none; default: as the cluster decides. The head is on none",
     )
-    node_selector: dict[str, str] = Field(default={}, description="labels that a node of any pod has")
+    node_selector: dict[Annotated[str, Field(pattern=_LABEL_KEY)], Annotated[str, Field(pattern=rf"^{_LABEL}?$")]] = (
+        Field(default={}, description="labels that a node of any pod has")
+    )
     service_account: str = Field(
         default="raylift-run", pattern=_NAME, description="of the pods; a cloud's identity for storage hangs on it"
     )

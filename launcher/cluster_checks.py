@@ -211,7 +211,8 @@ def _package_cache(server: Api, namespace: str, claim: str) -> tuple[bool | None
     phase = found.get("status", {}).get("phase", "Pending")
     if phase == "Lost":
         return False, f"the PersistentVolumeClaim {claim} has lost its volume: make it anew"
-    waits = ", and has no volume yet: see kubectl describe pvc" if phase == "Pending" else ""
+    maker = "node-folders.yaml beside it makes one"
+    waits = f", and has no volume yet: {maker}" if phase == "Pending" else ""
     return True if not waits else None, f"the PersistentVolumeClaim {claim} is {phase}{waits}"
 
 

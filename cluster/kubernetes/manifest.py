@@ -38,6 +38,7 @@ _KEYS = ("mountPath", "groupName", "name")  # of mounts, of worker groups, of al
 _ADDED = ("tolerations", "envFrom")  # lists whose items have no key, and do not stand in each other's way
 # What overrides say for a cluster with a name, and KubeRay does not take, or heed, of a job on it
 _OF_ITS_CLUSTER = ("rayClusterSpec", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "suspend")
+_LARGEST_SECRET = 1 << 20  # bytes
 _LONGEST_WORD = 120_000  # bytes: Linux takes 128 KiB in one argument, and the shell that submits has some more in it
 _VALUES = ("value", "valueFrom")  # of a variable: one of the two
 _PLACING = (  # what a pod template says that holds for the pod that submits, too: where it may be
@@ -166,7 +167,15 @@ def _as_the_block_says(template: Manifest, cluster: KubernetesCluster, bundle: s
 
 
 def secret_of(name: str, cluster: KubernetesCluster, variables: Mapping[str, str]) -> Manifest:
-    """Return the Secret of a run, or of a cluster with a name, with variables for its pods."""
+    """Return the Secret of a run, or of a cluster with a name, with variables for its pods.
+
+    Raises UsageError where Kubernetes takes no such one.
+    """
+    if (size := sum(len(value.encode()) for value in variables.values())) > _LARGEST_SECRET:
+        raise UsageError(
+            f"env and secrets: together they have {size:,} bytes, and a Secret of Kubernetes {_LARGEST_SECRET:,} at "
+            "most: put what is large into a file, in workdir or in the bucket"
+        )
     return {
         "apiVersion": "v1",
         "kind": "Secret",

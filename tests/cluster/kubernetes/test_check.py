@@ -519,7 +519,7 @@ def test_a_check_writes_under_the_account_of_a_head(keys: dict[str, Any], accoun
     ("component", "phase", "found"),
     [
         (True, "Bound", (True, "the PersistentVolumeClaim raylift-packages is Bound")),
-        (True, "Pending", (None, "is Pending, and has no volume yet: see kubectl describe pvc")),
+        (True, "Pending", (None, "is Pending, and has no volume yet: node-folders.yaml")),
         (True, "Lost", (False, "has lost its volume: make it anew")),
         (True, "", (False, "no PersistentVolumeClaim raylift-packages: k8s/components/package-cache makes")),
         (False, "", (None, "you may not look for the PersistentVolumeClaim raylift-packages")),

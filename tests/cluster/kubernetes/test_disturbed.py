@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,6 @@ from tests.stand_ins.kubernetes.kueue import Kueue
 from tests.stand_ins.kubernetes.server import ApiServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
-grows = pytest.mark.skipif("RAYLIFT_TEST_GROWTH" not in os.environ, reason="takes minutes: RAYLIFT_TEST_GROWTH=1")
 kuberay, run, on = test_training.kuberay, test_training.run, test_training.on
 
 DIGITS = ROOT / "examples" / "digits.yaml"
@@ -103,7 +101,6 @@ def on_a_range(tmp_path: Path) -> None:
     (tmp_path / "k8s.yaml").write_text(BLOCK.replace("workers: 2", "workers: {min: 1, max: 2}"))
 
 
-@grows
 @pytest.mark.usefixtures("kuberay")
 def test_a_run_goes_on_with_more_workers_once_the_autoscaler_has_brought_them(
     server: ApiServer, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]
@@ -123,7 +120,6 @@ def test_a_run_goes_on_with_more_workers_once_the_autoscaler_has_brought_them(
     assert left() == []
 
 
-@grows
 @pytest.mark.usefixtures("kuberay")
 def test_a_run_on_a_cluster_with_a_name_has_its_autoscaler_bring_the_workers_that_it_lacks(
     server: ApiServer, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]
@@ -150,7 +146,6 @@ def test_a_run_on_a_cluster_with_a_name_has_its_autoscaler_bring_the_workers_tha
     assert left() == []
 
 
-@grows
 @pytest.mark.usefixtures("kuberay")
 def test_a_run_whose_queue_takes_its_pods_back_saves_and_goes_on_when_its_turn_comes_again(
     server: ApiServer, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]

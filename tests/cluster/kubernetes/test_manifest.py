@@ -603,6 +603,11 @@ def test_an_environment_that_is_too_large_for_a_command_line_is_refused() -> Non
         render(dataclasses.replace(on_named_cluster(), env={"LARGE": "x" * 100_000}))
 
 
+def test_an_environment_that_is_too_large_for_a_secret_is_refused() -> None:
+    with pytest.raises(UsageError, match="together they have 1,100,000 bytes, and a Secret of Kubernetes 1,04"):
+        render(dataclasses.replace(request("plain"), env={"LARGE": "x" * 1_100_000}))
+
+
 # The cluster block
 
 
@@ -618,6 +623,10 @@ def test_an_environment_that_is_too_large_for_a_command_line_is_refused() -> Non
         ({"resources": {"memory": "4G"}}, "String should match pattern"),
         ({"image": ""}, "at least 1 character"),
         ({"namespace": "A"}, "String should match pattern"),
+        ({"storage_secret": "a..b"}, "String should match pattern"),
+        ({"image": "raylift :cuda"}, "String should match pattern"),
+        ({"node_selector": {"pool": "a b"}}, "String should match pattern"),
+        ({"node_selector": {"a b": "pool"}}, "String should match pattern"),
         ({"package_cache": "raylift-packages"}, "is for pods that install packages, and image: x has them"),
     ],
 )

@@ -387,6 +387,21 @@ def test_a_secret_that_pods_are_to_mount_is_named_until_it_is_there(
 
 
 @pytest.mark.usefixtures("kuberay")
+def test_a_run_whose_driver_cannot_be_submitted_waits_says_why_and_begins_once_it_can(
+    server: ApiServer, provider: KubernetesProvider, run: LaunchRequest, tmp_path: Path
+) -> None:
+    room = {"metadata": {"name": "most"}, "spec": {"hard": {"pods": "3"}}}  # for the head and two workers
+    server.create("ResourceQuota", room, "raylift")
+    provider.launch(run)
+    reaches(server, "Running")
+    wait_for(lambda: "exceeded quota: most, requested: pods=1" in stands(provider)[1], "the reason", timeout=60)
+    assert stands(provider)[0] is State.PROVISIONING
+    server.delete("ResourceQuota", "raylift", "most")
+    starts(tmp_path, 1)
+    wait_for(lambda: stands(provider) == (State.RUNNING, ""), "a run that goes on", timeout=60)
+
+
+@pytest.mark.usefixtures("kuberay")
 def test_an_image_that_is_not_there_is_said_so(provider: KubernetesProvider, run: LaunchRequest) -> None:
     overrides = {"spec": {"rayClusterSpec": {"headGroupSpec": {"template": {"spec": {"containers": [OTHER_IMAGE]}}}}}}
     cluster = run.cluster.model_copy(update={"overrides": overrides})
