@@ -21,6 +21,7 @@ _COMBINATIONS = 200  # of listed values that are tried together
 _PAIRS = 1000  # of values that are tried with each other where there are more combinations
 _OPTIMIZER = "train.optimizer.name"
 _EVALUATION = "data.eval"
+_OF_THE_SWEEP = ("train.max_failures",)
 _DEFAULT: dict[str, Any] = {
     _OPTIMIZER: ["adamw", "sgd", "muon"],
     "train.optimizer.lr": {"loguniform": [1e-4, 0.3]},
@@ -88,6 +89,9 @@ def _key(document: Document, root: type[BaseModel], key: str) -> Mistake | None:
         known = f"{'.'.join(map(str, path[:-1]))} has {', '.join(params)}{nearest(path[-1], params)}"
         known = known if params else "there are none"
         problem = f"it searches a param that the job file does not give: {known}"
+        return Mistake(document.place((*_SPACE, key), of_key=True), (*_SPACE, key), problem)
+    if key in _OF_THE_SWEEP:
+        problem = f"{key} counts for the sweep as a whole: say it outside of the space"
         return Mistake(document.place((*_SPACE, key), of_key=True), (*_SPACE, key), problem)
     if path[0] in SEARCHED and len(path) > 1 and blocks.at(root, path) is not None:
         return None

@@ -27,6 +27,7 @@ tune:
     train.batch_size:
       randint: [0, 8]
     data.augment.rotate: {uniform: [0, 181]}
+    train.max_failures: [1, 2]
 """
 
 
@@ -86,6 +87,8 @@ def test_every_key_and_value_of_a_space_is_checked_with_its_place(job: Job) -> N
         "cannot change from trial to trial",
         "job.yaml:11:17: train.batch_size: 0 is out of range: it must be at least 1",
         "job.yaml:12:40: data.augment.rotate: 181.0 is out of range: it must be at most 180",
+        "job.yaml:13:5: tune.space.train.max_failures: train.max_failures counts for the sweep as a whole: say it "
+        "outside of the space",
     ]
 
 
