@@ -152,9 +152,9 @@ def how_it_ended(run: Run) -> str:
     if summary.exit_code != 0:
         return f"it is {summary.state}: {summary.reason}"
     newest = run.newest_intact(read=True)
-    if newest is None or newest.step != summary.last_step:
+    if newest is None or newest.step != summary.step:  # which an early end may have made the last
         last = f"that of step {newest.step}" if newest is not None else "none"
-        return f"its last step is {summary.last_step}, and the newest checkpoint that is intact is {last}"
+        return f"its last step is {summary.step}, and the newest checkpoint that is intact is {last}"
     return ""
 
 

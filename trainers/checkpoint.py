@@ -152,6 +152,7 @@ class Checkpointer:
         self._writing: Snapshot | None = None
         self._before: Snapshot | None = None  # was being written when the newest copy was made
         self._away_since: float | None = None  # when storage ceased to answer
+        self._refused_since: float | None = None  # when it began to refuse
         self._error: BaseException | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -254,9 +255,11 @@ class Checkpointer:
         """Begin to write the copy: the next step's loss, or the run's end, shows that its weights are good.
 
         Were it written before, a checkpoint of weights that have diverged could push the last good one out. Raises what
-        the save before met, as what is trained from then on is lost.
+        the save before met, as what is trained from then on is lost; of one that ranks save together, `save` does that,
+        where all of them are.
         """
-        self._raise()
+        if self._peers is None:
+            self._raise()
         if self._unproven is None:
             return
         if self._thread is None:
@@ -422,8 +425,7 @@ class Checkpointer:
             except StorageError as error:
                 if snapshot.dropped.is_set():
                     return None
-                patience = _patience(error)
-                if not patience or time.monotonic() - self._note_away() > patience:
+                if not self._is_worth_another_try(error):
                     raise
                 if self._peers is not None:
                     self._peers.tell(snapshot.step, Told(Stand.AWAY))
@@ -435,7 +437,7 @@ class Checkpointer:
             if self._away_since is not None:
                 self._recorder.event("storage.back", seconds=round(time.monotonic() - self._away_since, 1))
             with self._changed:
-                self._away_since = None
+                self._away_since = self._refused_since = None
             self.newest_step = snapshot.step
             return committed
 
@@ -525,6 +527,17 @@ class Checkpointer:
             "python": platform.python_version(),
         }
 
+    def _is_worth_another_try(self, error: StorageError) -> bool:
+        """Whether a save that failed may go well later, and so long has not been tried; notes that storage is away."""
+        if is_outage(error):
+            self._refused_since = None
+            return time.monotonic() - self._note_away() <= PATIENCE
+        if not isinstance(error, StorageDeniedError | StorageFullError):
+            return False
+        self._note_away()
+        self._refused_since = self._refused_since or time.monotonic()
+        return time.monotonic() - self._refused_since <= _REFUSED
+
     def _note_away(self) -> float:
         """Let the loop go on without a save that storage does not take; return since when it takes none."""
         with self._changed:
@@ -548,13 +561,6 @@ def _reporting_damage(attempt: Attempt) -> Iterator[None]:
         reason = f"the checkpoint of step {start.step if start else 0} cannot be restored: {error}"
         Attempt(patient(attempt.run), attempt.claim).report_damage(reason)
         raise CorruptObjectError(reason) from error
-
-
-def _patience(error: StorageError) -> float:
-    """Return for how many seconds a save is tried again after an error."""
-    if is_outage(error):
-        return PATIENCE
-    return _REFUSED if isinstance(error, StorageDeniedError | StorageFullError) else 0.0
 
 
 def _files_of(peers: Peers | None) -> StateFiles:

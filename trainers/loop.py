@@ -17,11 +17,11 @@ import torch
 from cluster.errors import StorageError, TrainingError
 from trainers.config import mode_of
 from trainers.context import StopReason, WorkerContext
+from trainers.data.identity import OTHER_PIXELS, PUT_BACK, has_other_pixels, identity, what_changed
 from trainers.data.loader import Loaded, Loader, split
 from trainers.data.order import SampleOrder, largest_share, share
 from trainers.optim import Schedule, build_optimizer, clip_and_scale
 from trainers.parallel import Reduction, replicate, share_buffers, share_memory, wait_for_own_work, without_sync
-from trainers.processors import cpu_count
 from trainers.pulse import Phase, Pulse
 from trainers.randomness import DROPOUT, EVALUATION, MODEL, seed_everything, seed_for, seed_generator
 from trainers.record import FINGERPRINTS
@@ -108,7 +108,7 @@ class Trainer:
         whole = context.world_size > 1 and not sharded
         with pulse.meeting():  # others may still load their data and build the model
             shared = share_memory(context, self.device)
-            self.parallel = replicate(self.model, self.device, shared) if whole else self.model
+            self.parallel = replicate(self.model, self.device, shared, uses_all=not job.is_own) if whole else self.model
         self.reduction = Reduction(context.world_size, self.device, shared)
         self.progress = Progress()
         self.saved_at = time.monotonic()
@@ -335,37 +335,35 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
 
     def _data(self) -> dict[str, Any]:
-        """Return what the order of samples follows from, and what is in them, as far as that is known."""
-        known = {key: self.task.meta[key] for key in ("classes", "image", "labels", "pixels") if key in self.task.meta}
-        return {"train": len(self.train_data), "eval": len(self.eval_data or ()), **known}
+        return identity(self.task.meta, train=len(self.train_data), eval=len(self.eval_data or ()))
 
     def _compare_data(self, saved: Mapping[str, Any]) -> None:
-        """Raise TrainingError where the samples are others; of other pixels alone, which a decoder may make, tell."""
+        """Raise TrainingError where the samples are others; of other pixels alone, tell."""
         now = self._data()
-        for key in [key for key in saved if key in now and saved[key] != now[key]]:
-            if key == "pixels":
-                said = "the images are not to the pixel those that this run began with: other files, or another decoder"
-                self.recorder.event("warning", message=said)
-                continue
-            what = f"{key} was {saved[key]} and is {now[key]}" if key != "labels" else "their labels, or their order"
+        if what := what_changed(saved, now):
             raise TrainingError(
-                f"the samples are not those that step {self.progress.step} was reached with: {what}. Put the data back "
-                "as it was and resume, or begin anew with what is there: raylift run"
+                f"the samples are not those that step {self.progress.step} was reached with: {what}. {PUT_BACK}"
             )
+        if has_other_pixels(saved, now):
+            self.recorder.event("warning", message=OTHER_PIXELS)
 
     def _threads(self) -> dict[str, int]:
         """Return what the order of sums on processors follows from."""
         return {"ranks": self.context.world_size, "threads": torch.get_num_threads()}
 
     def _compute_with(self, saved: Mapping[str, int]) -> None:
-        """Compute with as many threads as before, where there are as many ranks and this machine has them."""
+        """Compute with as many threads as before, where there are as many ranks and this one's share allows it."""
+        now = torch.get_num_threads()
         if self.device.type != "cpu" or not saved or saved["ranks"] != self.context.world_size:
             return
-        if saved["threads"] <= cpu_count():
-            torch.set_num_threads(saved["threads"])
-        elif saved != self._threads():
-            has = f"a rank computed with {saved['threads']} threads, and has {cpu_count()} processors now"
-            self.recorder.event("warning", message=f"{has}: losses may differ in their last digits")
+        if (threads := saved["threads"]) < now:
+            torch.set_num_threads(threads)
+            said = f"with {threads} threads, as it began, of the {now} that it may have: so sums stay the same"
+        elif threads > now:
+            said = f"with {now} threads, where it had {threads}: losses may differ in their last digits"
+        else:
+            return
+        self.recorder.event("warning", message=f"each rank computes {said}")
 
     def _last_step(self) -> int:
         if self.config.max_steps is None:

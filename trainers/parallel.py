@@ -34,12 +34,16 @@ def share_memory(context: WorkerContext, device: torch.device) -> SharedSums | N
         return None
 
 
-def replicate(model: nn.Module, device: torch.device, shared: SharedSums | None) -> nn.Module:
-    """Return the model as the ranks train it together, each on the whole of it. Collective."""
+def replicate(model: nn.Module, device: torch.device, shared: SharedSums | None, *, uses_all: bool) -> nn.Module:
+    """Return the model as the ranks train it together, each on the whole of it; `uses_all` of it each time. Collective.
+
+    A model of which that is not known may do what DDP cannot take where it looks for unused parameters, such as to
+    compute a part of it once more in its backward pass.
+    """
     world_size = torch.distributed.get_world_size()
     # After its first step DDP lays gradients out anew, and gloo's order of summing follows from where one lies: so a
     # resume would add in another order at one step. It lays none out anew where it looks for unused parameters.
-    keeps_layout = device.type == "cpu" and shared is None and world_size > 2
+    keeps_layout = uses_all and device.type == "cpu" and shared is None and world_size > 2
     if keeps_layout:
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified in DDP")
     parallel = DistributedDataParallel(

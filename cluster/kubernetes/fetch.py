@@ -34,7 +34,7 @@ TOLD, DONE = "raylift check: ", "done"
 _UV = "uv==0.13.9"
 _PARTIAL = "partial-"
 _A_DAY = 86400.0  # seconds
-_UNUSED = 60 * _A_DAY  # longer than a pod lives that has begun with what is there
+_UNUSED = 60 * _A_DAY  # a pod that began with it longer ago, and lives still, loses what it has not imported yet
 # As raylift's extra asks for: that of S3 knows EKS Pod Identity since 1.34.41, and IfNoneMatch since August 2024
 _LEAST = {"boto3": (1, 36)}
 
@@ -43,7 +43,8 @@ def fetch(uri: str, folder: str, client: str, options: list[str]) -> None:
     digest = uri.rpartition("/")[2].removesuffix(".zip")
     target = os.path.join(folder, digest)
     if os.path.isdir(target):
-        os.utime(target)  # it is used
+        with contextlib.suppress(OSError):  # it may be read alone
+            os.utime(target)  # it is used
         return
     os.makedirs(folder, exist_ok=True)
     sweep(folder)
@@ -71,7 +72,11 @@ def sweep(folder: str) -> None:
         whole = re.fullmatch("[0-9a-f]{64}", name)
         with contextlib.suppress(OSError):  # another pod has removed it, or is through
             unused = time.time() - os.stat(path).st_mtime
-            if (name.startswith(_PARTIAL) and unused > _A_DAY) or (whole and unused > _UNUSED):
+            if whole and unused > _UNUSED:
+                gone = os.path.join(folder, f"{_PARTIAL}{name}")
+                os.rename(path, gone)  # what is half removed is taken for whole by nobody
+                shutil.rmtree(gone, ignore_errors=True)
+            elif name.startswith(_PARTIAL) and unused > _A_DAY:
                 shutil.rmtree(path, ignore_errors=True)
 
 

@@ -19,6 +19,7 @@ from cluster.kubernetes import pods
 from cluster.kubernetes.bundled import with_bundle
 from cluster.kubernetes.identity import require_identity
 from cluster.kubernetes.pods import Manifest, secret_name
+from cluster.kubernetes.reasons import QUEUE
 from cluster.kubernetes.versions import RAY_VERSION
 from cluster.provider import LaunchRequest
 from cluster.ticket import Ticket
@@ -37,7 +38,10 @@ _SUBMISSIONS = 4  # times that the submitter is started again, as when the head 
 _KEYS = ("mountPath", "groupName", "name")  # of mounts, of worker groups, of all else
 _ADDED = ("tolerations", "envFrom")  # lists whose items have no key, and do not stand in each other's way
 # What overrides say for a cluster with a name, and KubeRay does not take, or heed, of a job on it
-_OF_ITS_CLUSTER = ("rayClusterSpec", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "suspend")
+_OF_ITS_CLUSTER = (
+    *("rayClusterSpec", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "suspend"),
+    "deletionStrategy",
+)
 _LARGEST_SECRET = 1 << 20  # bytes
 _LONGEST_WORD = 120_000  # bytes: Linux takes 128 KiB in one argument, and the shell that submits has some more in it
 _VALUES = ("value", "valueFrom")  # of a variable: one of the two
@@ -288,8 +292,10 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
             "submitterPodTemplate": merge(_submitter(request.run_id, cluster), {"metadata": {"labels": labels}}),
         },
     )
-    spec = {key: value for key, value in cluster.overrides.get("spec", {}).items() if key not in _OF_ITS_CLUSTER}
+    said = cluster.overrides.get("spec") or {}
+    spec = {key: value for key, value in said.items() if key not in _OF_ITS_CLUSTER}
     merged: Manifest = merge(job, {**cluster.overrides, "spec": spec})
+    merged["metadata"]["labels"].pop(QUEUE, None)  # Kueue refuses a job on a cluster that is there
     return merged
 
 
@@ -366,7 +372,7 @@ def _autoscaler(cluster: KubernetesCluster) -> Manifest:
 
 def queue_label(cluster: KubernetesCluster) -> dict[str, str]:
     """Return the label that has Kueue decide when a job starts."""
-    return {"kueue.x-k8s.io/queue-name": cluster.queue} if cluster.queue is not None else {}
+    return {QUEUE: cluster.queue} if cluster.queue is not None else {}
 
 
 def slices(cluster: KubernetesCluster) -> dict[str, str]:

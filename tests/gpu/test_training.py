@@ -249,7 +249,7 @@ def test_a_rank_joins_a_group_of_nccl_and_its_gradients_are_those_of_no_group() 
         model(data).square().sum().backward()
         alone = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
         model.zero_grad()
-        replicate(model, nccl.device(), None)(data).square().sum().backward()
+        replicate(model, nccl.device(), None, uses_all=True)(data).square().sum().backward()
         assert alone
         for parameter, expected in zip(model.parameters(), alone, strict=True):
             assert parameter.grad is not None

@@ -125,6 +125,25 @@ def test_storage_that_refuses_is_asked_for_a_minute_in_which_somebody_may_mend_i
     assert run.checkpoints()[-1].step == LAST
 
 
+@pytest.mark.usefixtures("impatient")
+def test_the_minute_of_a_refusal_begins_with_it_and_not_with_the_outage_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_REFUSED", 1.0)
+    run, began = start(tmp_path), time.monotonic()
+
+    def refuse(name: str, *arguments: Any) -> None:
+        if saved_step(name, *arguments) == LAST:
+            if time.monotonic() - began < 2.5:
+                raise StorageError("the storage does not answer")
+            if time.monotonic() - began < 3.0:
+                raise StorageDeniedError("the key has expired")
+
+    train(with_storage(run, refuse))
+    assert time.monotonic() - began > 3.0
+    assert run.checkpoints()[-1].step == LAST
+
+
 def test_storage_that_changes_what_it_was_sent_is_not_asked_again(tmp_path: Path) -> None:
     asked: list[int] = []
 

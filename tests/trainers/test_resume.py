@@ -6,6 +6,7 @@ import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -153,47 +154,56 @@ def test_a_run_does_not_go_on_with_other_samples(cut: Run, tmp_path: Path, chang
     if change == "other labels":
         labels = (labels + 1) % 10
     write_idx(tmp_path / "first" / "data", "train", images, labels)
-    said = r"train was 160 and is 1\d\d" if len(images) != 200 else "their labels, or their order"
-    with pytest.raises(TrainingError, match=f"not those that step 5 was reached with: .*{said}.* begin anew"):
+    said = {
+        "another order": "their labels or their order, and their pixels",
+        "other labels": "their labels, or their order",
+    }.get(change, r"train was 160 and is 1\d\d")
+    with pytest.raises(TrainingError, match=f"not those that step 5 was reached with: {said}.* back as it was, or"):
         train(cut)
     assert [one.step for one in cut.checkpoints()] == [1, 2, 3, 4, 5], "nothing is lost"
 
 
-def test_a_run_that_goes_on_with_other_pixels_says_so(cut: Run, tmp_path: Path) -> None:
-    """As another version of a decoder may make them: who is held out must be the same."""
+def test_where_another_decoder_has_others_held_out_that_is_said(cut: Run, tmp_path: Path) -> None:
     images, labels = digits(200)
-    prepared = training._prepared(cut.uri, cut.job())
-    row = int(prepared.arrays["train_rows"][0])
-    training._prepared.cache_clear()
-    images = images.copy()
-    for changed in range(1, 16):
-        images[row, 0, 0, 0] = changed
-        write_idx(tmp_path / "first" / "data", "train", images, labels)
-        other = training._prepared(cut.uri, cut.job())
-        if row in other.arrays["train_rows"] and other.meta["labels"] == prepared.meta["labels"]:
-            break
-        training._prepared.cache_clear()
-    train(cut)
-    (warning,) = events(cut, "warning")
-    assert "not to the pixel those that this run began with" in warning["message"]
+    write_idx(tmp_path / "first" / "data", "train", images ^ np.uint8(1), labels)
+    with pytest.raises(
+        TrainingError, match=r"or their order, and their pixels, from which .* the versions that read it"
+    ):
+        train(cut)
 
 
-def test_a_rank_goes_on_with_as_many_threads_as_it_began_with(whole: Run, tmp_path: Path) -> None:
-    run = cut_off(whole, 5, tmp_path)
-    torch.set_num_threads(2)
+def test_a_run_that_goes_on_with_other_pixels_says_so(tmp_path: Path) -> None:
+    images, labels = digits(200)
+    held = write_idx(tmp_path / "held", "t10k", images[:20] ^ np.uint8(3), labels[:20])
+    run = start(tmp_path, {"data": {"eval": str(held)}})
     train(run)
-    assert torch.get_num_threads() == 1
-    assert losses(run) == losses(whole)
+    training._prepared.cache_clear()
+    write_idx(tmp_path / "data", "train", images ^ np.uint8(1), labels)
+    resumed = cut_off(run, 5, tmp_path / "cut")
+    train(resumed)
+    (warning,) = events(resumed, "warning")
+    assert "not to the pixel those that this run began with" in warning["message"]
+    assert resumed.checkpoints()[-1].step == run.checkpoints()[-1].step
 
 
-def test_a_rank_that_had_more_threads_than_there_are_processors_now_says_so(
-    cut: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("began", "now", "said"),
+    [
+        (1, 2, "with 1 threads, as it began, of the 2 that it may have: so sums stay the same"),
+        (2, 1, "with 1 threads, where it had 2: losses may differ in their last digits"),
+    ],
+)
+def test_a_rank_goes_on_with_as_many_threads_as_it_began_with_where_it_may_have_them(
+    tmp_path: Path, began: int, now: int, said: str
 ) -> None:
-    monkeypatch.setattr("trainers.loop.cpu_count", lambda: 0)
-    torch.set_num_threads(2)
-    train(cut)
-    (warning,) = events(cut, "warning")
-    assert warning["message"] == (
-        "a rank computed with 1 threads, and has 0 processors now: losses may differ in their last digits"
-    )
-    assert torch.get_num_threads() == 2
+    torch.set_num_threads(began)
+    whole = start(tmp_path, EVERYTHING)
+    train(whole)
+    torch.set_num_threads(now)
+    run = cut_off(whole, 5, tmp_path / "cut")
+    train(run)
+    assert [warning["message"] for warning in events(run, "warning")] == [f"each rank computes {said}"]
+    assert torch.get_num_threads() == 1
+    if began == 1:
+        assert losses(run) == losses(whole)
+    torch.set_num_threads(1)

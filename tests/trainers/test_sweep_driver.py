@@ -8,6 +8,7 @@ import pytest
 
 from cluster.attempts import Attempt
 from cluster.config import LocalCluster, Workers
+from cluster.errors import TrainingError
 from cluster.records import Result
 from cluster.segments import SegmentWriter
 from cluster.trials import read_trials
@@ -207,6 +208,49 @@ def test_a_sweep_that_was_killed_between_its_last_end_and_its_result_goes_on_to_
     assert found == [True]
     assert result is not None
     assert (result.state, result.metrics) == ("SUCCEEDED", {"eval_accuracy": 0.9})
+
+
+DATA = {"train": 80, "eval": 20, "classes": ["a", "b"], "labels": "0a", "pixels": "1b"}
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (DATA, ""),
+        ({**DATA, "pixels": "2c"}, "warning"),
+        ({**DATA, "train": 90}, "this sweep began with: train was 80 and is 90. Put the data back"),
+        ({**DATA, "labels": "3d"}, "this sweep began with: their labels, or their order. Put the data back"),
+    ],
+)
+def test_a_sweep_goes_on_with_no_other_samples_and_ends_no_trial_for_that(
+    driver: SweepDriver, monkeypatch: pytest.MonkeyPatch, now: dict[str, object], said: str
+) -> None:
+    fits: list[dict[str, object]] = []
+    monkeypatch.setattr(sweep_driver, "_ENVIRONMENT", {})
+    monkeypatch.setattr(
+        SweepDriver, "_run_trials", lambda _driver, _attempt, ready, _bridge, _scheduler: fits.append(ready.meta)
+    )
+    driver.room = Room(2, most=2)
+
+    def fit(meta: dict[str, object]) -> None:
+        attempt = driver.run.claim()
+        events = SegmentWriter(driver.run, attempt.number, "events", "driver")
+        try:
+            driver._fit(attempt, events, Ready(Workers(min=1, max=1), gpus=False, meta=meta, arrays={}))
+        finally:
+            events.close()
+
+    fit(DATA)
+    if said in ("", "warning"):
+        fit(now)
+        assert fits == [DATA, now]
+        told = [row["event"] for row in driver.run.all_rows("events") if row["event"] == "warning"]
+        assert told == [said] * bool(said)
+    else:
+        with pytest.raises(TrainingError, match=said):
+            fit(now)
+        assert fits == [DATA]
+        assert driver.run.result_of(2) is None
 
 
 def test_a_sweep_whose_metric_there_is_not_has_failed_and_says_which_there_are(

@@ -25,6 +25,7 @@ from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, means_of, ranked
 from trainers import processors
+from trainers.data.identity import OTHER_PIXELS, PUT_BACK, has_other_pixels, identity, what_changed
 from trainers.main import Driver, Ready, on_this_machine, start_ray_for
 from trainers.sweep.actor import Shared, TrialActor
 from trainers.sweep.bridge import Bridge, Generator, Listener
@@ -96,10 +97,13 @@ class SweepDriver(Driver):
         """Run the trials that are left; return what was lost, for a message, or write the sweep's result."""
         os.environ.update(_ENVIRONMENT)
         logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that it need not write
+        samples = self._samples(ready)
+        data = identity(ready.meta, train=samples, **{key: ready.meta[key] for key in ("eval",) if key in ready.meta})
+        self._compare_data(data, events)
         record = Record(self.run, events, self.metric)
-        events.append({"event": "sweep", "trials": self.total, "metric": self.metric, "mode": self.mode})
+        events.append({"event": "sweep", "trials": self.total, "metric": self.metric, "mode": self.mode, "data": data})
         with Watch(attempt).looking() as watch:
-            lengths = longest(self.job.train, self.tune, self._samples(ready))
+            lengths = longest(self.job.train, self.tune, samples)
             is_stopping = lambda: watch.is_stopping or self.leaving  # noqa: E731
             scheduler = build_scheduler(self.tune, record, self.mode, lengths, is_stopping)
             remember(scheduler, record)
@@ -157,6 +161,15 @@ class SweepDriver(Driver):
             trial_dirname_creator=lambda trial: str(trial.trial_id),
             verbose=0,
         )
+
+    def _compare_data(self, now: dict[str, Any], events: SegmentWriter) -> None:
+        """Raise TrainingError where trials have trained on other samples; nothing is written of any trial."""
+        rows = through_outages(lambda: self.run.all_rows("events"))
+        saved: dict[str, Any] = next((row["data"] for row in rows if row["event"] == "sweep" and "data" in row), {})
+        if what := what_changed(saved, now):
+            raise TrainingError(f"the samples are not those that this sweep began with: {what}. {PUT_BACK}")
+        if has_other_pixels(saved, now):
+            events.append({"event": "warning", "message": OTHER_PIXELS})
 
     def _threads_each(self, ready: Ready) -> int:
         if processors.is_shared() and not ready.gpus:
