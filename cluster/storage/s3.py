@@ -45,9 +45,14 @@ class S3Storage:
         self._place = Place(bucket, "S3", None)
         _require_boto3()
         with self._errors():
-            self._session, self._client = _connect()
+            self._session = _session()
+            retries = Retries()
+            self._client = _connect(self._session, retries)
         self._place = Place(bucket, self._client.meta.endpoint_url, _key_id(self._session))
-        self._transfers = Transfers(self._session, self._client, part_size)
+        # What is in a part is not signed, which takes longer than the SHA-256 of the whole, and which botocore leaves
+        # out over https by itself: its checksum is, and so is the manifest, which has that SHA-256.
+        unsigned = partial(_connect, self._session, retries, s3={"payload_signing_enabled": False})
+        self._transfers = Transfers(self._session, self._client, part_size, unsigned)
 
     def read(self, path: str, *, start: int = 0, end: int | None = None) -> bytes:
         key = self._key(path)
@@ -238,11 +243,16 @@ def _require_boto3() -> None:
         raise MissingExtraError("storage in s3:// needs boto3: pip install 'raylift[aws]'") from error
 
 
-def _connect() -> tuple[Any, Any]:
+def _session() -> Any:
     import boto3
+
+    return boto3.session.Session()
+
+
+def _connect(session: Any, retries: Retries, **options: Any) -> Any:
+    """Return a client, built with these options more. Raises StorageError where the endpoint is no URL."""
     from botocore.config import Config
 
-    session = boto3.session.Session()
     config = Config(
         connect_timeout=_CONNECT_S,
         read_timeout=_READ_S,
@@ -250,14 +260,15 @@ def _connect() -> tuple[Any, Any]:
         tcp_keepalive=True,
         retries={"mode": "standard", "total_max_attempts": 1},  # Retries decides
         user_agent_extra="raylift",
+        **options,
     )
     try:
         client = session.client("s3", config=config)  # any other endpoint than AWS's is addressed by path
     except ValueError as error:
         raise StorageError(f"{error}. Set AWS_ENDPOINT_URL to a URL, for example http://localhost:9000") from error
-    client.meta.events.register("needs-retry.s3", Retries())
+    client.meta.events.register("needs-retry.s3", retries)
     rehearse_s3(client)
-    return session, client
+    return client
 
 
 def _key_id(session: Any) -> str | None:

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from cluster.storage.sources import Source, Stream
@@ -32,9 +33,12 @@ class Transfers:
     bundle of certificates.
     """
 
-    def __init__(self, session: Any, client: Any, part_size: int) -> None:
+    def __init__(self, session: Any, client: Any, part_size: int, connect_unsigned: Callable[[], Any]) -> None:
         self._session = session
         self._client = client
+        self._connect_unsigned = connect_unsigned
+        self._unsigned: Any = None
+        self._connecting = Lock()
         self._part_size = part_size
         self._checked = _checksum(client)
         # they send all objects, as each part on its way is in memory once more
@@ -49,6 +53,7 @@ class Transfers:
         """Send parts as the bytes that they are: boto3's own transfer has a file sent, in pieces of 16 KB."""
         from botocore.exceptions import BotoCoreError, ClientError
 
+        sender = self._sender()
         begun = self._client.create_multipart_upload(**place, **self._checked)
         upload = {**place, "UploadId": begun["UploadId"]}
         part_size = max(self._part_size, -(-source.size // _MOST_PARTS))
@@ -56,7 +61,7 @@ class Transfers:
         def send(number: int) -> dict[str, Any]:
             start = (number - 1) * part_size
             data = source.read(start, min(start + part_size, source.size))
-            sent = self._client.upload_part(**upload, PartNumber=number, Body=data, **self._checked)
+            sent = sender.upload_part(**upload, PartNumber=number, Body=data, **self._checked)
             proof = f"Checksum{self._checked.get('ChecksumAlgorithm')}"
             proofs = {proof: sent[proof]} if proof in sent else {}
             return {"PartNumber": number, "ETag": sent["ETag"], **proofs}
@@ -72,6 +77,15 @@ class Transfers:
             with suppress(BotoCoreError, ClientError):  # the first error is the one to tell
                 self._client.abort_multipart_upload(**upload)
             raise
+
+    def _sender(self) -> Any:
+        """Return the client that sends parts: without a checksum, their signature is what tells of a changed byte."""
+        if not self._checked:
+            return self._client
+        with self._connecting:  # boto3 makes one client at a time
+            if self._unsigned is None:
+                self._unsigned = self._connect_unsigned()
+            return self._unsigned
 
     def download(self, bucket: str, key: str, target: Path) -> bool:
         """Fetch an object by the CRT; return whether that was possible."""

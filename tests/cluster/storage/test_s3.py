@@ -258,6 +258,23 @@ def test_a_large_file_travels_in_parts(storage: S3Storage, s3_env: SeaweedFS, tm
     assert s3_env.client.head_object(Bucket=s3_env.bucket, Key=key(s3_env, storage, "a"))["ETag"].endswith('-5"')
 
 
+@pytest.mark.parametrize("calculation", ["when_supported", "when_required"])
+def test_a_part_is_signed_where_it_has_no_checksum_and_all_else_always(
+    s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, calculation: str
+) -> None:
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", calculation)
+    (tmp_path / "source").write_bytes(os.urandom(3 * PART))
+    with behind_proxy(s3_env, monkeypatch) as (storage, standing):
+        storage.write("manifest", b"signed")
+        storage.upload(tmp_path / "source", "a")
+    parts = [head.lower() for head in standing.heads if "partNumber=" in head]
+    others = [head.lower() for head in standing.heads if "partNumber=" not in head]
+    unsigned = ["x-amz-content-sha256: unsigned-payload" in head for head in parts]
+    assert unsigned == [calculation == "when_supported"] * 3
+    assert ["x-amz-checksum-crc32" in head for head in parts] == unsigned
+    assert not any("unsigned-payload" in head for head in others)
+
+
 def test_a_large_upload_that_fails_is_aborted(
     s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
