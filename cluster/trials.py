@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
@@ -166,13 +167,21 @@ def ranked(trials: Sequence[Trial], metric: str, mode: str) -> list[Trial]:
     """
     sign = -1 if mode == "max" else 1
     means = means_of(trials, metric)
-    unfinished = {trial.number for trial in trials if trial.state != "SUCCEEDED"}
+    unfinished = unfinished_points(trials)
 
     def rank(trial: Trial) -> tuple[bool, float, int, float]:
         own = sign * float(trial.value(metric) or 0.0)
         return trial.number in unfinished, sign * means[trial.number], trial.number, own
 
     return sorted((trial for trial in _measured(trials, metric)), key=rank)
+
+
+def unfinished_points(trials: Sequence[Trial]) -> set[int]:
+    """Return the numbers of points of which a trial was not trained to its end, or has not begun, beside others."""
+    counts = Counter(trial.number for trial in trials)
+    most = max(counts.values(), default=0)  # of as many seeds as others have
+    begun = {number for number, count in counts.items() if count < most}
+    return begun | {trial.number for trial in trials if trial.state != "SUCCEEDED"}
 
 
 def means_of(trials: Sequence[Trial], metric: str) -> dict[int, float]:

@@ -51,7 +51,8 @@ def assess(sweep: Sweep, space: Mapping[str, Domain]) -> Importance | str:
     judged = list(points.values())[:: -(-len(points) // _MOST) or 1]
     keys = [key for key in space if any(key in trial.point for trial in judged)]
     if len(judged) < FEWEST:
-        return f"With {len(judged)} trials nothing can be said of it yet: it takes {FEWEST} at least."
+        counted = f"{len(judged)} {'trial' if len(judged) == 1 else 'trials'}"
+        return f"With {counted} nothing can be said of it yet: it takes {FEWEST} at least."
     if len(keys) < 2:
         return "There is one key alone, so there is nothing to compare."
     if find_spec("optuna") is None:

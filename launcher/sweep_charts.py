@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.trials import Trial
+from cluster.trials import Trial, unfinished_points
 from launcher.curves import Chart, Series, thinned
 from launcher.importance import Importance, assess
 from launcher.parallel import Parallel, build_parallel, is_wide, told
@@ -92,7 +92,7 @@ def _history(sweep: Sweep) -> Chart:
             values = [trial.value(sweep.metric) for trial in own]
             text = [told(trial, sweep) for trial in own]
             series.append(Series(name, [trial.number for trial in own], values, "points", tone, text))
-    unfinished = {trial.number for trial in sweep.trials if trial.state != "SUCCEEDED"}
+    unfinished = unfinished_points(sweep.trials)
     ended = [trial for trial in measured if trial.number not in unfinished] or measured
     best = list[float]()
     for trial in ended:

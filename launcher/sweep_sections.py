@@ -61,7 +61,9 @@ def _best(data: ReportData, sweep: Sweep) -> Html:
 
 def _curves(data: ReportData, drawing: Drawing, budget: Budget) -> Html:
     if not drawing.charts:
-        words = "No trial was evaluated." if data.summary.state.is_final else "No trial has been evaluated yet."
+        words = "No trial has been evaluated yet."
+        if data.summary.state.is_final:
+            words = "No trial was evaluated, or all failed after they were: the table says how."
         return pieces.section("How the search went", tag("p", words, class_="empty"))
     cards = [pieces.chart_card(chart, index) for index, chart in enumerate(drawing.charts)]
     notes = []

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _BEST = 5  # shown of the best
 _RUNNING = 10  # shown of those that run
+_WIDEST = 12  # letters of a metric's name above its numbers
 _STATES = ("RUNNING", "WAITING", "SUCCEEDED", "PRUNED", "FAILED", "STOPPED")
 
 
@@ -133,7 +134,9 @@ def read_sweep(rows: Iterable[Mapping[str, Any]]) -> Sweep | None:
 def best_of(sweep: Sweep, run: Run) -> Trial:
     """Return the best trial of a run's sweep. Raises UsageError where none is best yet."""
     if sweep.best is None:
-        raise UsageError(f"no trial of {run.uri} was evaluated yet: raylift status {typed(run.uri)}")
+        failed = sweep.trials and all(trial.state == "FAILED" for trial in sweep.trials)
+        said = f"every trial of {run.uri} failed" if failed else f"no trial of {run.uri} was evaluated yet"
+        raise UsageError(f"{said}: raylift status {typed(run.uri)}")
     return sweep.best
 
 
@@ -172,9 +175,11 @@ def summary_table(sweep: Sweep, *, now: float | None = None, running: int = _RUN
 def trials_table(sweep: Sweep, trials: Sequence[Trial], *, now: float | None = None) -> Table:
     """Return a table that fits the screen: what is too long of a trial's values is cut."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="", expand=True)
     measured = sweep.metric.removeprefix("eval_").upper()
+    measured = measured if len(measured) <= _WIDEST else f"{measured[: _WIDEST - 1]}…"
     means = {"MEAN": 6} if sweep.repeats else {}
     widths = {"TRIAL": 6, "STATE": 9, "EPOCH": 5, **means, measured: 6, "TIME": 10}
     for name, width in widths.items():
@@ -193,7 +198,7 @@ def trials_table(sweep: Sweep, trials: Sequence[Trial], *, now: float | None = N
             *([decimal(mean) if mean is not None else ""] if sweep.repeats else []),
             decimal(value) if value is not None else "",
             duration(seconds) if seconds else "",
-            sweep.values_of(trial),
+            Text(sweep.values_of(trial)),  # brackets in it are no markup
         )
     return table
 

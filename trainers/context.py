@@ -36,6 +36,7 @@ class WorkerContext(Protocol):
     local_rank: int
     local_world_size: int  # ranks on this machine
     temporary: Path  # the folder in which the ranks of a machine meet
+    compared_by: str | None  # a metric that whoever started a trial looks for, and misses by himself
 
     def device(self) -> torch.device:
         """Return the accelerator that is this rank's own, or the CPU."""
@@ -58,6 +59,7 @@ class LocalContext:
     """Ranks started by torchrun, or a single process."""
 
     temporary = Path(tempfile.gettempdir())
+    compared_by: str | None = None
 
     def __init__(self) -> None:
         self.rank = int(os.environ.get("RANK", "0"))

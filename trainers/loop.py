@@ -272,7 +272,7 @@ class Trainer:
         self._count_towards_early_stopping()
         seconds, epoch = time.monotonic() - started, self.epoch_of(self.progress.step)
         self.recorder.evaluation(self.progress, seconds, epoch=epoch, late=late)
-        if self.best_at is not None:
+        if self.best_at not in (None, self.context.compared_by):
             self._measured("checkpoint.metric", self.best_at)
         return None
 

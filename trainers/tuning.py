@@ -379,9 +379,7 @@ def trial_job(sweep: Mapping[str, Any], point: Mapping[str, Any], repeat: int = 
     It is a part of the sweep, wherever that runs: nobody launches it, or looks for it on a cluster.
     """
     document = _job_at(sweep, point, repeat)
-    known = metrics_of(document.get("task", ""))
-    if (sweep.get("tune") or {}).get("metric") in known:  # another may turn out not to be there
-        _be_best_at(document, sweep)
+    _be_best_at(document, sweep)
     address = document.get("cluster", {}).get("address")
     document["cluster"] = {"provider": "local", "address": address, "workers": _workers_of(sweep)}
     return document
@@ -418,8 +416,9 @@ def _job_at(sweep: Mapping[str, Any], point: Mapping[str, Any], repeat: int) -> 
 def _be_best_at(document: dict[str, Any], sweep: Mapping[str, Any]) -> None:
     """Have a trial keep the checkpoint that is best at what trials are compared by, where the job file does not say."""
     tune, checkpoint = sweep.get("tune") or {}, document.get("checkpoint", {})
-    if tune.get("metric") and not checkpoint.get("metric"):
-        document["checkpoint"] = {**checkpoint, "metric": tune["metric"], "mode": tune.get("mode")}
+    if not checkpoint.get("metric"):
+        metric = tune.get("metric") or metrics_of(document.get("task", ""))[0]
+        document["checkpoint"] = {**checkpoint, "metric": metric, "mode": tune.get("mode")}
 
 
 def _workers_of(sweep: Mapping[str, Any]) -> int:

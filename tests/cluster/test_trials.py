@@ -1,11 +1,12 @@
 """What a sweep's events tell of its trials."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from cluster.records import Origin
-from cluster.trials import Copied, Trial, means_of, ranked, read_trials
+from cluster.trials import Copied, Trial, means_of, ranked, read_trials, unfinished_points
 from tests.sweeps import begun, ended, evaluated
 
 
@@ -70,6 +71,18 @@ def test_points_that_were_repeated_go_by_their_mean() -> None:
     best = [trial.id for trial in ranked(trials, "eval_accuracy", "max")]
     assert best == ["00001-0", "00001-1", "00000-0", "00000-1"]
     assert means_of(trials, "eval_accuracy") == {0: pytest.approx(0.7), 1: pytest.approx(0.75)}
+
+
+def test_a_point_of_which_seeds_are_left_to_begin_stands_behind_those_that_are_whole() -> None:
+    """As where a sweep is stopped between two seeds."""
+    rows: list[dict[str, Any]] = []
+    for name, value in (("00000-0", 0.5), ("00000-1", 0.7), ("00001-0", 0.95)):
+        number, of = int(name[:5]), {"trial": name, "repeat": int(name[-1])}
+        rows += [{**begun(number), **of}, {**evaluated(number, 1, value), **of}, {**ended(number, "SUCCEEDED"), **of}]
+    trials = read_trials(rows)
+    assert [trial.id for trial in ranked(trials, "eval_accuracy", "max")] == ["00000-1", "00000-0", "00001-0"]
+    assert unfinished_points(trials) == {1}
+    assert unfinished_points(trials[:1]) == set()
 
 
 def test_the_time_of_a_trial_is_that_of_its_training_alone() -> None:

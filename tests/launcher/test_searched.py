@@ -248,6 +248,16 @@ def test_a_trial_keeps_the_checkpoint_that_is_best_at_what_the_sweep_goes_by(job
     assert trial_job(sweep, {})["checkpoint"]["metric"] == "eval_loss"
 
 
+@pytest.mark.parametrize(("metric", "expected"), [("eval_mae", "eval_mae"), (None, "eval_loss")])
+def test_a_trial_of_a_task_of_ones_own_keeps_what_is_best_at_what_the_sweep_goes_by(
+    job: Job, metric: str | None, expected: str
+) -> None:
+    sweep = frozen(load(job("tune: {}")).spec)
+    sweep |= {"task": "mine:Task", "tune": {**sweep["tune"], "metric": metric, "mode": "min"}}
+    for made in (trial_job(sweep, {}), lone_job(sweep, {})):
+        assert (made["checkpoint"]["metric"], made["checkpoint"]["mode"]) == (expected, "min")
+
+
 def test_a_sweep_without_evaluation_is_refused(job: Job) -> None:
     found = messages(job("tune: {}", start="task: image-classification\ndata: {train: builtin:digits}\n"))
     assert found == [

@@ -77,6 +77,26 @@ def test_a_table_fits_the_screen_whatever_the_values(width: int) -> None:
     assert lines[1].split()[:4] == ["00001*", "SUCCEEDED", "2", "0.9000"]
 
 
+def test_brackets_in_values_are_shown_as_they_are() -> None:
+    point = {"params.layers": ["relu", "[/a]"], "params.on": [True, False]}
+    sweep = read_sweep([HEAD, {**begun(0), "point": point}, evaluated(0, 1, 0.5)])
+    assert sweep is not None
+    lines = shown(summary_table(sweep, now=9.0)).splitlines()
+    assert lines[1].rstrip().endswith("layers [relu, [/a]]  on [true, false]")
+
+
+@pytest.mark.parametrize("name", ["eval_mean_absolute_percentage_error", "eval_" + "x" * 60])
+def test_a_metric_with_a_long_name_leaves_room_for_values(name: str) -> None:
+    rows = [{**HEAD, "metric": name}, begun(0), {**evaluated(0, 1, 0.5), "metrics": {name: -123456.78}}]
+    sweep = read_sweep(rows)
+    assert sweep is not None
+    lines = shown(summary_table(sweep, now=9.0), 80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].split()[0] == "00000*"
+    assert lines[1].rstrip().endswith("lr 0")
+    assert "-123456" in lines[1]
+
+
 def test_trials_are_listed_for_people_and_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, _ = write_sweep(tmp_path)
     trials_command(run.uri, limit=100)

@@ -164,13 +164,16 @@ class TrialActor(ray_tune.Trainable):
         copied = Copied.from_json(config["copied"]) if config["copied"] else None
         arguments = run, job, freeze(document), self._sweep, copied
         if self._lifeline is None:
-            self._training = RankedTraining(*arguments, ranks=self._shared.ranks, share=self._share)
+            self._training = RankedTraining(
+                *arguments, ranks=self._shared.ranks, share=self._share, metric=self._shared.metric
+            )
         else:
             self._training = OneRankTraining(
                 *arguments,
                 prepare=self._prepare,
                 threads=self._shared.ranks.threads,
                 show_life=self._lifeline.show_life,
+                metric=self._shared.metric,
             )
 
     def _prepare(self, job: TrainJob) -> Prepared:

@@ -64,6 +64,7 @@ class RankConfig:
     start: Start
     temporary: str
     threads: int
+    metric: str | None
     mailbox: Any
 
 
@@ -92,6 +93,7 @@ class RankedTraining(Training):
             start=start,
             temporary=self._ranks.temporary,
             threads=self._ranks.threads,
+            metric=self._metric,
             mailbox=mailbox,
         )
         trainer = build_trainer(
@@ -203,8 +205,9 @@ class Mailbox:
 class RankContext(RayContext):
     """One of the ranks of a trial, which share their machines with those of others."""
 
-    def __init__(self, temporary: Path, threads: int) -> None:
+    def __init__(self, temporary: Path, threads: int, compared_by: str | None) -> None:
         super().__init__(temporary)
+        self.compared_by = compared_by
         self._threads = threads
 
     def join(self) -> None:
@@ -220,7 +223,7 @@ def _run_trial_rank(told: dict[str, RankConfig]) -> None:
 
     config = told["config"]
     attempt = through_outages(lambda: Attempt.reopen(Run.at(config.trial_uri), config.attempt))
-    context = RankContext(Path(config.temporary), config.threads)
+    context = RankContext(Path(config.temporary), config.threads, config.metric)
     pulse = show_life(context, attempt)
     control = recorder = None
     with shipped_output(attempt, f"rank-{context.rank}"):

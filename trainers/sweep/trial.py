@@ -57,9 +57,10 @@ class News:
 class TrialContext(LocalContext):
     """The only rank of a trial: it shares its machine with other trials, and sees the accelerator that Ray gave it."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, compared_by: str | None = None) -> None:
         self.rank = self.local_rank = 0
         self.world_size = self.local_world_size = 1
+        self.compared_by = compared_by
         self._threads = threads
 
     def device(self) -> torch.device:
@@ -126,13 +127,26 @@ class TrialControl(Control):
 class Training(ABC):
     """The training of one trial, until its end or until somebody ends it."""
 
-    def __init__(self, run: Run, job: TrainJob, document: bytes, sweep: Attempt, copied: Copied | None = None) -> None:
-        """Train a job, whose file is `document`, in the folder of `run`; from another's checkpoint, where `copied`."""
+    def __init__(
+        self,
+        run: Run,
+        job: TrainJob,
+        document: bytes,
+        sweep: Attempt,
+        copied: Copied | None = None,
+        *,
+        metric: str | None = None,
+    ) -> None:
+        """Train a job, whose file is `document`, in the folder of `run`; from another's checkpoint, where `copied`.
+
+        The `metric` is what whoever asks for news compares trials by.
+        """
         self._run = run
         self._job = job
         self._document = document
         self._sweep = sweep
         self._copied = copied
+        self._metric = metric
         self._news: queue.Queue[News | Exception] = queue.Queue()
         self._answers: queue.Queue[StopReason | None] = queue.Queue()
         self._thread: threading.Thread | None = None
@@ -248,7 +262,7 @@ class OneRankTraining(Training):
         with shipped_output(attempt, "rank-0"):
             try:
                 outcome = run_rank(
-                    TrialContext(self._threads),
+                    TrialContext(self._threads, self._metric),
                     attempt,
                     self._job,
                     self._prepare(self._job),
