@@ -321,6 +321,11 @@ class Tune(Block):
         return self._asked if self.scheduler.name == "pbt" else int(min(self._asked, self._count))
 
     @property
+    def is_finite(self) -> bool:
+        """Whether every key has a list of values, or steps that can be counted."""
+        return all(domain.values is not None for domain in self.ordered.values())
+
+    @property
     def covers_all(self) -> bool:
         """Whether there are no more points than trials: then each is tried once, whatever the search."""
         return self.scheduler.name != "pbt" and self._count <= self._asked
@@ -332,7 +337,7 @@ class Tune(Block):
     @property
     def _count(self) -> float:
         """How many points there are; of more than are asked for, one more stands for all."""
-        if any(domain.values is None for domain in self.ordered.values()):
+        if not self.is_finite:
             return math.inf
         return sum(1 for _ in islice(self.points(), self._asked + 1))
 

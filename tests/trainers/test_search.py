@@ -108,6 +108,52 @@ def told(config: Tune, count: int, *, forget_at: int | None = None) -> list[Poin
     return points
 
 
+FEW = {
+    "train.optimizer.name": {"grid": ["sgd", "adamw"]},
+    "train.batch_size": [16, 32, 64],
+    "train.optimizer.momentum": {"choice": [0.8, 0.9], "when": {"train.optimizer.name": "sgd"}},
+    "model.dropout": {"quniform": [0.0, 0.2, 0.1]},
+}  # 27 points
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("forget_at", [3, 12, 20])
+def test_no_point_of_a_small_space_is_tried_twice_whatever_was_forgotten(name: str, forget_at: int) -> None:
+    space = {**FEW, "train.optimizer.name": ["sgd", "adamw"]}
+    config = Tune.model_validate({"trials": 25, "space": space, "search": {"name": name, "seed": 4}})
+
+    def points(forget_at: int | None = None) -> list[Point]:
+        searcher = build_searcher(config, "max")
+        found: list[Point] = []
+        for number in range(25):
+            if number == forget_at:
+                searcher = build_searcher(config, "max")
+                for known, point in enumerate(found):
+                    searcher.know(known, point)
+                    searcher.tell(known, {1: point["train.batch_size"] - point["model.dropout"]}, completed=True)
+            found.append(searcher.ask(number))
+            searcher.tell(number, {1: found[-1]["train.batch_size"] - found[-1]["model.dropout"]}, completed=True)
+        return found
+
+    whole = points()
+    assert len({str(point) for point in whole}) == 25
+    assert all(("train.optimizer.momentum" in point) == (point["train.optimizer.name"] == "sgd") for point in whole)
+    assert points(forget_at) == whole
+
+
+def test_a_point_that_takes_the_place_of_another_has_the_same_values_of_a_grid() -> None:
+    config = Tune.model_validate({"trials": 16, "space": FEW, "search": {"name": "random", "seed": 4}})
+    searcher = build_searcher(config, "max")
+    names = [searcher.ask(number)["train.optimizer.name"] for number in range(16)]
+    assert names == ["sgd", "adamw"] * 8
+
+
+def test_of_a_large_space_points_are_not_listed() -> None:
+    space = {f"params.x{n}": {"randint": [0, 1000]} for n in range(4)}
+    config = Tune.model_validate({"trials": 30, "space": space, "search": "random"})
+    assert isinstance(build_searcher(config, "max"), Random)
+
+
 @pytest.mark.slow
 def test_gp_that_lost_its_memory_goes_on_as_if_it_had_not_and_another_seed_gives_other_points() -> None:
     """Of its points the first ten are random."""

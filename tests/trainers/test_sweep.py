@@ -637,6 +637,7 @@ def test_the_job_of_a_trial_is_the_sweeps_with_its_values_for_one_worker(cluster
     assert trial_job(sweep, {"train.optimizer.lr": 0.5}) == {
         "train": {"optimizer": {"lr": 0.5}},
         "cluster": {"provider": "local", "address": None, "workers": 1},
+        "checkpoint": {"metric": "eval_loss", "mode": None},
     }
 
 
@@ -657,7 +658,7 @@ def test_a_trial_by_itself_runs_on_what_it_had_of_the_sweeps_cluster(
     sweep = {"tune": {"workers_per_trial": workers}, "budget": {"max_hours": 1}, "cluster": {"context": "k", **cluster}}
     alone = lone_job(sweep, {"train.seed": 5}, gpus=gpus)
     assert alone["train"] == {"seed": 5}
-    assert alone.keys() == {"train", "cluster"}
+    assert alone.keys() == {"train", "cluster", "checkpoint"}
     assert {key: alone["cluster"].get(key) for key in left} == left
     assert alone["cluster"]["context"] == "k"
 

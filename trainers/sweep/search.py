@@ -5,6 +5,7 @@ So a search is rebuilt by telling it again what storage knows: there is no rando
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ from trainers.tuning import Domain, Point, Tune, may_be_perturbed, place_in
 if TYPE_CHECKING:
     import optuna
 
+_MOST_POINTS = 10_000  # of a space, in which trials may meet
 Values = Mapping[int, float]  # of the metric, by evaluation
 
 
@@ -35,6 +37,10 @@ class Searcher(Protocol):
         """Take a point that was chosen before, in its turn, as if `ask` had just returned it."""
         ...
 
+    def replace(self, number: int, point: Point) -> None:
+        """Take another point for the one that was just asked for."""
+        ...
+
     def tell(self, number: int, values: Values, *, completed: bool) -> None:
         """Say what became of a point; one that diverged or failed has no values."""
         ...
@@ -44,11 +50,13 @@ def build_searcher(tune: Tune, mode: str) -> Searcher:
     """Return the searcher that a job file asks for."""
     if tune.covers_all or tune.search.name == "grid":
         return Every(tune)
+    searcher: Searcher = Sampled(tune, mode)
     if tune.search.name == "random":
-        return Random(tune)
+        searcher = Random(tune)
     if tune.search.name == "qmc":
-        return Sobol(tune)
-    return Sampled(tune, mode)
+        searcher = Sobol(tune)
+    is_small = tune.is_finite and sum(1 for _ in islice(tune.points(), _MOST_POINTS + 1)) <= _MOST_POINTS
+    return Untried(tune, searcher) if is_small and tune.scheduler.name != "pbt" else searcher
 
 
 class Every:
@@ -63,6 +71,8 @@ class Every:
         return self._points[number]
 
     def know(self, number: int, point: Point) -> None: ...
+
+    def replace(self, number: int, point: Point) -> None: ...
 
     def tell(self, number: int, values: Values, *, completed: bool) -> None: ...
 
@@ -90,6 +100,8 @@ class Random:
         return point
 
     def know(self, number: int, point: Point) -> None: ...
+
+    def replace(self, number: int, point: Point) -> None: ...
 
     def tell(self, number: int, values: Values, *, completed: bool) -> None: ...
 
@@ -132,9 +144,18 @@ class Sampled:
 
     def know(self, number: int, point: Point) -> None:
         if self._tune.search.name == "cmaes":  # it keeps notes on what it chose, so it chooses again
-            if self.ask(number) == point:
-                return
-            self._forget(number)  # another version of Optuna chose it
+            if self.ask(number) != point:  # it stands in the place of one that was tried, or another Optuna chose it
+                self.replace(number, point)
+            return
+        self._take(number, point)
+
+    def replace(self, number: int, point: Point) -> None:
+        import optuna
+
+        self._study.tell(self._asked.pop(number), state=optuna.trial.TrialState.FAIL)
+        self._take(number, point)
+
+    def _take(self, number: int, point: Point) -> None:
         self._study.enqueue_trial({key: _index(self._tune.ordered[key], value) for key, value in point.items()})
         self._ask(number, "random")
 
@@ -170,13 +191,51 @@ class Sampled:
         key = self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
         self._storage.set_trial_system_attr(key, "tpe:relative_params:0", "")
 
-    def _forget(self, number: int) -> None:
-        import optuna
-
-        self._study.tell(self._asked.pop(number), state=optuna.trial.TrialState.FAIL)
-
     def _seed(self, number: int) -> int:
         return seed_for(self._tune.search.seed, number) % 2**32
+
+
+class Untried:
+    """Another searcher, but no point of a small space twice: it would train to the same bits.
+
+    In the place of one that was tried comes any that was not, with the same values of keys with a grid where there is
+    one, and the searcher takes it for its own choice.
+    """
+
+    def __init__(self, tune: Tune, searcher: Searcher) -> None:
+        self.learns = searcher.learns
+        self._tune = tune
+        self._searcher = searcher
+        self._tried: set[str] = set()
+        self._grid = [key for key, domain in tune.ordered.items() if domain.grid is not None]
+
+    def ask(self, number: int) -> Point:
+        point = self._searcher.ask(number)
+        if _text(point) in self._tried:
+            point = self._another(number, point)
+            self._searcher.replace(number, point)
+        self._tried.add(_text(point))
+        return point
+
+    def know(self, number: int, point: Point) -> None:
+        self._tried.add(_text(point))
+        self._searcher.know(number, point)
+
+    def replace(self, number: int, point: Point) -> None:
+        self._searcher.replace(number, point)
+
+    def tell(self, number: int, values: Values, *, completed: bool) -> None:
+        self._searcher.tell(number, values, completed=completed)
+
+    def _another(self, number: int, point: Point) -> Point:
+        left = [each for each in self._tune.points() if _text(each) not in self._tried]
+        alike = [each for each in left if all(each.get(key) == point.get(key) for key in self._grid)]
+        chosen = alike or left
+        return chosen[seed_for(self._tune.search.seed, number) % len(chosen)]
+
+
+def _text(point: Point) -> str:
+    return json.dumps(point, sort_keys=True, default=str)
 
 
 def perturb(config: Tune, point: Point, *, number: int, iteration: int) -> Point:
