@@ -11,6 +11,9 @@ from launcher import blocks, settings
 from launcher.mistakes import Keys, Mistake, Place
 from launcher.validation import nearest
 from launcher.yaml_source import Document, parse_option, read_file
+from trainers.tuning import Domain
+
+_OF_A_DOMAIN = {*Domain.model_fields}  # how a key of a space is searched, and when
 
 
 def put_settings(document: Document, overrides: Sequence[str], root: type) -> None:
@@ -18,7 +21,7 @@ def put_settings(document: Document, overrides: Sequence[str], root: type) -> No
     for text in overrides:
         key, equals, value = text.partition("=")
         option = f"--set {text}"
-        path: Keys = tuple(key.strip().split("."))
+        path = _path(key.strip())
         if not equals or not all(path):
             problem = "write it as key=value, for example --set train.optimizer.lr=1e-3"
             document.mistakes.append(Mistake(Place(option), (), problem))
@@ -28,6 +31,19 @@ def put_settings(document: Document, overrides: Sequence[str], root: type) -> No
             document.mistakes += value_of_it.mistakes
         else:
             document.put(path, value_of_it, below_text=block_for(root))
+
+
+def _path(key: str) -> Keys:
+    """Return where a key of the command line is; those of a space have dots themselves."""
+    parts = key.split(".")
+    rest = parts[2:]
+    if parts[:2] != ["tune", "space"] or not rest:
+        return tuple(parts)
+    below = next((at for at, part in enumerate(rest) if at and part in _OF_A_DOMAIN), len(rest))
+    name, within = ".".join(rest[:below]), rest[below:]
+    if within[:1] == ["when"] and len(within) > 1:
+        within = ["when", ".".join(within[1:])]
+    return ("tune", "space", name, *within)
 
 
 def put_text(document: Document, path: Keys, text: str | None, option: str) -> None:

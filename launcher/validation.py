@@ -152,9 +152,10 @@ def _mistake(model: type[BaseModel], found: _Found, document: Document) -> Mista
 def _rule(path: Keys, problem: str, document: Document) -> Mistake:
     """Point at the key that a rule between several keys begins with: "momentum is an option of …"."""
     first = problem.split(" ", 1)[0].rstrip(":")
-    named = (*path, *first.split("."))
-    if named in document.places:
-        return Mistake(document.place(named), named, problem.removeprefix(f"{first}: "))
+    block, _, key = first.partition(".")  # a key of a space has dots itself
+    for named in ((*path, *first.split(".")), (*path, block, key)):
+        if named in document.places:
+            return Mistake(document.place(named), named, problem.removeprefix(f"{first}: "))
     return Mistake(document.place(path), path, problem)
 
 

@@ -451,15 +451,15 @@ def _points(left: list[tuple[str, Domain]], point: Point) -> Iterator[Point]:
 def _check_conditions(key: str, domain: Domain, space: Mapping[str, Domain]) -> None:
     for other, wanted in domain.conditions.items():
         if other == key or other not in space:
-            known = ", ".join(name for name in space if name != key)
-            raise ValueError(f"space: {key} depends on {other}, which is no other key of the space: {known}")
+            known = ", ".join(name for name in space if name != key) or "it has none"
+            raise ValueError(f"space.{key}: it depends on {other}, which is no other key of the space: {known}")
         values = space[other].values
         if values is None:
-            raise ValueError(f"space: {key} depends on {other}, which is a range: a condition needs a list")
+            raise ValueError(f"space.{key}: it depends on {other}, which is a range: a condition needs a list")
         for value in wanted:
             if place_in(values, value) is None:
                 shown = ", ".join(_shown(each) for each in values)
-                raise ValueError(f"space: {key} counts when {other} is {_shown(value)}, which it never is: {shown}")
+                raise ValueError(f"space.{key}: it counts when {other} is {_shown(value)}, which it never is: {shown}")
 
 
 def _written(value: object) -> str:

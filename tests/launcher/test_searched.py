@@ -199,7 +199,7 @@ def test_blocks_may_be_searched_as_a_whole(job: Job) -> None:
         ("{space: {train.epochs: {choice: [1], when: {model.name: cnn}}}}", "which is no other key of the space"),
         (
             "{space: {train.epochs: {choice: [1], when: {model.name: rnn}}, model.name: [cnn]}}",
-            "train.epochs counts when model.name is rnn, which it never is: cnn",
+            "tune.space.train.epochs: it counts when model.name is rnn, which it never is: cnn",
         ),
         (
             "{space: {train.epochs: {choice: [1], when: {train.seed: 1}}, train.seed: {choice: [1], "
@@ -256,6 +256,30 @@ def test_a_trial_of_a_task_of_ones_own_keeps_what_is_best_at_what_the_sweep_goes
     sweep |= {"task": "mine:Task", "tune": {**sweep["tune"], "metric": metric, "mode": "min"}}
     for made in (trial_job(sweep, {}), lone_job(sweep, {})):
         assert (made["checkpoint"]["metric"], made["checkpoint"]["mode"]) == (expected, "min")
+
+
+@pytest.mark.parametrize(
+    ("setting", "key", "domain"),
+    [
+        ("train.optimizer.lr={uniform: [0.2, 0.3]}", "train.optimizer.lr", {"uniform": [0.2, 0.3]}),
+        ("train.optimizer.lr.uniform=[0.2, 0.3]", "train.optimizer.lr", {"uniform": [0.2, 0.3]}),
+        ("train.batch_size=[8, 16]", "train.batch_size", {"choice": [8, 16]}),
+        (
+            "train.optimizer.momentum.when.train.optimizer.name=sgd",
+            "train.optimizer.momentum",
+            {"uniform": [0.8, 0.9], "when": {"train.optimizer.name": "sgd"}},
+        ),
+    ],
+)
+def test_keys_of_a_space_can_be_set_from_the_command_line(
+    job: Job, setting: str, key: str, domain: dict[str, object]
+) -> None:
+    names, momentum = "train.optimizer.name: [adamw, sgd]", "train.optimizer.momentum: {uniform: [0.8, 0.9]}"
+    base = names if "momentum" not in setting else f"{names}, {momentum}"
+    space = load(job(f"tune: {{space: {{{base}}}}}"), overrides=[f"tune.space.{setting}"]).spec.tune.space  # type: ignore[union-attr]
+    assert space is not None
+    assert space[key].model_dump(mode="json", exclude_defaults=True) == domain
+    assert "train.optimizer.name" in space
 
 
 def test_a_sweep_without_evaluation_is_refused(job: Job) -> None:
