@@ -20,6 +20,7 @@ from cluster.registry import open_provider
 from cluster.runs import RUN_ID, Run, new_run_id
 from cluster.storage.open import check_storage, open_storage
 from cluster.trials import sweep_of
+from launcher.interrupts import Interrupts
 from launcher.remote import clear_remote, launch_of, remote_of
 from launcher.text import typed
 
@@ -62,9 +63,12 @@ def submit(submission: Submission) -> Run:
     storage = open_storage(str(submission.spec.storage))
     check_storage(storage)
     run = Run(storage, submission.request.run_id)
-    run.create(submission.document)
     with ExitStack() as undo:
-        undo.callback(run.delete)
+        with Interrupts() as interrupts:  # in the midst of it, a Ctrl-C would leave there what nobody undoes
+            run.create(submission.document)
+            undo.callback(run.delete)
+        if interrupts.count:
+            raise KeyboardInterrupt
         for bundle in filter(None, (submission.bundle, submission.code)):
             storage.write(bundle.path, bundle.data)
         try:

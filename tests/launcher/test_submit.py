@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import secrets
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,22 @@ def test_an_id_that_is_taken_is_refused_and_nothing_is_started(loaded: LoadedJob
         submit(taken)
     assert run.job() == before
     assert processes_of(scratch_folder(run.id)) == []
+
+
+def test_ctrl_c_in_the_midst_of_the_creation_leaves_nothing(
+    loaded: LoadedJob, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Run.create
+
+    def interrupted(run: Run, document: bytes) -> None:
+        create(run, document)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Run, "create", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submit(prepare(loaded, "submit-interrupted"))
+    assert not any(path.is_file() for path in (home / "runs").rglob("*"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_run_that_succeeded_is_not_relaunched(run: Run) -> None:
