@@ -22,6 +22,7 @@ from trainers.jobs import load_job
 from trainers.sweep.trial import News, OneRankTraining, Training, data_key
 from trainers.tasks.registry import prepare
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as a trial computes with
 EPOCHS = 3
 
 
