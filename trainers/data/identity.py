@@ -9,7 +9,7 @@ PUT_BACK = (
     "Put the data back as it was, or the versions that read it, and go on: raylift resume; or begin anew: raylift run"
 )
 OTHER_PIXELS = "the images are not to the pixel those that this run began with: other files, or another decoder"
-_KEYS = ("classes", "image", "labels", "pixels")  # of what was prepared, where that is known
+_KEYS = ("eval", "classes", "image", "labels", "pixels")  # of what was prepared, where that is known
 
 
 def identity(meta: Mapping[str, Any], **counts: int) -> dict[str, Any]:

@@ -98,9 +98,9 @@ class SweepDriver(Driver):
         os.environ.update(_ENVIRONMENT)
         logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that it need not write
         samples = self._samples(ready)
-        data = identity(ready.meta, train=samples, **{key: ready.meta[key] for key in ("eval",) if key in ready.meta})
-        self._compare_data(data, events)
+        data = identity(ready.meta, train=samples)
         record = Record(self.run, events, self.metric)
+        _compare_data(record, data, events)
         events.append({"event": "sweep", "trials": self.total, "metric": self.metric, "mode": self.mode, "data": data})
         with Watch(attempt).looking() as watch:
             lengths = longest(self.job.train, self.tune, samples)
@@ -162,15 +162,6 @@ class SweepDriver(Driver):
             verbose=0,
         )
 
-    def _compare_data(self, now: dict[str, Any], events: SegmentWriter) -> None:
-        """Raise TrainingError where trials have trained on other samples; nothing is written of any trial."""
-        rows = through_outages(lambda: self.run.all_rows("events"))
-        saved: dict[str, Any] = next((row["data"] for row in rows if row["event"] == "sweep" and "data" in row), {})
-        if what := what_changed(saved, now):
-            raise TrainingError(f"the samples are not those that this sweep began with: {what}. {PUT_BACK}")
-        if has_other_pixels(saved, now):
-            events.append({"event": "warning", "message": OTHER_PIXELS})
-
     def _threads_each(self, ready: Ready) -> int:
         if processors.is_shared() and not ready.gpus:
             return ALL_OF_ITS_POD
@@ -203,6 +194,14 @@ class SweepDriver(Driver):
         if self.tune.repeats > 1:
             message += f"; mean over {self.tune.repeats} seeds: {means_of(trials, self.metric)[best.number]:.4f}"
         return Result(state="SUCCEEDED", message=message, step=newest.step, metrics=dict(newest.metrics))
+
+
+def _compare_data(record: Record, now: dict[str, Any], events: SegmentWriter) -> None:
+    """Raise TrainingError where trials have trained on other samples, before any goes on."""
+    if what := what_changed(record.data, now):
+        raise TrainingError(f"the samples are not those that this sweep began with: {what}. {PUT_BACK}")
+    if has_other_pixels(record.data, now):
+        events.append({"event": "warning", "message": OTHER_PIXELS})
 
 
 def count_samples(job: TrainJob, uri: str) -> int:

@@ -25,7 +25,10 @@ class Record:
     def __init__(self, run: Run, events: SegmentWriter, metric: str) -> None:
         self.run = run
         self.metric = metric
-        self.rows = [row for row in patient(run).all_rows("events") if str(row["event"]).startswith("trial")]
+        rows = patient(run).all_rows("events")
+        self.rows = [row for row in rows if str(row["event"]).startswith("trial")]
+        heads = [row for row in rows if row["event"] == "sweep"]
+        self.data: Mapping[str, Any] = next((row["data"] for row in heads if "data" in row), {})  # that it began with
         self._events = events
         now = time.time()  # that it happened before is no time of this attempt
         for row in [row for trial in read_trials(self.rows) if trial.state not in ENDED for row in self._missed(trial)]:

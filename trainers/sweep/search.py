@@ -37,10 +37,6 @@ class Searcher(Protocol):
         """Take a point that was chosen before, in its turn, as if `ask` had just returned it."""
         ...
 
-    def replace(self, number: int, point: Point) -> None:
-        """Take another point for the one that was just asked for."""
-        ...
-
     def tell(self, number: int, values: Values, *, completed: bool) -> None:
         """Say what became of a point; one that diverged or failed has no values."""
         ...
@@ -50,11 +46,8 @@ def build_searcher(tune: Tune, mode: str) -> Searcher:
     """Return the searcher that a job file asks for."""
     if tune.covers_all or tune.search.name == "grid":
         return Every(tune)
-    searcher: Searcher = Sampled(tune, mode)
-    if tune.search.name == "random":
-        searcher = Random(tune)
-    if tune.search.name == "qmc":
-        searcher = Sobol(tune)
+    own = {"random": Random, "qmc": Sobol}.get(tune.search.name)
+    searcher = own(tune) if own is not None else Sampled(tune, mode)
     is_small = tune.is_finite and sum(1 for _ in islice(tune.points(), _MOST_POINTS + 1)) <= _MOST_POINTS
     return Untried(tune, searcher) if is_small and tune.scheduler.name != "pbt" else searcher
 
@@ -71,8 +64,6 @@ class Every:
         return self._points[number]
 
     def know(self, number: int, point: Point) -> None: ...
-
-    def replace(self, number: int, point: Point) -> None: ...
 
     def tell(self, number: int, values: Values, *, completed: bool) -> None: ...
 
@@ -101,7 +92,8 @@ class Random:
 
     def know(self, number: int, point: Point) -> None: ...
 
-    def replace(self, number: int, point: Point) -> None: ...
+    def replace(self, number: int, point: Point) -> None:
+        """Take another point for the one that was just asked for: nothing here depends on it."""
 
     def tell(self, number: int, values: Values, *, completed: bool) -> None: ...
 
@@ -150,6 +142,7 @@ class Sampled:
         self._take(number, point)
 
     def replace(self, number: int, point: Point) -> None:
+        """Take another point for the one that was just asked for."""
         import optuna
 
         self._study.tell(self._asked.pop(number), state=optuna.trial.TrialState.FAIL)
@@ -202,7 +195,7 @@ class Untried:
     one, and the searcher takes it for its own choice.
     """
 
-    def __init__(self, tune: Tune, searcher: Searcher) -> None:
+    def __init__(self, tune: Tune, searcher: Random | Sampled) -> None:
         self.learns = searcher.learns
         self._tune = tune
         self._searcher = searcher
@@ -220,9 +213,6 @@ class Untried:
     def know(self, number: int, point: Point) -> None:
         self._tried.add(_text(point))
         self._searcher.know(number, point)
-
-    def replace(self, number: int, point: Point) -> None:
-        self._searcher.replace(number, point)
 
     def tell(self, number: int, values: Values, *, completed: bool) -> None:
         self._searcher.tell(number, values, completed=completed)
