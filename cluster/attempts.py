@@ -45,7 +45,7 @@ class Attempt:
     @classmethod
     def reopen(cls, run: Run, number: int) -> Attempt:
         """Open an attempt that the driver claimed, in one of its workers."""
-        return cls(run, Claim.of(run.read_json(f"{attempt_folder(number)}/claim.json")))
+        return cls(run, run.claim_of(number))
 
     def adopt(self, base: Checkpoint | None, holder: Run) -> None:
         """Copy the base from its run into this attempt's folder, its manifest last.

@@ -135,15 +135,19 @@ class Run:
         """Return the numbers of the claimed attempts, oldest first."""
         return sorted(int(name) for name in self.storage.folders(self.path("attempts/")) if name.isdigit())
 
-    def claims(self) -> list[Claim]:
-        """Return every attempt's claim, oldest first; of one that does not read, what can be told without it."""
+    def claims(self, on_unread: Callable[[str], object] = lambda _: None) -> list[Claim]:
+        """Return every attempt's claim, oldest first; of one that does not read, what can be told without it.
+
+        `on_unread` is told why one does not.
+        """
         found = []
         for number in self.attempts():
             try:
                 found.append(self.claim_of(number))
             except ObjectNotFoundError:
                 continue  # a folder without a claim is no attempt
-            except CorruptObjectError:
+            except CorruptObjectError as error:
+                on_unread(str(error))
                 found.append(self._claim_by_its_checkpoints(number))
         return found
 

@@ -122,13 +122,14 @@ class Swept:
 
 def survey(run: Run) -> Survey:
     """List the checkpoint folders of every attempt, and read their manifests. Raises StorageError."""
-    claims, attempts, result = run.claims(), run.attempts(), run.result()
+    unread: list[str] = []
+    claims, attempts, result = run.claims(unread.append), run.attempts(), run.result()
     return Survey(
         claims=claims,
         newest=max(attempts, default=0),
         state=result.state if result is not None else None,
         folders=[folder for attempt in attempts for folder in _folders_of(run, attempt)],
-        unread=tuple(why for attempt in attempts if (why := _fault_of_claim(run, attempt))),
+        unread=tuple(unread),
     )
 
 
@@ -186,17 +187,6 @@ def complain(run: Run, found: Verification) -> str:
             f"{worst.folder.path}/{name} {fault}{more}. {_consequence(found)}",
         )
     return "\n".join(said)
-
-
-def _fault_of_claim(run: Run, attempt: int) -> str:
-    """Return why the claim of an attempt does not read; an empty string where it does, or there is none."""
-    try:
-        run.claim_of(attempt)
-    except ObjectNotFoundError:
-        return ""
-    except CorruptObjectError as error:
-        return str(error)
-    return ""
 
 
 def _folders_of(run: Run, attempt: int) -> Iterator[Folder]:
