@@ -211,9 +211,12 @@ def _package_cache(server: Api, namespace: str, claim: str) -> tuple[bool | None
     phase = found.get("status", {}).get("phase", "Pending")
     if phase == "Lost":
         return False, f"the PersistentVolumeClaim {claim} has lost its volume: make it anew"
-    maker = "node-folders.yaml in k8s/components/package-cache makes one, and says what to do where one was released"
-    waits = f", and has no volume yet: {maker}" if phase == "Pending" else ""
-    return True if not waits else None, f"the PersistentVolumeClaim {claim} is {phase}{waits}"
+    if phase == "Pending":
+        return None, (
+            f"the PersistentVolumeClaim {claim} is Pending, and has no volume yet: node-folders.yaml in "
+            "k8s/components/package-cache makes one, and says what to do where one was released"
+        )
+    return True, f"the PersistentVolumeClaim {claim} is {phase}"
 
 
 def _nodes(server: Api, head: dict[str, Any], worker: dict[str, Any], least: int) -> tuple[bool | None, str]:

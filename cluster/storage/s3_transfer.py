@@ -80,7 +80,7 @@ class Transfers:
 
     def _sender(self) -> Any:
         """Return the client that sends parts: without a checksum, their signature is what tells of a changed byte."""
-        if not self._checked:
+        if not self._checked or self._client.meta.endpoint_url.startswith("https:"):  # there none are signed
             return self._client
         with self._connecting:  # boto3 makes one client at a time
             if self._unsigned is None:
