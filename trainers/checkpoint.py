@@ -163,6 +163,11 @@ class Checkpointer:
         """The precision of the checkpoint to go on from; None without one."""
         return self._base.info.get("precision") if self._base is not None else None
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a save has failed for good, which the next one raises."""
+        return self._error is not None
+
     def restore(self, trainer: Trainer) -> None:
         """Load the attempt's base into the trainer; without one, leave it as initialised. Collective, if sharded.
 
@@ -256,7 +261,7 @@ class Checkpointer:
 
         Were it written before, a checkpoint of weights that have diverged could push the last good one out. Raises what
         the save before met, as what is trained from then on is lost; of one that ranks save together, `save` does that,
-        where all of them are.
+        where all of them are, and which they come to once one of them `has_failed`.
         """
         if self._peers is None:
             self._raise()

@@ -311,7 +311,9 @@ class Trainer:
         return self.progress.step * parts // steps > (self.progress.step - 1) * parts // steps
 
     def wants_save(self) -> bool:
-        """Whether this rank's clock says that minutes have passed; rank 0's is the one that counts."""
+        """Whether rank 0 has saved nothing for minutes, or a save failed here, which the next has all ranks raise."""
+        if self.checkpointer.has_failed:
+            return True
         every = self.every
         return every.unit == "min" and self.context.rank == 0 and time.monotonic() - self.saved_at > every.count * 60
 

@@ -100,6 +100,14 @@ def test_a_rank_killed_between_its_parts_and_the_manifest_leaves_no_checkpoint_a
 
 
 @pytest.mark.slow
+def test_a_part_that_storage_refuses_for_good_ends_all_ranks_long_before_the_next_save(tmp_path: Path) -> None:
+    run = start(tmp_path, FSDP, {"checkpoint": {"every": "100 steps"}}, {"train": {"epochs": 50}})
+    assert run_meddled(run, tmp_path, "refuse:1:000000100/optimizer-rank-1-of-2.safetensors") != 0
+    assert run.checkpoints() == []
+    assert 100 < max(row["step"] for row in run.rows_of(1, "metrics")) < 200
+
+
+@pytest.mark.slow
 def test_a_rank_killed_at_any_moment_repeats_nothing_that_differs(whole: Run, tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     draw = random.Random(seed)
