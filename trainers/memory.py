@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import resource
 import sys
 from pathlib import Path
@@ -12,7 +13,9 @@ import psutil
 
 _GROUP = Path("/sys/fs/cgroup")  # of this container, as it sees it
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt, from glibc's malloc.h
+_POPULATE_WRITE = 23  # advice of madvise, from Linux's mman.h
 _KEPT = 256 << 20  # bytes that stay with the process when they are freed
+_WORTH_IT = 1 << 20  # bytes
 _LARGEST = 32 << 20  # bytes of a block that is reused at all; glibc takes no more
 
 
@@ -29,6 +32,20 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return bool(mallopt(_TRIM_THRESHOLD, _KEPT) and mallopt(_MMAP_THRESHOLD, _LARGEST))
+
+
+def make_pages(memory: memoryview) -> None:
+    """Make all pages of new memory at once, where Linux does, from 5.14 on; what is in it stays.
+
+    One by one, where each is first written to, they take a third longer.
+    """
+    if sys.platform != "linux" or memory.nbytes < _WORTH_IT:
+        return
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (address + memory.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    # where it cannot, they come one by one
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _POPULATE_WRITE)
 
 
 def available_memory() -> int:

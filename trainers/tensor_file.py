@@ -19,6 +19,7 @@ from cluster.records import Checkpoint
 from cluster.runs import Run
 from cluster.storage.sources import InMemory
 from cluster.tensor_file import Entry, Header, Stored, header_of, read_header
+from trainers.memory import make_pages
 
 
 def tensor_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> InMemory:
@@ -91,6 +92,8 @@ class _Memory:
                 if begin >= end:
                     break
                 found.append(piece[max(start - begin, 0) : end - begin])
+        for piece in found:
+            make_pages(piece)
         return found
 
     def arrived(self, end: int) -> None:

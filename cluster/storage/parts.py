@@ -46,11 +46,14 @@ def fill(read: ReadInto, target: Target, name: str, *, expect: Digest, part_size
     """Read an object into memory. Raises CorruptObjectError where it is not as expected, and what `read` does.
 
     It is hashed as it comes, where it then stays: by its CRC-64 where that is known, which finds damage as SHA-256
-    does. Of an object that is longer `read` may tell no more than that.
+    does. Of an object that is longer `read` may tell no more than that. Parts are twice as large where they still
+    occupy all connections: each costs a request, and no memory.
     """
     quick = crc64() if expect.crc64 else None
     hashed, kind, wanted = (quick, "CRC-64", expect.crc64) if quick else (hashlib.sha256(), "SHA-256", expect.sha256)
     size, found = expect.size, 0
+    if connections > 1 and size >= 2 * part_size * connections:
+        part_size *= 2
 
     def part(start: int) -> tuple[Sequence[memoryview], int]:
         end = min(start + part_size, size)

@@ -30,7 +30,7 @@ _COPY_AT_ONCE = 1 << 30  # S3 copies 5 GB at once, but slowly
 _CONNECT_S = 5
 _READ_S = 60
 _CONNECTIONS = 8
-_CHUNK = 256 << 10
+_CHUNK = 1 << 20
 Taken = TypeVar("Taken")
 
 
@@ -221,7 +221,7 @@ def _ranged(start: int, end: int | None) -> dict[str, str]:
 def _pour(body: Any, room: Sequence[memoryview]) -> int:
     """Read a body into memory; return how long it is, or one more than there is room where it is longer.
 
-    It comes in chunks that the processor's cache holds: boto3 would read it into new memory as a whole.
+    It comes in chunks: boto3 would read it into new memory as a whole.
     """
     filled = 0
     for piece in room:

@@ -1,7 +1,10 @@
-"""trainers/memory.py: freed memory is used again."""
+"""trainers/memory.py: freed memory is used again, and new memory is made at once."""
 
 from __future__ import annotations
 
+import mmap
+import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +56,21 @@ def test_what_a_container_may_still_take_counts(
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is the C library of Linux")
 def test_what_a_step_frees_is_there_for_the_next_without_a_page_fault() -> None:
     assert page_faults("keep") < 100 < page_faults()
+
+
+def makes_pages_at_once() -> bool:
+    release = platform.release().split(".")
+    return sys.platform == "linux" and (int(release[0]), int(release[1])) >= (5, 14)
+
+
+@pytest.mark.skipif(not makes_pages_at_once(), reason="Linux does so from 5.14 on")
+def test_new_memory_is_made_without_a_page_fault_for_each_page_and_old_memory_stays_as_it_is() -> None:
+    with mmap.mmap(-1, 64 << 20) as mapped, memoryview(mapped) as view, view[100:-100] as inner:
+        mapped[1000:1004] = b"here"
+        memory.make_pages(inner)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for start in range(0, len(mapped), mmap.PAGESIZE):
+            mapped[start] = 1
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        assert mapped[1000:1004] == b"here"
+    assert faults < 1000 < (64 << 20) // mmap.PAGESIZE
