@@ -83,6 +83,11 @@ class _Memory:
         self._lock = threading.Lock()
         self._settled = 0  # the first that is not in its place
 
+    def begin(self) -> None:
+        self._settled = 0
+        self._pieces.clear()
+        self._staged.clear()
+
     def room(self, start: int, end: int) -> Sequence[memoryview]:
         found = []
         with self._lock:

@@ -47,7 +47,7 @@ def fill(read: ReadInto, target: Target, name: str, *, expect: Digest, part_size
 
     It is hashed as it comes, where it then stays: by its CRC-64 where that is known, which finds damage as SHA-256
     does. Of an object that is longer `read` may tell no more than that. Parts are twice as large where they still
-    occupy all connections: each costs a request, and no memory.
+    occupy all connections, as each costs a request.
     """
     quick = crc64() if expect.crc64 else None
     hashed, kind, wanted = (quick, "CRC-64", expect.crc64) if quick else (hashlib.sha256(), "SHA-256", expect.sha256)
@@ -60,6 +60,7 @@ def fill(read: ReadInto, target: Target, name: str, *, expect: Digest, part_size
         room = target.room(start, end)
         return room, read(start, end if end < size else None, room)
 
+    target.begin()
     for room, length in _in_order(part, range(0, max(size, 1), part_size), connections):
         left = length
         for piece in room:

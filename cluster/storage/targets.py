@@ -9,6 +9,10 @@ from typing import Protocol
 class Target(Protocol):
     """Memory for an object's bytes. Several threads fill it at a time, each a stretch of its own."""
 
+    def begin(self) -> None:
+        """Forget what has come: it was not verified, and all bytes come now, maybe once more."""
+        ...
+
     def room(self, start: int, end: int) -> Sequence[memoryview]:
         """Return the memory, in order, of the bytes from `start` up to, not including, `end`."""
         ...

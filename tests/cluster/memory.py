@@ -12,6 +12,9 @@ class Memory:
         self.data = bytearray(size)
         self.ends: list[int] = []
 
+    def begin(self) -> None:
+        self.ends.clear()
+
     def room(self, start: int, end: int) -> Sequence[memoryview]:
         cut = min(max(start, len(self.data) // 3), end)
         return [memoryview(self.data)[start:cut], memoryview(self.data)[cut:end]]

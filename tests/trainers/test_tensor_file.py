@@ -10,10 +10,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cluster.errors import CorruptObjectError
+from cluster.errors import CorruptObjectError, StorageError
+from cluster.outages import patient
 from cluster.records import Checkpoint
 from cluster.runs import Run
+from cluster.storage.base import Digest
 from cluster.storage.file import FileStorage
+from cluster.storage.targets import Target
 from cluster.tensor_file import Header
 from trainers.tensor_file import load_tensors, tensor_file
 
@@ -108,6 +111,33 @@ def test_a_file_is_read_into_the_tensors_that_are_there(tmp_path: Path, dtype: t
     for name, tensor in tensors.items():
         assert loaded[name].data_ptr() == there[name].data_ptr()
         assert torch.equal(there[name].contiguous().flatten().view(torch.uint8), tensor.flatten().view(torch.uint8))
+
+
+class BreaksOff(FileStorage):
+    """Brings other bytes at first, and breaks off before anything shows that they are others."""
+
+    has_broken_off = False
+
+    def download(self, path: str, target: Path | Target, *, expect: Digest) -> None:
+        if not self.has_broken_off and not isinstance(target, Path):
+            self.has_broken_off = True
+            target.begin()
+            for piece in target.room(0, expect.size - 4):
+                piece[:] = b"x" * len(piece)
+            target.arrived(expect.size - 4)
+            raise StorageError("the storage does not answer any more")
+        super().download(path, target, expect=expect)
+
+
+def test_nothing_stays_of_what_came_before_storage_broke_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.outages._PAUSE", 0.01)
+    tensors = {"first": torch.randn(6, 5), "across": torch.randn(4, 7), "last": torch.randn(9)}
+    there = {"first": torch.zeros(6, 5), "across": torch.zeros(7, 4).T, "last": torch.zeros(9)}
+    run, checkpoint = stored(tmp_path, tensors)
+    storage = BreaksOff(tmp_path)
+    load_tensors(patient(Run(storage, run.id)), checkpoint, NAME, lambda _: there)
+    assert storage.has_broken_off
+    assert all(torch.equal(there[name], tensor) for name, tensor in tensors.items())
 
 
 def test_what_does_not_fit_is_returned_as_a_new_tensor(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ class Memory:
     def __init__(self, size: int) -> None:
         self.data = bytearray(size)
 
+    def begin(self) -> None: ...
+
     def room(self, start: int, end: int) -> Sequence[memoryview]:
         return [memoryview(self.data)[start:end]]
 
