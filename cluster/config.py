@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 CLUSTER_NAME_LENGTH = 40  # as that of a run's id
 CLUSTER_NAME = rf"^[a-z]([-a-z0-9]{{0,{CLUSTER_NAME_LENGTH - 2}}}[a-z0-9])?$"
 _NAME = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"  # of an object of Kubernetes
 _LABEL = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)"
 _LABEL_KEY = rf"^({_NAME[1:-1]}/)?{_LABEL}$"
+_NAMED_BY = {
+    "name": "--id says what a run is called",
+    "generateName": "--id says what a run is called",
+    "namespace": "cluster.namespace says where it is",
+}
+_OWN_LABELS = ("raylift.dev/", "app.kubernetes.io/managed-by")
 _QUANTITY = r"^[1-9][0-9]*(Mi|Gi|Ti)$"
 _KINDS = ("GPU", "T4", "V100", "L4", "L40S", "A10G", "A100", "H100", "H200", "B200")  # on Kubernetes
 MOST_RANKS = 8192
@@ -235,6 +241,33 @@ class KubernetesCluster(Block):
         workers = _ranks(self.nodes, self.accelerators) or self.workers
         return workers.max if isinstance(workers, Workers) else workers or 1
 
+    @field_validator("pod_template")
+    @classmethod
+    def _leaves_what_pods_need(cls, template: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        _check_metadata(template.get("metadata", {}))
+        _check_pod(template, "spec")
+        return template
+
+    @field_validator("overrides")
+    @classmethod
+    def _leave_what_jobs_need(cls, overrides: dict[str, Any]) -> dict[str, Any]:
+        if fixed := {"apiVersion", "kind"} & {*overrides}:
+            raise ValueError(f"{min(fixed)} stays as it is: a run is a RayJob")
+        _check_metadata(overrides.get("metadata", {}))
+        _check_pod(overrides, "spec", "rayClusterSpec", "headGroupSpec", "template", "spec")
+        return overrides
+
+    @model_validator(mode="after")
+    def _the_heads_own_account(self) -> KubernetesCluster:
+        counted = self.workers if self.accelerators is None else self.nodes
+        is_range = isinstance(counted, Workers | Nodes) and counted.min != counted.max
+        if is_range and "serviceAccountName" in self.pod_template.get("spec", {}):
+            raise ValueError(
+                "pod_template: spec.serviceAccountName would not be the head's, as its number of workers is a range: "
+                "say service_account for the workers, and head_service_account for the head"
+            )
+        return self
+
     @model_validator(mode="after")
     def _one_way_to_count(self) -> KubernetesCluster:
         if self.workers is not None and (self.nodes is not None or self.accelerators is not None):
@@ -258,6 +291,32 @@ class KubernetesCluster(Block):
             )
         _ranks(self.nodes, self.accelerators)  # not too many
         return self
+
+
+def _check_metadata(metadata: Any) -> None:
+    """Raise ValueError where raylift would not find again what has these metadata laid over its own."""
+    if not isinstance(metadata, dict):
+        raise ValueError("metadata is a block, and cannot be taken away")
+    for key, instead in _NAMED_BY.items():
+        if key in metadata:
+            raise ValueError(f"metadata.{key} is what raylift finds its objects by: {instead}")
+    for part in ("labels", "annotations"):
+        said = metadata.get(part, {})
+        if not isinstance(said, dict):
+            raise ValueError(f"metadata.{part} is a block, and cannot be taken away")
+        for key in said:
+            if str(key).startswith(_OWN_LABELS):
+                raise ValueError(f"metadata.{part}: {key} is what raylift finds its objects by, and stays as it is")
+
+
+def _check_pod(block: Any, *path: str) -> None:
+    """Raise ValueError where a block would take away what is on the way to a pod's containers, or those."""
+    for key in path:
+        block = block.get(key, {})
+        if not isinstance(block, dict):
+            raise ValueError(f"{key} is a block, and cannot be taken away")
+    if not isinstance(block.get("containers", []), list):
+        raise ValueError("containers is a list, and cannot be taken away")
 
 
 def _ranks(nodes: int | Nodes | None, accelerators: str | None) -> Workers | None:

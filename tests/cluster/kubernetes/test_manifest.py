@@ -572,6 +572,36 @@ def test_an_id_that_is_no_name_is_refused_before_anything_is_made(run_id: str) -
         object_name(run_id)
 
 
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"overrides": {"metadata": {"namespace": "team"}}}, r"overrides\n.*cluster\.namespace says where it is"),
+        ({"overrides": {"metadata": {"name": "mine"}}}, r"overrides\n.*--id says what a run is called"),
+        ({"overrides": {"metadata": {"labels": {"raylift.dev/run": "x"}}}}, "labels: raylift.dev/run is what raylift"),
+        ({"overrides": {"metadata": {"annotations": None}}}, "metadata.annotations is a block"),
+        ({"overrides": {"metadata": None}}, "metadata is a block"),
+        ({"overrides": {"kind": "RayService"}}, "kind stays as it is"),
+        ({"overrides": {"spec": None}}, "spec is a block"),
+        ({"overrides": {"spec": {"rayClusterSpec": None}}}, "rayClusterSpec is a block"),
+        ({"overrides": {"spec": {"rayClusterSpec": {"headGroupSpec": []}}}}, "headGroupSpec is a block"),
+        ({"pod_template": {"spec": {"containers": None}}}, r"pod_template\n.*containers is a list"),
+        (
+            {"pod_template": {"metadata": {"labels": {"app.kubernetes.io/managed-by": "x"}}}},
+            "managed-by is what raylift",
+        ),
+        (
+            {"pod_template": {"spec": {"serviceAccountName": "mine"}}, "workers": {"min": 1, "max": 4}},
+            "say service_account for the workers, and head_service_account for the head",
+        ),
+    ],
+)
+def test_what_a_run_is_found_by_and_what_its_pods_need_can_neither_be_changed_nor_taken_away(
+    keys: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ValidationError, match=why):
+        request("plain", **keys)
+
+
 def test_every_id_that_a_run_may_have_is_short_enough() -> None:
     assert RUN_ID.fullmatch("x" * NAME_LENGTH) is None
 
