@@ -181,11 +181,15 @@ def release_resources(controller: str = "") -> None:
 def seconds_until_drained() -> float | None:
     """Return when its cluster's autoscaler, or a person, takes the node of this process away, infinity if ever.
 
-    None where nobody is about to.
+    None where nobody is about to. Raises RuntimeError where Ray does not say.
     """
     from ray._private.state import state
+    from ray.exceptions import RayError
 
-    deadline = state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())
+    try:
+        deadline = state.get_draining_nodes().get(ray.get_runtime_context().get_node_id())
+    except RayError as error:
+        raise RuntimeError(f"Ray does not say which nodes it drains: {error}") from error
     if deadline is None:
         return None
     return deadline / 1000 - time.time() if deadline else math.inf

@@ -86,12 +86,13 @@ class Control:
             self._thread.join()
 
     def _watch(self) -> None:
-        while self._stop is None and not self._closed.wait(_POLL):
+        while not self._closed.wait(_POLL):
             try:
-                if (why := self._attempt.run.stop_reason()) is not None:
+                if self._stop is None and (why := self._attempt.run.stop_reason()) is not None:
                     self.why, self._stop = why, StopReason.PERSON
-                elif (told := self._attempt.notice()) is not None:
+                if (told := self._attempt.notice()) is not None:  # also to one that stops: it may have to hurry
                     self._deadline = time.monotonic() + (math.inf if told.seconds is None else told.seconds - _POLL)
-                    self._stop = StopReason.PREEMPTED
+                    self._stop = self._stop or StopReason.PREEMPTED
+                    return
             except StorageError:
                 continue  # storage is away: training goes on

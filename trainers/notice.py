@@ -7,6 +7,7 @@ Google half a minute (https://cloud.google.com/compute/docs/instances/preemptibl
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import math
 import os
@@ -122,6 +123,8 @@ def _get(url: str, headers: dict[str, str], *, method: str = "GET") -> str | Non
         if error.code == 404:
             return None
         raise
+    except (http.client.HTTPException, UnicodeDecodeError) as error:  # cut off, or no answer of this service
+        raise OSError(f"{url} answers with what is no answer: {error!r}") from error
 
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy stands before this service

@@ -19,6 +19,7 @@ class Metadata:
         self.preempted = False
         self.time: str | None = None  # when AWS takes the machine away, as it writes that; None: in two minutes
         self.failures = 0
+        self.broken = 0  # answers that are none
         self.tokens: set[str] = set()
         outer = self
 
@@ -30,6 +31,11 @@ class Metadata:
                 return self.answer(200, sorted(outer.tokens)[-1])
 
             def do_GET(self) -> None:
+                if outer.broken:
+                    outer.broken -= 1
+                    self.wfile.write(b"no HTTP\r\n\r\n")
+                    self.close_connection = True
+                    return None
                 if outer.failures:
                     outer.failures -= 1
                     return self.answer(503)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from ray._private.state import state
+from ray.exceptions import RaySystemError
 
 from cluster.attempts import Attempt
 from cluster.errors import PreemptedError
@@ -44,10 +45,10 @@ def test_the_word_of_a_cloud_is_a_notice(
 ) -> None:
     for name, value in metadata.env(cloud).items():
         monkeypatch.setenv(name, value)
-    metadata.failures = 2
+    metadata.failures = metadata.broken = 2
     closed = threading.Event()
     notice.ask(closed)
-    wait_for(lambda: metadata.failures == 0, "the service to be asked")
+    wait_for(lambda: metadata.failures == metadata.broken == 0, "the service to be asked")
     assert not given.wait(0.3)
     metadata.preempted = True
     assert given.wait(10)
@@ -100,10 +101,28 @@ def test_a_cloud_can_be_asked_at_once(metadata: Metadata, given: Given, monkeypa
     for name, value in metadata.env("gcp").items():
         monkeypatch.setenv(name, value)
     assert not notice.look()
-    metadata.preempted, metadata.failures = True, 1
+    metadata.preempted, metadata.failures, metadata.broken = True, 1, 1
+    assert not notice.look(), "its answer is none"
     assert not notice.look(), "the service is busy"
     assert notice.look()
     assert given.is_set()
+
+
+def test_a_ray_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch, given: Given) -> None:
+    asked: list[int] = []
+
+    def draining() -> dict[str, int]:
+        asked.append(1)
+        if len(asked) == 1:
+            raise RaySystemError("its store is away")
+        return {"own": 0}
+
+    monkeypatch.setattr(state, "get_draining_nodes", draining)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "own"))
+    monkeypatch.setattr(notice, "_POLL", 0.01)
+    monkeypatch.setenv(notice.JOINED, "1")
+    notice.ask(threading.Event())
+    wait_for(given.is_set, "the notice")
 
 
 def test_a_machine_of_no_cloud_asks_nobody(given: Given) -> None:
@@ -140,8 +159,12 @@ def test_a_person_comes_before_a_cloud(tmp_path: Path, given: Given, monkeypatch
     run = start(tmp_path)
     run.request_stop("enough")
     given.set()
-    control = Control(run.claim(), 0)
+    attempt = run.claim()
+    control = Control(attempt, 0)
     wait_for(lambda: control.stop() is StopReason.PERSON, "the person's wish")
+    attempt.give_notice("the machine goes too", seconds=50)
+    wait_for(lambda: control.left() < 51, "the deadline")
+    assert control.stop() is StopReason.PERSON
     control.close()
 
 
