@@ -157,6 +157,7 @@ class Checkpointer:
         self._closed = False
         self._thread: threading.Thread | None = None
         self.newest_step = 0
+        self.was_away = False  # storage, at a save: what had been sent of that may still be there
 
     @property
     def precision(self) -> str | None:
@@ -546,6 +547,7 @@ class Checkpointer:
     def _note_away(self) -> float:
         """Let the loop go on without a save that storage does not take; return since when it takes none."""
         with self._changed:
+            self.was_away = True
             self._away_since = self._away_since or time.monotonic()
             self._changed.notify_all()
             return self._away_since

@@ -311,7 +311,7 @@ class Trainer:
         return self.progress.step * parts // steps > (self.progress.step - 1) * parts // steps
 
     def wants_save(self) -> bool:
-        """Whether rank 0 has saved nothing for minutes, or a save failed here, which the next has all ranks raise."""
+        """Whether rank 0 has saved nothing for minutes, or a save failed on this rank, which raises it at the next."""
         if self.checkpointer.has_failed:
             return True
         every = self.every

@@ -157,6 +157,8 @@ def run_rank(
             recorder.event("memory", process=f"rank {rank}", peak_bytes=peak)
         if context.rank == 0:
             _write_down(attempt, recorder, _result_of(outcome, control.why), seconds=time.monotonic() - started)
+            if checkpointer.was_away:
+                attempt.sweep(is_over=True)  # no attempt comes after this one
         return outcome
     except (Exception, SystemExit) as error:  # the latter of the user's code
         told = explain(error, context.rank, trainer.progress.step if trainer is not None else None)

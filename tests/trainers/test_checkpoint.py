@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -49,7 +49,7 @@ def with_storage(run: Run, before: Callable[..., None]) -> Run:
     return Run(hooked(run.storage, before=before), run.id)
 
 
-def away_for(steps: range, error: type[StorageError] = StorageError) -> Callable[..., None]:
+def away_for(steps: Collection[int], error: type[StorageError] = StorageError) -> Callable[..., None]:
     """Return a hook that refuses the checkpoints of some steps."""
 
     def refuse(name: str, *arguments: Any) -> None:
@@ -80,6 +80,24 @@ def test_training_goes_on_while_storage_is_away_and_the_newest_state_is_saved_af
     result = run.result()
     assert result is not None
     assert result.state == "SUCCEEDED"
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("away", [range(4, 6), ()])
+def test_a_run_that_ends_takes_away_what_an_outage_may_have_left_half_sent(
+    tmp_path: Path, away: Collection[int]
+) -> None:
+    run, swept = start(tmp_path), list[str]()
+    refuse = away_for(away)
+
+    def note(name: str, *arguments: Any) -> None:
+        refuse(name, *arguments)
+        if name == "sweep":
+            swept.append(arguments[0])
+            assert run.result() is not None
+
+    train(with_storage(run, note))
+    assert swept == ([run.path("attempts/000001/")] if away else [])
 
 
 @pytest.mark.usefixtures("impatient")
