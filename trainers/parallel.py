@@ -17,7 +17,8 @@ from trainers.context import StopReason, WorkerContext
 from trainers.pulse import Pulse
 from trainers.shared_memory import SharedSums
 
-_SUMS = 4 + len(StopReason)  # of a step: see Reduction.start
+_REASONS = tuple(StopReason)  # to iterate over an Enum takes its time
+_SUMS = 4 + len(_REASONS)  # of a step: see Reduction.start
 _NO_WISHES = 3  # at their beginning
 _BEHIND = 2  # steps that a GPU may be behind the loop
 _ASKED_EVERY = 1.0  # seconds
@@ -105,7 +106,7 @@ class Reduction:
 
     def start(self, loss_sum: Tensor, count: Tensor, *, seen: int, stop: StopReason | None, wants_save: bool) -> None:
         """Begin to sum; returns at once. Every rank calls it once a step, before its last backward."""
-        told = [float(seen), float(wants_save), *(float(stop is reason) for reason in StopReason)]
+        told = [float(seen), float(wants_save), *(float(stop is reason) for reason in _REASONS)]
         host = torch.tensor(told, dtype=torch.float64)
         self._sums = torch.cat([torch.stack([loss_sum, count]).double(), host.to(self._device, non_blocking=True)])
         if self._world_size > 1 and self._shared is None:
@@ -147,7 +148,7 @@ class Reduction:
         found = []
         for step, sums, norm, lr in kept:
             loss_sum, count, seen, wants_save, *wishes = sums.tolist()
-            stops = [reason for reason, ranks in zip(StopReason, wishes, strict=True) if ranks]
+            stops = [reason for reason, ranks in zip(_REASONS, wishes, strict=True) if ranks]
             found.append(
                 StepSums(
                     step=step,
@@ -188,7 +189,7 @@ class Agreement:
             return None
         now = time.monotonic()
         took = float(round((now - self._asked) * 1e6))  # whole, so that each rank has the same sum
-        told = [took, *(float(wish is reason) for reason in StopReason)]
+        told = [took, *(float(wish is reason) for reason in _REASONS)]
         sums = torch.tensor(told, dtype=torch.float64, device=self._device)
         wait_for_own_work(self._device)
         with self._pulse.agreeing():
@@ -200,7 +201,7 @@ class Agreement:
         a_batch = took_all / 1e6 / self._world_size / max(self._batches, 1)
         self._every = max(1, min(2 * self._every, int(_ASKED_EVERY / max(a_batch, 1e-6))))
         self._batches, self._asked = 1, now
-        return next((reason for reason, ranks in zip(StopReason, wishes, strict=True) if ranks), None)
+        return next((reason for reason, ranks in zip(_REASONS, wishes, strict=True) if ranks), None)
 
 
 def share_buffers(model: nn.Module, device: torch.device) -> None:

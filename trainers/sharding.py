@@ -59,4 +59,4 @@ def own_part(tensor: Tensor) -> Tensor:
 
 def is_part(tensor: Tensor) -> bool:
     """Whether a tensor is sharded. DTensor, which takes a second to import, is not asked for by name."""
-    return hasattr(tensor, "to_local")
+    return hasattr(type(tensor), "to_local")
