@@ -47,6 +47,7 @@ resources: [base]
 components:
   - components/autoscaler
   - components/kueue
+  - components/node-local-dns
   - components/package-cache
   - components/workload-identity-eks
   - components/workload-identity-gke
@@ -366,10 +367,25 @@ def test_in_kind_an_autoscaler_reaches_the_api_server_and_a_worker_does_not() ->
     assert not may_send(kind, WORKER, "172.18.0.2", 6443)
 
 
+def example_of(component: str) -> str:
+    """Return what the comment of a component has an overlay say."""
+    file = (K8S / "components" / component / "kustomization.yaml").read_text()
+    return "".join(f"{line[4:]}\n" for line in file.splitlines() if line.startswith("#   ")).replace("../../", "")
+
+
+def test_a_cache_of_names_with_the_address_of_a_service_is_asked_where_an_overlay_says_and_nothing_else(
+    tmp_path: Path, base: list[Manifest]
+) -> None:
+    overlay = render_with(tmp_path, "resources: [base]\n" + example_of("node-local-dns"))
+    for pod in (HEAD, WORKER, SUBMITTER):
+        assert all(may_send(overlay, pod, "10.96.0.10", 53, protocol) for protocol in ("UDP", "TCP"))
+        assert not may_send(base, pod, "10.96.0.10", 53, "UDP")
+        assert not may_send(overlay, pod, "10.96.0.10", 443)
+        assert not may_send(overlay, pod, "10.96.0.11", 53, "UDP")
+
+
 def test_an_autoscaler_reaches_the_api_server_where_an_overlay_says_and_nothing_else(tmp_path: Path) -> None:
-    file = (K8S / "components" / "autoscaler" / "kustomization.yaml").read_text()
-    example = "".join(f"{line[4:]}\n" for line in file.splitlines() if line.startswith("#   "))
-    overlay = render_with(tmp_path, "resources: [base]\n" + example.replace("../../", ""))
+    overlay = render_with(tmp_path, "resources: [base]\n" + example_of("autoscaler"))
     tried = {(each, port) for each in (*METADATA, *CLUSTER, "10.0.0.2") for port in (80, 443, 6443)}
     assert {(each, port) for each, port in tried if may_send(overlay, HEAD, each, port)} == {("10.0.0.2", 443)}
     assert not may_send(overlay, WORKER, "10.0.0.2", 443)
