@@ -26,7 +26,7 @@ import psutil
 from cluster import redaction
 from cluster.config import LocalCluster, Nodes, Workers
 from cluster.errors import InfrastructureError, RunExistsError, RunNotFoundError
-from cluster.provider import LaunchRequest, Plan, Receipt, Resource, RunStatus, State
+from cluster.provider import LaunchRequest, OnLimit, Plan, Receipt, Resource, RunStatus, State
 
 UNRECORDED = "unrecorded.txt"  # how a run ended, where storage would not take it
 LAUNCH = "launch.json"
@@ -128,7 +128,7 @@ class LocalProvider:
             clear(scratch)
         return Receipt(removed=removed, leftovers=[_resource(process, run_id) for process in left])
 
-    def audit(self) -> Sequence[Resource]:
+    def audit(self, *, on_limit: OnLimit | None = None) -> Sequence[Resource]:  # noqa: ARG002  # it sees all there is
         root = scratch_folder("x").parent
         return [_resource(process, _run_of(process, root)) for process in processes_of(root)]
 

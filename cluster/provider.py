@@ -95,6 +95,7 @@ class Receipt:
         return lines
 
 
+OnLimit = Callable[[str], None]  # told what an audit had to leave out, in words
 OnWait = Callable[[Sequence[Resource]], None]  # told again and again what a teardown waits for
 
 
@@ -125,6 +126,6 @@ class Provider(Protocol):
         """Remove all that exists of a run, ask again, and list what is left. Idempotent, blocks."""
         ...
 
-    def audit(self) -> Sequence[Resource]:
-        """List everything of ours that exists, found by its tag alone."""
+    def audit(self, *, on_limit: OnLimit | None = None) -> Sequence[Resource]:
+        """List everything of ours that exists, found by its tag alone; `on_limit` hears of what it may not look at."""
         ...

@@ -22,7 +22,7 @@ from cluster.kubernetes.manifest import ON_CLUSTER, RAY_CLUSTER, object_name, re
 from cluster.kubernetes.planned import plan
 from cluster.kubernetes.pods import MANAGED_BY, RUN_LABEL, URI_ANNOTATION, secret_name
 from cluster.kubernetes.printed import Printed
-from cluster.provider import LaunchRequest, OnWait, Plan, Receipt, Resource, RunStatus, State
+from cluster.provider import LaunchRequest, OnLimit, OnWait, Plan, Receipt, Resource, RunStatus, State
 
 _WORKLOADS = Kind("kueue.x-k8s.io", "v1beta2", "workloads")
 _OF_JOB = "ray.io/originated-from-cr-name"  # KubeRay's own label
@@ -177,14 +177,20 @@ class KubernetesProvider:
             raise _launched_anew(name)
         return found
 
-    def audit(self) -> Sequence[Resource]:
+    def audit(self, *, on_limit: OnLimit | None = None) -> Sequence[Resource]:
         """List all of raylift's objects: in all namespaces where this person may look, else in this one."""
         ours = ",".join(f"{key}={value}" for key, value in MANAGED_BY.items())
-        return [
-            _resource(kind, each)
-            for kind in (api.RAY_JOBS, api.RAY_CLUSTERS, api.PODS)
-            for each in self._list_everywhere(kind, ours)
-        ]
+        found: list[Resource] = []
+        here: list[str] = []
+        for kind in (api.RAY_JOBS, api.RAY_CLUSTERS, api.PODS):
+            objects = self._list_everywhere(kind, ours)
+            if objects is None:
+                here.append(kind.plural)
+                objects = self._list(kind, ours)
+            found += [_resource(kind, each) for each in objects]
+        if here and on_limit is not None:
+            on_limit(f"looked in the namespace {self.namespace} alone: elsewhere you may not list {', '.join(here)}")
+        return found
 
     def _refuse_another(self, run_id: str, launch: str | None) -> None:
         """Raise RunExistsError where the job of another launch has come: what has its name and label is that one's."""
@@ -323,13 +329,14 @@ class KubernetesProvider:
                 self._unseen.add(kind)
         return []
 
-    def _list_everywhere(self, kind: Kind, labels: str) -> list[Object]:
+    def _list_everywhere(self, kind: Kind, labels: str) -> list[Object] | None:
+        """Return the objects of all namespaces; None where this person may not list them."""
         try:
             return self.server.select(kind, None, labels)
         except ApiError as error:
             if error.status != 403:
                 raise
-            return self._list(kind, labels)
+            return None
 
 
 def _launched_anew(run_id: str) -> RunExistsError:

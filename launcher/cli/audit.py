@@ -8,7 +8,10 @@ from launcher.cli.common import JsonOption, OnOption
 
 
 def audit_command(on: OnOption = None, json: JsonOption = False) -> None:
-    """List all of raylift's that exists: processes of this machine, or objects of the cluster that --on names."""
+    """List all of raylift's that exists: processes of this machine, or objects of the cluster that --on names.
+
+    Where you may list those of one namespace alone, it says so.
+    """
     from dataclasses import asdict
 
     from cluster.config import LocalCluster
@@ -16,7 +19,8 @@ def audit_command(on: OnOption = None, json: JsonOption = False) -> None:
     from launcher.cli.common import print_json
     from launcher.spec import load_cluster
 
-    found = open_provider(load_cluster(on) if on is not None else LocalCluster()).audit()
+    provider = open_provider(load_cluster(on) if on is not None else LocalCluster())
+    found = provider.audit(on_limit=lambda text: typer.echo(f"warning: {text}", err=True))
     if json:
         print_json([asdict(each) for each in found])
         return

@@ -1180,10 +1180,12 @@ def test_an_audit_by_somebody_who_may_look_everywhere_looks_everywhere(
     server.create("Namespace", {"metadata": {"name": "ml"}})
     labels = {"app.kubernetes.io/managed-by": "raylift", "raylift.dev/run": "forgotten"}
     server.create("RayJob", {"metadata": {"name": "forgotten", "labels": labels}, "spec": {}}, "ml")
-    assert kubernetes.audit() == []
+    told: list[str] = []
+    assert kubernetes.audit(on_limit=told.append) == []
+    assert told == ["looked in the namespace raylift alone: elsewhere you may not list rayjobs, rayclusters, pods"]
     as_admin(server, monkeypatch)
-    (found,) = KubernetesProvider(kubernetes.cluster).audit()
-    assert (found.run_id, found.detail) == ("forgotten", "ml")
+    (found,) = KubernetesProvider(kubernetes.cluster).audit(on_limit=told.append)
+    assert (found.run_id, found.detail, len(told)) == ("forgotten", "ml", 1)
 
 
 def test_many_objects_come_in_pages(server: ApiServer, kubernetes: KubernetesProvider) -> None:
