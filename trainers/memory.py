@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import resource
 import sys
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -45,7 +46,12 @@ def make_pages(memory: memoryview) -> None:
     begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (address + memory.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     # where it cannot, they come one by one
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _POPULATE_WRITE)
+    _libc().madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _POPULATE_WRITE)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def available_memory() -> int:
