@@ -27,6 +27,7 @@ TOLD = {
     "create secret generic raylift-storage --namespace raylift --from-literal A=1": "secret/raylift-storage created",
     "annotate serviceaccount raylift-run --namespace raylift a.com/b=c:d/e": "serviceaccount/raylift-run annotated",
     "get endpointslices kubernetes -n default": "kubernetes",
+    "get service kube-dns -n kube-system": "kube-dns",
     "get namespace": "raylift",
     "config get-contexts": "admin",
     "config current-context": "admin",
@@ -62,6 +63,8 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
         server.create("Namespace", {"metadata": {"name": "raylift"}})
         server.create("ServiceAccount", {"metadata": {"name": "raylift-run"}}, "raylift")
         server.create("ResourceQuota", {"metadata": {"name": "raylift"}, "spec": {}}, "raylift")
+        dns = {"clusterIP": "10.96.0.10", "type": "ClusterIP", "ports": [{"port": 53, "protocol": "UDP"}]}
+        server.create("Service", {"metadata": {"name": "kube-dns"}, "spec": dns}, "kube-system")
         (document, *_) = documents()["processors"]
         job = server.create("RayJob", document, "raylift")
         Kueue(server, "raylift").wait(RUN_ID, "too few")
