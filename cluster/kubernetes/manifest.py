@@ -292,7 +292,7 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
             "submitterPodTemplate": merge(_submitter(request.run_id, cluster), {"metadata": {"labels": labels}}),
         },
     )
-    said = cluster.overrides.get("spec") or {}
+    said = cluster.overrides.get("spec", {})
     spec = {key: value for key, value in said.items() if key not in _OF_ITS_CLUSTER}
     merged: Manifest = merge(job, {**cluster.overrides, "spec": spec})
     merged["metadata"]["labels"].pop(QUEUE, None)  # Kueue refuses a job on a cluster that is there
