@@ -5,15 +5,18 @@ torchrun --nproc-per-node 2 -m trainers.worker RUN_URI
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import re
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cluster.attempts import Attempt
 from cluster.errors import InfrastructureError, PreemptedError, RayliftError, TrainingError, UserCodeError
@@ -156,9 +159,9 @@ def run_rank(
         for rank, peak in enumerate(peaks):
             recorder.event("memory", process=f"rank {rank}", peak_bytes=peak)
         if context.rank == 0:
-            _write_down(attempt, recorder, _result_of(outcome, control.why), seconds=time.monotonic() - started)
-            if checkpointer.was_away:
+            if checkpointer.was_away or attempt.number > 1:  # ranks cut off may have died after the last sweep
                 attempt.sweep(is_over=True)  # no attempt comes after this one
+            _write_down(attempt, recorder, _result_of(outcome, control.why), seconds=time.monotonic() - started)
         return outcome
     except (Exception, SystemExit) as error:  # the latter of the user's code
         told = explain(error, context.rank, trainer.progress.step if trainer is not None else None)
@@ -312,9 +315,26 @@ def _agree(context: LocalContext, number: int) -> int:
     return int(told.item())
 
 
-if __name__ == "__main__":
+def end_with(main: Callable[[], int]) -> NoReturn:
+    """Run a rank of torchrun, and end its process without taking the interpreter down first.
+
+    A thread of gloo that lets go of its last tensor meanwhile would abort the process (torch 2.13, pytorch issue
+    190489), and what torch caches for DDP and FSDP keeps these threads past the end of the process group.
+    """
     try:
-        sys.exit(main())
+        code = main()
     except RayliftError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    end_with(main)

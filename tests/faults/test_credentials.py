@@ -242,7 +242,7 @@ def test_a_session_that_expires_ends_the_run_with_what_to_do_and_a_resume_goes_o
             assert "Traceback" not in output
             assert output.count("(ExpiredToken): the session has expired: sign in again") == 1, output
             assert process.returncode in (3, 5)
-            told = wait_for(lambda: _failed(run), "the end of the run", timeout=60)
+            told = wait_for(lambda: _failed(run), "the end of the run")  # refused saves are tried for a minute
             assert "(ExpiredToken): the session has expired: sign in again, for example by aws sso login" in told
             base = run.newest_intact(read=True)
             assert base is not None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from cluster.errors import RayliftError, StorageDeniedError
+from cluster.errors import StorageDeniedError
 from cluster.storage.open import open_storage
 from tests.hooked import hooked
 from trainers import checkpoint, worker
@@ -42,8 +42,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except RayliftError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    worker.end_with(main)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import RayliftError
 from trainers import notice, worker
 from trainers.loop import Trainer
 
@@ -39,8 +38,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except RayliftError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    worker.end_with(main)

@@ -25,6 +25,7 @@ from cluster.errors import (
 )
 from cluster.runs import Run
 from cluster.storage.sources import InMemory, Source
+from tests.cluster.saves import send_half
 from tests.harness import losses, wait_for
 from tests.hooked import hooked
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, cut_off, events, start, steps_of, train
@@ -94,10 +95,23 @@ def test_a_run_that_ends_takes_away_what_an_outage_may_have_left_half_sent(
         refuse(name, *arguments)
         if name == "sweep":
             swept.append(arguments[0])
-            assert run.result() is not None
+            assert run.result() is None, "whoever sees the result may end this process"
 
     train(with_storage(run, note))
     assert swept == ([run.path("attempts/000001/")] if away else [])
+
+
+def test_a_run_that_ends_takes_away_what_ranks_before_it_left_that_died_after_it_had_begun(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.claim()
+
+    def die_late(name: str, *arguments: Any) -> None:
+        if saved_step(name, *arguments) == 4:
+            send_half(run, 1)
+
+    train(with_storage(run, die_late))
+    assert run.attempts() == [1, 2]
+    assert run.storage.sweep() == []
 
 
 @pytest.mark.usefixtures("impatient")

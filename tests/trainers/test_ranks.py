@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +112,32 @@ def test_a_rank_of_torchrun_that_goes_on_removes_what_was_sent_half_of(
     assert worker.main() == 0
     assert run.attempts() == [1, 2]
     assert run.storage.sweep() == []
+
+
+def test_a_rank_of_torchrun_ends_without_taking_the_interpreter_down() -> None:
+    """Where a thread of gloo let go of a tensor meanwhile, the process would be aborted."""
+    program = (
+        "import atexit; from trainers import worker\n"
+        "class Late:\n"
+        "    def __del__(self): print('down')\n"
+        "late = Late(); atexit.register(print, 'at exit')\n"
+        "worker.end_with(lambda: print('over') or 4)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment())
+    assert (done.returncode, done.stdout.split("\n")) == (4, ["over", "at exit", ""])
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [("StorageFullError('no room')", 3, "error: no room\n"), ("OSError('x')", 1, "OSError: x\n")],
+)
+def test_a_rank_of_torchrun_that_fails_says_of_what(error: str, code: int, told: str) -> None:
+    program = (
+        f"from cluster.errors import *; from trainers import worker\ndef main(): raise {error}\nworker.end_with(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=environment())
+    assert done.returncode == code
+    assert done.stderr.endswith(told)
 
 
 @pytest.mark.slow

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from trainers import shared_memory, worker
 
 if __name__ == "__main__":
     shared_memory.is_supported = lambda: False
-    sys.exit(worker.main())
+    worker.end_with(worker.main)

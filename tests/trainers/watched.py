@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 from unittest.mock import patch
 
@@ -20,4 +19,4 @@ def watched(context: LocalContext, attempt: Attempt, *arguments: Any) -> Outcome
 
 if __name__ == "__main__":
     with patch("trainers.worker.run_rank", watched):
-        sys.exit(worker.main())
+        worker.end_with(worker.main)
