@@ -1,6 +1,7 @@
 """Runs slow tests with a Ray one after the other, and all others beside them: python -m tests.lanes [options].
 
-Two such tests at a time would starve each other on two processors; most others wait more than they compute.
+Two such tests at a time would starve each other on two processors; the others, and those that are marked as `waiting`,
+mostly wait more than they compute.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 
-HEAVY = "slow and ray"
+HEAVY = "slow and ray and not waiting"
 _CODES = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)  # of a lane to which none of the chosen tests belongs
 
 

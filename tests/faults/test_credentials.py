@@ -223,6 +223,7 @@ def _wait_for_save(run: Run) -> None:
     wait_for(lambda: run.checkpoints()[-1].step > before, "another checkpoint")
 
 
+@pytest.mark.waiting
 @pytest.mark.ray
 def test_a_session_that_expires_ends_the_run_with_what_to_do_and_a_resume_goes_on(
     tmp_path: Path, s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch

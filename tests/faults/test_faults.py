@@ -264,6 +264,7 @@ def roomy_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.waiting
 @pytest.mark.root
 def test_a_disk_that_fills_up_ends_the_run_and_a_resume_goes_on_once_there_is_space(
     tmp_path: Path, roomy_disk: Path

@@ -81,6 +81,7 @@ def _lose(run: Run, away: Callable[[], object]) -> float:
     return time.time()
 
 
+@pytest.mark.waiting
 @pytest.mark.ray
 def test_a_rank_and_a_driver_that_die_while_storage_is_away_are_replaced_when_it_is_back(
     tmp_path: Path, own_s3_env: SeaweedFS, gcs_env: GCSServer, undisturbed: Run, monkeypatch: pytest.MonkeyPatch

@@ -108,6 +108,7 @@ def has_come_to(run: Run, attempt: int, event: str) -> bool:
     return attempt in run.attempts() and any(row["event"] == event for row in run.rows_of(attempt, "events"))
 
 
+@pytest.mark.waiting
 def test_a_minute_without_storage_costs_a_sweep_no_trial(tmp_path: Path, own_s3_env: SeaweedFS) -> None:
     job = write(tmp_path, "  {trials: 4, search: random, scheduler: none}\n")
     run = Run(open_storage(own_s3_env.fresh_uri()), fresh_id("sweep"))
