@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,9 @@ from tests.real.seaweedfs import OTHER_SETTINGS, SeaweedFS, find_weed
 from tests.stand_ins.metadata import Metadata
 
 Server = TypeVar("Server", SeaweedFS, GCSServer)
+
+# at Ray's own 15, ranks beside two busy processes on two processors took four minutes instead of seconds to start
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.root, pytest.mark.t
 
 Losses = list[tuple[Any, ...]]
 PORT = 6379
+_KEPT = ("LANG", "PYTHONPATH", "COLUMNS", "RAY_worker_niceness")  # of this machine's variables
 EPOCHS, STEPS_PER_EPOCH = 24, 23
 JOB = f"""
 task: image-classification
@@ -49,7 +50,7 @@ class Cluster:
         token.chmod(0o600)
         self.server = server
         self.env = {
-            **{name: value for name, value in environment().items() if name in ("LANG", "PYTHONPATH", "COLUMNS")},
+            **{name: value for name, value in environment().items() if name in _KEPT},
             **server.env_of(server.admin, link.endpoint),
             "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": "/tmp",
@@ -83,6 +84,8 @@ class Cluster:
                 yield run, process
             finally:
                 process.kill()
+                for row in run.rows("events"):  # pytest shows it where the test fails
+                    print({key: value for key, value in row.items() if key != "metrics"})
 
     def host_of_rank_0(self) -> Host:
         return next(host for host in self.workers if list(host.root.glob("tmp/raylift-pulse-*/rank-0")))

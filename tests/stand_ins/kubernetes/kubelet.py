@@ -37,6 +37,7 @@ from tests.stand_ins.kubernetes.store import now
 FINALIZER = "stand-in/kubelet"  # a pod stays until its processes have ended
 _FOLDER = f"k{os.getpid():x}-"  # what the names of this process's pods' folders begin with
 _OWN = ("/tmp",)  # what a pod mounts for itself
+_FAIR = {name: value for name, value in os.environ.items() if name == "RAY_worker_niceness"}
 
 
 class _MissingError(Exception):
@@ -246,7 +247,8 @@ class Kubelet:
                 env[variable["name"]] = _rounded_up(container, origin["resourceFieldRef"]["resource"])
             else:
                 raise _MissingError(f"this stand-in does not know {origin}")
-        env = {**self.images[container["image"]], **{key: _mounted(value, folder) for key, value in env.items()}}
+        given = {key: _mounted(value, folder) for key, value in env.items()}
+        env = {**_FAIR, **self.images[container["image"]], **given}
         return env | {"TMPDIR": str(folder), "POD_IP": address}
 
     def _service_account(self, pod: Object, folder: Path) -> dict[str, str]:
