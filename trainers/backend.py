@@ -10,6 +10,7 @@ On a Ray that runs already, Ray Train's elastic scaling says how many ranks an a
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import shlex
@@ -30,6 +31,7 @@ from ray import PlacementGroupID
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.train import BackendConfig, FailureConfig, RunConfig
 from ray.train.backend import Backend
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup
@@ -60,6 +62,7 @@ _MISSES = 3  # in a row, after which a node is lost
 _PATIENT_ANSWER = 4.0  # seconds: what opens a connection is sent three times in these, should a packet be lost
 _SPARED_PROCESSES = ("start_monitor", "start_log_monitor", "start_api_server")
 _SPARED_CALLBACKS = ("PlacementGroupCleanerCallback", "DatasetsCallback")
+_WARN_OF_WAITS = "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"  # Ray Train sets it for its controller
 _AT_START = "trainers.spares.import_what_ranks_need"
 _LONG = 10 * 365 * 86400  # seconds that a spare process waits at most; Ray ends it with the run
 _PATIENCE = 10.0  # seconds for Ray to answer
@@ -205,23 +208,37 @@ def _standing_by() -> dict[str, Any]:
     return {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: _AT_START}}
 
 
+def start_first_ranks(count: int) -> None:
+    """Start processes on this machine that Ray will take for its first ranks: its controller takes as long to start.
+
+    Returns at once. Raises as `start_spares` does.
+    """
+    os.environ.update(_ENVIRONMENT)
+    variables = {_WARN_OF_WAITS: "0", **get_env_vars_to_propagate(), **_standing_by()["env_vars"]}
+    _start_processes(count, json.dumps({"env_vars": variables}, separators=(",", ":"), sort_keys=True))
+
+
 def start_spares(count: int) -> None:
     """Start processes on this machine that Ray will take for ranks; called on a rank, whose environment they share.
 
     Returns at once. Raises what Ray does, and AttributeError or ImportError where it is another inside.
     """
+    _start_processes(count, ray.get_runtime_context().get_runtime_env_string())
+
+
+def _start_processes(count: int, environment: str) -> None:
+    """Start processes in a runtime environment: Ray takes them where it writes that down in the very same words."""
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc
 
     node: Any = ray._private.worker._global_node
-    context = ray.get_runtime_context()
     request = node_manager_pb2.PrestartWorkersRequest(  # type: ignore[attr-defined]
         language=common_pb2.Language.PYTHON,  # type: ignore[attr-defined]
-        job_id=bytes.fromhex(context.get_job_id()),
+        job_id=bytes.fromhex(ray.get_runtime_context().get_job_id()),
         num_workers=count,
         keep_alive_duration_secs=_LONG,
     )
-    request.runtime_env_info.serialized_runtime_env = context.get_runtime_env_string()
+    request.runtime_env_info.serialized_runtime_env = environment
     with init_grpc_channel(f"{node.node_ip_address}:{node.node_manager_port}") as channel:
         node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=_PATIENCE)
 

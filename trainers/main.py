@@ -49,6 +49,7 @@ from trainers.output import shipped_output
 from trainers.pulse import ENDED, forget_attempts, pulse_folder, verdicts
 from trainers.pulse import read as read_pulse
 from trainers.record import passed_over
+from trainers.spares import start_first_ranks
 from trainers.spending import Spending, limit_of
 from trainers.worker import Elastic, run_under_ray
 
@@ -255,7 +256,10 @@ class Driver:
         return None
 
     def _start_ray(self) -> tuple[Workers, bool]:
-        return start_ray_for(self.cluster)
+        workers, gpus = start_ray_for(self.cluster)
+        if self.own_ray:
+            start_first_ranks(workers.min)
+        return workers, gpus
 
     def _fit(self, attempt: Attempt, events: SegmentWriter, ready: Ready) -> str:
         """Run the ranks of one attempt to their end; return what was lost, for a message."""

@@ -1,8 +1,8 @@
-"""Processes that stand by, with everything imported, to become the ranks of the next attempt.
+"""Processes that stand by, with everything imported, to become ranks.
 
-Most of a restart is Python starting and importing torch. A run that has trained for a while has its ranks' machine
-start as many processes again, which Ray then takes for the ranks of the next attempt. They need no processor while
-they wait, and some memory.
+Most of a start is Python starting and importing torch. The first ranks' processes start while Ray Train starts its own.
+A run that has trained for a while has its ranks' machine start as many again, which Ray then takes for the ranks of the
+next attempt. They need no processor while they wait, and some memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from trainers.memory import available_memory
 
@@ -36,7 +36,7 @@ def import_what_ranks_need() -> None:
 @contextlib.contextmanager
 def standing_by(count: int, *, attempt: int) -> Iterator[None]:
     """Have `count` spares started on this machine once the block has lasted for a while; none where that is 0."""
-    timer = threading.Timer(AFTER if attempt == 1 else _AFTER_A_RESTART, _start, (count,))
+    timer = threading.Timer(AFTER if attempt == 1 else _AFTER_A_RESTART, _start_spares, (count,))
     timer.daemon = True
     if count:
         timer.start()
@@ -46,12 +46,22 @@ def standing_by(count: int, *, attempt: int) -> Iterator[None]:
         timer.cancel()
 
 
-def _start(count: int) -> None:
-    from trainers.backend import start_spares
+def start_first_ranks(count: int) -> None:
+    """Have the processes of a run's first ranks started on this machine, while Ray Train starts its controller."""
+    from trainers import backend
 
-    if available_memory() < count * _MEMORY:
-        return
+    _start(backend.start_first_ranks, count)
+
+
+def _start_spares(count: int) -> None:
+    from trainers import backend
+
+    if available_memory() >= count * _MEMORY:
+        _start(backend.start_spares, count)
+
+
+def _start(processes: Callable[[int], None], count: int) -> None:
     try:
-        start_spares(count)
-    except Exception:  # whatever a Ray that is another inside raises: a restart then takes a little longer
-        _log.debug("no spares", exc_info=True)
+        processes(count)
+    except Exception:  # whatever a Ray that is another inside raises: a start then takes a little longer
+        _log.debug("no processes beforehand", exc_info=True)

@@ -31,6 +31,7 @@ def test_the_ranks_of_a_later_attempt_are_spares_of_the_one_before_under_the_sam
     run = open_run(tmp_path / "runs", fresh_id("spares"))
     with start_raylift("run", write_job(tmp_path, JOB), "--id", run.id, "--storage", run.storage.uri):
         _wait_for_training(run, 1)
+        assert not _named(run, "ray::IDLE"), "Ray has taken the processes that were started for the first ranks"
         controller = _named(run, "TrainController")
         at = time.time()
         _kill_a_rank(run)

@@ -45,9 +45,9 @@ def test_a_rank_that_is_not_its_machines_first_asks_for_none(started: list[int])
 def test_where_memory_is_short_there_are_none(started: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     free = 2 * spares._MEMORY - 1
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
-    spares._start(2)
+    spares._start_spares(2)
     assert started == []
-    spares._start(1)
+    spares._start_spares(1)
     assert started == [1]
 
 
@@ -56,4 +56,6 @@ def test_a_ray_that_can_start_none_does_no_harm(monkeypatch: pytest.MonkeyPatch)
         raise AttributeError("PrestartWorkersRequest")
 
     monkeypatch.setattr(backend, "start_spares", refuse)
-    spares._start(1)
+    monkeypatch.setattr(backend, "start_first_ranks", refuse)
+    spares._start_spares(1)
+    spares.start_first_ranks(1)
