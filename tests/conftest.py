@@ -19,8 +19,9 @@ from tests.stand_ins.metadata import Metadata
 
 Server = TypeVar("Server", SeaweedFS, GCSServer)
 
-# at Ray's own 15, ranks beside two busy processes on two processors took four minutes instead of seconds to start
-os.environ.setdefault("RAY_worker_niceness", "0")
+# at Ray's own 15, ranks beside two busy processes on two processors took four minutes instead of seconds to start; at 0
+# they would take from tests that hold something to a time
+os.environ.setdefault("RAY_worker_niceness", "5")
 
 
 @pytest.fixture(scope="session")
