@@ -24,6 +24,7 @@ _QUOTAS = Kind("", "v1", "resourcequotas")
 _NODES = Kind("", "v1", "nodes")
 _SLICES = Kind("discovery.k8s.io", "v1", "endpointslices")
 _NEWEST = "networkPolicy"  # of a RayCluster's spec, which KUBERAY brought
+_OF_A_POD = ("kuberay", "rights", "manifest")  # without these none can be made
 # What a quota may count of one run: its job and cluster, the job that submits, two services of the head, Ray's token
 _OBJECTS = {
     "count/rayjobs.ray.io": ["1"],
@@ -51,7 +52,7 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
     found = [
         _version(version, server.host),
         _asked("kuberay", lambda: _kuberay(server)),
-        _asked("rights", lambda: _rights(server, cluster.namespace)),
+        _asked("rights", lambda: _rights(server, cluster.namespace, queued=cluster.queue is not None)),
         _asked("manifest", lambda: _manifest(server, job)),
         _asked("quota", lambda: _quota(server, cluster.namespace, pods)),
         _asked("nodes", lambda: _nodes(server, head, worker, max(1, node_counts(cluster)[0]))),
@@ -67,7 +68,7 @@ def check_cluster(cluster: KubernetesCluster, storage: str) -> list[Finding]:
         ),
         _storage(storage),
     ]
-    if not _is_bucket(storage) or not all(each.ok for each in found if each.name in ("kuberay", "rights", "manifest")):
+    if not _is_bucket(storage) or any(each.ok is False for each in found if each.name in _OF_A_POD):
         return found  # no pod sees a folder of this machine; or none can be made
     return [*found, _asked("storage there", lambda: _from_a_pod(server, cluster, storage))]
 
@@ -151,10 +152,17 @@ def _cluster_fields(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return fields
 
 
-def _rights(server: Api, namespace: str) -> tuple[bool, str]:
-    if missing := rights.missing(server, namespace):
-        named = ", ".join(map(str, missing))
+def _rights(server: Api, namespace: str, *, queued: bool) -> tuple[bool | None, str]:
+    beside = (*rights.PROVING, *(rights.QUEUEING if queued else ()))
+    lacking = rights.missing(server, namespace, (*rights.NEEDED, *beside))
+    needed = [each for each in lacking if each in rights.NEEDED]
+    if needed:
+        named = ", ".join(map(str, needed))
         return False, f"in the namespace {namespace} you may not: {named}. See k8s/base/role.yaml"
+    if lacking:
+        named = ", ".join(map(str, lacking))
+        role = "k8s/base/role.yaml" if {*lacking} & {*rights.PROVING} else "k8s/components/kueue/role.yaml"
+        return None, f"you may do what a run needs; for `rm` and `status` to say all, you may not: {named}. See {role}"
     return True, f"all {len(rights.NEEDED)} that are needed in the namespace {namespace}"
 
 

@@ -75,6 +75,7 @@ ACCOUNTS = Kind("", "v1", "serviceaccounts")
 ROLES = Kind("rbac.authorization.k8s.io", "v1", "roles")
 BINDINGS = Kind("rbac.authorization.k8s.io", "v1", "rolebindings")
 POLICIES = Kind("networking.k8s.io", "v1", "networkpolicies")
+WORKLOADS = Kind("kueue.x-k8s.io", "v1beta2", "workloads")
 _REVIEWS = Kind("authorization.k8s.io", "v1", "selfsubjectaccessreviews")
 _RULES = Kind("authorization.k8s.io", "v1", "selfsubjectrulesreviews")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from cluster.config import KubernetesCluster
 from cluster.errors import MaybeLaunchedError, RunExistsError, RunNotFoundError, UsageError
 from cluster.kubernetes import api, reasons, rights
-from cluster.kubernetes.api import ApiError, Object
+from cluster.kubernetes.api import Object
 from cluster.kubernetes.manifest import ON_CLUSTER, group_name, node_counts
 from cluster.kubernetes.named import CLUSTER_LABEL, CODE, IDLE, SECRETS, SETTINGS, ClusterRequest, render_cluster
 from cluster.kubernetes.pods import accelerators
@@ -57,7 +57,7 @@ class NamedClusters:
             _require_same(there, job, request.name)
         there = self.provider.take_up(there, manager)
         try:
-            made = there or self._apply(job, manager)
+            made = there or self.provider.make(job, manager, lambda: self._same(job, request.name))
             for secret in secrets:  # also where it is there already: a laptop may have died before this
                 self.server.apply(api.SECRETS, owned(secret, made), _MANAGER)
         except BaseException as error:
@@ -137,19 +137,12 @@ class NamedClusters:
             )
         return job
 
-    def _apply(self, job: Object, manager: str) -> Object:
-        try:
-            return self.server.apply(api.RAY_JOBS, job, manager)
-        except ApiError as error:
-            if error.status != 409:
-                raise
-            # KubeRay has taken it up meanwhile: a reply was lost, or two laptops made it at once
-            name = job["metadata"]["name"]
-            there = self._job(name)
-            if there is None:
-                raise
+    def _same(self, job: Object, name: str) -> Object | None:
+        """Return the RayJob of a cluster that another laptop, or a reply that was lost, has made meanwhile."""
+        there = self._job(name)
+        if there is not None:
             _require_same(there, job, name)
-            return there
+        return there
 
     def _described(self, job: Object) -> NamedCluster:
         name = job["metadata"]["name"]

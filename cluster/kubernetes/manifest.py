@@ -35,6 +35,7 @@ _PORTS = {
     "dashboard-agent-grpc-port": "6383",
 }
 _SUBMISSIONS = 4  # times that the submitter is started again, as when the head was lost and a new one comes
+_SUBMITTING = 7 * 86_400  # seconds of one such pod, where the run has no budget
 _KEYS = ("mountPath", "groupName", "name")  # of mounts, of worker groups, of all else
 _ADDED = ("tolerations", "envFrom")  # lists whose items have no key, and do not stand in each other's way
 # What overrides say for a cluster with a name, and KubeRay does not take, or heed, of a job on it
@@ -78,7 +79,7 @@ def render(request: LaunchRequest) -> list[Manifest]:
             "ttlSecondsAfterFinished": cluster.ttl_seconds_after_finished,
             "preRunningDeadlineSeconds": cluster.pre_running_deadline_seconds,
             **_deadline(request, cluster),
-            "submitterPodTemplate": _submitter(request.run_id, cluster),
+            "submitterPodTemplate": _submitter(request, cluster),
             "rayClusterSpec": ray_cluster(name, cluster, _environment(request, cluster), secrets, request.bundle),
         },
     )
@@ -152,11 +153,17 @@ def ray_cluster(
     return spec
 
 
-def _submitter(run_id: str, cluster: KubernetesCluster) -> Manifest:
-    """Return the template of the pod that submits, which is placed where the others may be."""
+def _submitter(request: LaunchRequest, cluster: KubernetesCluster) -> Manifest:
+    """Return the template of the pod that submits, which is placed where the others may be.
+
+    Where KubeRay has given a run up, and taken its cluster and the token away, one that is to submit once more cannot
+    begin, and would stand for ever. One that follows a run which takes longer is started again, and follows on.
+    """
     said = cluster.pod_template.get("spec", {})
     placing = {key: said[key] for key in _PLACING if key in said}
-    merged: Manifest = merge(pods.submitter_pod(run_id, cluster), {"spec": placing})
+    limit = _deadline(request, cluster).get("activeDeadlineSeconds", _SUBMITTING)
+    added = {"spec": {"activeDeadlineSeconds": limit, **placing}}
+    merged: Manifest = merge(pods.submitter_pod(request.run_id, cluster), added)
     return merged
 
 
@@ -289,7 +296,7 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
             "submitterConfig": {"backoffLimit": _SUBMISSIONS},
             "backoffLimit": 0,
             "preRunningDeadlineSeconds": cluster.pre_running_deadline_seconds,
-            "submitterPodTemplate": merge(_submitter(request.run_id, cluster), {"metadata": {"labels": labels}}),
+            "submitterPodTemplate": merge(_submitter(request, cluster), {"metadata": {"labels": labels}}),
         },
     )
     said = cluster.overrides.get("spec", {})

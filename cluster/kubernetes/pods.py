@@ -21,6 +21,13 @@ _SCRATCH = "/tmp"  # the one place of a container that can be written to, beside
 # A runtime of NVIDIA's shows all of a node's to a container that asked for none, where its image says so as CUDA's do:
 # https://docs.nvidia.com/datacenter/cloud-native/container-toolkit/latest/docker-specialized.html
 _NO_GPUS = {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}
+# KubeRay has a submitter wait for the head without an end, also once its run has failed and the cluster is gone, when
+# Kubernetes still starts it again (BuildJobSubmitCommand, and the RayJob controller's state Failed, which keeps the
+# Job): one that finds no head for five minutes is ended, as often as `submitterConfig` has it tried.
+_HEAD_IS_THERE = (
+    "import os, urllib.request as r; address = os.environ['RAY_DASHBOARD_ADDRESS'].rpartition('//')[2]; "
+    "r.urlopen(f'http://{address}/api/gcs_healthz', timeout=5)"
+)
 _UNITS = {"Mi": 1, "Gi": 1024, "Ti": 1024**2}
 
 # What machines with an accelerator are labelled, by those who know: NVIDIA's GPU feature discovery
@@ -125,6 +132,12 @@ def submitter_pod(run_id: str, cluster: KubernetesCluster) -> Manifest:
         "imagePullPolicy": cluster.pull_policy,
         "env": [{"name": "HOME", "value": _SCRATCH}, dict(_NO_GPUS), {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}],
         "resources": {"requests": few, "limits": dict(few)},
+        "livenessProbe": {
+            "exec": {"command": ["python", "-c", _HEAD_IS_THERE]},
+            "periodSeconds": 20,
+            "timeoutSeconds": 10,
+            "failureThreshold": 15,
+        },
         "securityContext": container_security(),
         "volumeMounts": [{"name": "scratch", "mountPath": _SCRATCH}],
     }

@@ -11,7 +11,7 @@ import hashlib
 import shlex
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 from cluster.config import KubernetesCluster
@@ -24,7 +24,6 @@ from cluster.kubernetes.pods import MANAGED_BY, RUN_LABEL, URI_ANNOTATION, secre
 from cluster.kubernetes.printed import Printed
 from cluster.provider import LaunchRequest, OnLimit, OnWait, Plan, Receipt, Resource, RunStatus, State
 
-_WORKLOADS = Kind("kueue.x-k8s.io", "v1beta2", "workloads")
 _OF_JOB = "ray.io/originated-from-cr-name"  # KubeRay's own label
 _SINGULAR = {
     api.RAY_JOBS: "RayJob",
@@ -70,7 +69,7 @@ class KubernetesProvider:
         manager = new_manager()
         there = self.take_up(self._launched(request), manager)
         try:
-            made = there or self._apply_job(job, request, manager)
+            made = there or self.make(job, manager, lambda: self._launched(request))
             for secret in others:
                 self._apply(api.SECRETS, owned(secret, made), _manager(request.run_uri))
         except BaseException as error:
@@ -114,15 +113,16 @@ class KubernetesProvider:
         self._delete_job(run_id, launch)
         self._refuse_another(run_id, launch)
         for cluster in self.server.select(api.RAY_CLUSTERS, self.namespace, f"{RUN_LABEL}={run_id}"):
-            self.server.delete(api.RAY_CLUSTERS, self.namespace, cluster["metadata"]["name"])
-        own = secret_name(run_id)
-        secrets = [own] if self.server.delete(api.SECRETS, self.namespace, own) else []
+            owners = [each["uid"] for each in cluster["metadata"].get("ownerReferences", [])]
+            if launch is None or not owners or launch in owners:
+                self.server.delete(api.RAY_CLUSTERS, self.namespace, cluster["metadata"]["name"])
         left = self._wait_until_gone(run_id, launch, on_wait)
         held = {each.name for each in left if each.kind == "RayCluster"}
-        self._refuse_another(run_id, launch)
-        # KubeRay's token is in a Secret of the cluster's name, which goes after that
-        tokens = [each.name for each in found if each.kind == "RayCluster" and each.name not in held]
-        secrets += [each for each in tokens if self.server.delete(api.SECRETS, self.namespace, each)]
+        self._refuse_another(run_id, launch)  # whose Secret has the same name
+        # they go with their owners; KubeRay's token is in one of its cluster's name
+        named = [secret_name(run_id), *(each.name for each in found if each.kind == "RayCluster")]
+        gone = [each for each in named if each not in held]
+        secrets = [each for each in gone if self.server.delete(api.SECRETS, self.namespace, each)]
         for each in secrets:
             # secrets may not be read, but a second deletion that finds nothing is proof enough
             if self.server.delete(api.SECRETS, self.namespace, each):
@@ -139,6 +139,27 @@ class KubernetesProvider:
         if left := self._wait_until_gone(run_id, job["metadata"]["uid"]):
             names = ", ".join(f"{each.kind} {each.name}" for each in left)
             raise InfrastructureError(f"what an earlier launch left is still being deleted: {names}")
+
+    def make(self, document: Object, manager: str, find: Callable[[], Object | None]) -> Object:
+        """Apply the RayJob of a launch; where its reply was lost, or two do so at once, take the one that is there.
+
+        That is what `find` returns. One that is being deleted is waited for, and made anew. Raises RunExistsError where
+        the name is another's.
+        """
+        for last in (*[False] * _TRIES, True):
+            made: Object | None
+            try:
+                made = self._apply(api.RAY_JOBS, document, manager)
+            except RunExistsError:
+                # KubeRay writes the whole object anew as soon as it sees it, and owns what comes out otherwise
+                made = self.take_up(find(), manager)
+                if made is None and last:
+                    raise
+            if made is not None and not made["metadata"].get("deletionTimestamp"):
+                return made
+            if made is not None:
+                self.clear(made["metadata"]["name"], made)
+        raise _launched_anew(document["metadata"]["name"])
 
     def withdraw(self, document: Object, manager: str) -> bool:
         """Delete the RayJob that a launch which failed has applied; False where such a one may be there all the same.
@@ -162,7 +183,8 @@ class KubernetesProvider:
     def take_up(self, job: Object | None, manager: str) -> Object | None:
         """Leave a trace on a job that this launch has found, so that the launch which made it does not delete it.
 
-        Returns the job; None where there is none, or none any more. Raises RunExistsError where another has its name.
+        Returns the job; None where there is none, or none any more, for which it waits where it is being deleted.
+        Raises RunExistsError where another has its name.
         """
         if job is None:
             return None
@@ -175,6 +197,9 @@ class KubernetesProvider:
             return None
         if found["metadata"]["uid"] != job["metadata"]["uid"]:
             raise _launched_anew(name)
+        if found["metadata"].get("deletionTimestamp"):  # of a launch that failed, or by somebody who stops the run
+            self.clear(name, found)
+            return None
         return found
 
     def audit(self, *, on_limit: OnLimit | None = None) -> Sequence[Resource]:
@@ -207,17 +232,6 @@ class KubernetesProvider:
             if uid is None or error.status != 409:
                 raise
             raise _launched_anew(run_id) from error
-
-    def _apply_job(self, document: Object, request: LaunchRequest, manager: str) -> Object:
-        """Apply a run's RayJob; where its reply was lost, or two do so at once, take the one that is there."""
-        try:
-            return self._apply(api.RAY_JOBS, document, manager)
-        except RunExistsError:
-            # KubeRay writes the whole object anew as soon as it sees it, and owns what comes out otherwise
-            job = self.server.find(api.RAY_JOBS, self.namespace, object_name(request.run_id))
-            if job is None or _uri(job) != request.run_uri:
-                raise
-            return job
 
     def _apply(self, kind: Kind, document: Object, manager: str) -> Object:
         try:
@@ -282,7 +296,7 @@ class KubernetesProvider:
         if reasons.QUEUE not in job["metadata"].get("labels", {}):
             return None
         with contextlib.suppress(ApiError):
-            found = self._list(_WORKLOADS, f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}")
+            found = self._list(api.WORKLOADS, f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}")
             return max(found, key=lambda each: str(each["metadata"]["creationTimestamp"]), default=None)
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -43,15 +44,16 @@ NEEDED = (  # by a launch, and by what follows and ends it; a check's pod is a R
 # by a teardown, where one may: what KubeRay makes for an autoscaler, for cluster.network_policy, or keeps beside a
 # cluster, is to be gone too
 PROVING = tuple(Right("list", kind) for kind in (api.ACCOUNTS, api.ROLES, api.BINDINGS, api.POLICIES, api.CONFIG_MAPS))
+QUEUEING = (Right("list", api.WORKLOADS),)  # by `status`, where one may: why a run waits in its queue
 
 
-def missing(server: Api, namespace: str) -> list[Right]:
-    """Return which of the rights that are needed a person lacks. Raises ApiError.
+def missing(server: Api, namespace: str, wanted: Sequence[Right] = NEEDED) -> list[Right]:
+    """Return which of some rights a person lacks. Raises ApiError.
 
     One call lists what a person may; what is not there is asked for, as not all that decide over rights can be listed.
     """
     rules = server.rules(namespace)
-    doubtful = [right for right in NEEDED if not any(right.is_given_by(rule) for rule in rules)]
+    doubtful = [right for right in wanted if not any(right.is_given_by(rule) for rule in rules)]
     with ThreadPoolExecutor(8) as pool:
         allowed = list(pool.map(lambda each: server.may(each.verb, each.kind, namespace, each.subresource), doubtful))
     return [right for right, has in zip(doubtful, allowed, strict=True) if not has]

@@ -231,6 +231,36 @@ def test_rights_that_are_missing_are_named(server: ApiServer, check: Check) -> N
     assert "you may not: create rayjobs.ray.io, patch rayjobs.ray.io" in said
 
 
+def test_rights_without_which_a_teardown_proves_less_are_named_and_refuse_no_run(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_configmaps(role: dict[str, Any]) -> None:
+        for rule in role["rules"]:
+            rule["resources"] = [each for each in rule["resources"] if each != "configmaps"]
+
+    server.change("Role", "raylift", "raylift-launcher", without_configmaps)
+    monkeypatch.setattr(cluster_checks, "check_storage_at", lambda _storage: Finding("storage", True, ""))
+    monkeypatch.setattr(cluster_checks, "probe", lambda *_: None)
+    cluster = request("plain").cluster
+    assert isinstance(cluster, KubernetesCluster)
+    found = {each.name: each for each in check_cluster(cluster, "s3://bucket/runs")}
+    assert found["rights"].ok is None
+    assert "you may not: list configmaps. See k8s/base/role.yaml" in found["rights"].detail
+    assert "storage there" in found
+
+
+def test_the_right_to_see_why_a_run_waits_in_its_queue_is_asked_for_where_it_has_one(
+    server: ApiServer, check: Check
+) -> None:
+    assert check()["rights"][0]
+    ok, said = check(queue="gpu")["rights"]
+    assert ok is None
+    assert "you may not: list workloads.kueue.x-k8s.io. See k8s/components/kueue/role.yaml" in said
+    rule = {"apiGroups": ["kueue.x-k8s.io"], "resources": ["workloads"], "verbs": ["list"]}
+    server.change("Role", "raylift", "raylift-launcher", lambda role: role["rules"].append(rule))
+    assert check(queue="gpu")["rights"][0]
+
+
 def test_a_webhook_that_would_refuse_is_quoted(server: ApiServer, check: Check) -> None:
     server.admit = lambda kind, _value: 'admission webhook "x" denied the request: no' if kind.name == "RayJob" else ""
     assert check()["manifest"] == (

@@ -24,7 +24,7 @@ from cluster.errors import (
     RunExistsError,
     RunNotFoundError,
 )
-from cluster.kubernetes import api, printed, rights
+from cluster.kubernetes import api, printed, provider, rights
 from cluster.kubernetes.api import Api, ApiError
 from cluster.kubernetes.documents import to_yaml
 from cluster.kubernetes.manifest import render
@@ -278,6 +278,60 @@ def test_a_launch_whose_reply_is_lost_and_whose_server_then_goes_says_that_its_j
     assert len(server.all("RayJob")) == len(server.all("Secret")) == 1
 
 
+def found_none_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the next launch find no job when it first asks, as of two laptops neither does."""
+    launched, asked = KubernetesProvider._launched, iter([None])
+
+    def finding(self: KubernetesProvider, request: LaunchRequest) -> Object | None:
+        return next(asked, launched(self, request))
+
+    monkeypatch.setattr(KubernetesProvider, "_launched", finding)
+
+
+def test_of_two_laptops_that_launch_a_run_at_once_the_first_does_not_take_it_from_the_second_where_it_fails(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(kind: api.Kind, document: Object, manager: str) -> Object:
+        if kind is not api.SECRETS:
+            return KubernetesProvider._apply(kubernetes, kind, document, manager)
+        take_up(server, RUN_ID, finalizer=True)  # it has other words for it from here on: a second apply is a conflict
+        found_none_at_first(monkeypatch)
+        KubernetesProvider(kubernetes.cluster).launch(run)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kubernetes, "_apply", failing)
+    with pytest.raises(MaybeLaunchedError, match="KeyboardInterrupt"):
+        kubernetes.launch(run)
+    assert len(server.all("RayJob")) == len(server.all("Secret")) == 1
+    assert not job_of(server)["metadata"].get("deletionTimestamp")
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["that it finds", "that it does not find"])
+def test_a_job_that_is_being_deleted_as_it_is_launched_again_is_waited_for_and_made_anew(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch, found: bool
+) -> None:
+    monkeypatch.setattr(provider, "_BEYOND_GRACE", 60.0)
+    kubernetes.launch(run)
+    take_up(server, RUN_ID, finalizer=True)
+    before = job_of(server)
+    server.delete("RayJob", "raylift", RUN_ID)
+    if found:
+        answers = iter([before])
+        monkeypatch.setattr(kubernetes, "_launched", lambda _: next(answers))
+    else:
+        found_none_at_first(monkeypatch)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(kubernetes.launch, run)
+        time.sleep(2)
+        assert not second.done()
+        server.change("RayJob", "raylift", RUN_ID, lambda job: job["metadata"].update(finalizers=[]))
+        second.result(60)
+    after = job_of(server)["metadata"]
+    assert after["uid"] != before["metadata"]["uid"]
+    assert not after.get("deletionTimestamp")
+    assert len(server.all("Secret")) == 1
+
+
 @pytest.mark.parametrize("taken_up", [False, True])
 def test_of_two_laptops_that_launch_a_run_at_once_the_one_that_fails_leaves_the_job_to_the_other(
     server: ApiServer,
@@ -290,7 +344,7 @@ def test_of_two_laptops_that_launch_a_run_at_once_the_one_that_fails_leaves_the_
     if taken_up:
         take_up(server, RUN_ID, finalizer=True)
     before = job_of(server)["metadata"]["uid"]
-    monkeypatch.setattr(KubernetesProvider, "_launched", lambda *_: None)  # as it was when the second one asked
+    found_none_at_first(monkeypatch)
     server.faults.append(Fault("PATCH /api/v1", status=403, message="not yours"))
     with pytest.raises(MaybeLaunchedError, match=rf"not yours.*\. Its RayJob {RUN_ID} may be in the namespace"):
         KubernetesProvider(kubernetes.cluster).launch(run)
@@ -1009,6 +1063,25 @@ def test_a_teardown_removes_all_of_a_run_and_nothing_of_another(
     assert {kind: len(server.all(kind)) * 2 for kind in kinds} == before
     removed = sorted(each.kind for each in receipt.removed if each.kind != "Secret")  # which may have gone with the job
     assert removed == ["Job", "Pod", "Pod", "RayCluster", "RayJob", "Service", "Service"]
+
+
+def test_a_teardown_leaves_a_launch_that_comes_in_its_midst_whole(
+    server: ApiServer, kubernetes: KubernetesProvider, run: LaunchRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kubernetes.launch(run)
+    seen, select = job_of(server)["metadata"]["uid"], Api.select
+
+    def selecting(kind: api.Kind, namespace: str | None, *labels: str, **fields: str) -> list[Object]:
+        if not server.all("RayJob"):  # it was deleted a moment ago
+            KubernetesProvider(kubernetes.cluster).launch(run)
+            take_up(server, RUN_ID)
+        return select(kubernetes.server, kind, namespace, *labels, **fields)
+
+    monkeypatch.setattr(kubernetes.server, "select", selecting)
+    with pytest.raises(RunExistsError, match="another one by now"):
+        kubernetes.teardown(RUN_ID, launch=seen)
+    for kind in ("RayJob", "RayCluster", "Secret"):
+        assert [bool(each["metadata"].get("deletionTimestamp")) for each in server.all(kind)] == [False]
 
 
 def test_a_secret_of_somebody_else_with_the_name_of_a_run_is_left_alone(

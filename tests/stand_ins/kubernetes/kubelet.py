@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import itertools
+import math
 import os
 import secrets
 import shutil
@@ -21,7 +22,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ class Kubelet:
         self.images = images
         self.is_ready = is_ready
         self.full = False  # no node takes another pod
+        self.pace = 1.0  # of the seconds between two looks whether a container lives
         self._running: dict[str, _Running] = {}
+        self._taken: dict[str, float] = {}  # when a node took a pod, by the pod's uid
         self._nodes = Path(tempfile.mkdtemp(prefix="nodes-"))  # what they keep: a folder each
         self._addresses = itertools.count(2)
 
@@ -80,10 +83,21 @@ class Kubelet:
             running = self._running.get(uid)
             if pod["metadata"].get("deletionTimestamp"):
                 self._end(pod, running)
+            elif self._is_past_its_deadline(pod):
+                if running is not None:
+                    _kill(running)
+                self._say(pod, phase="Failed", reason="DeadlineExceeded", conditions=[], containerStatuses=[])
             elif running is None and pod.get("status", {}).get("phase", "Pending") == "Pending":
                 self._start(pod)
             elif running is not None:
                 self._watch(pod, running)
+
+    def _is_past_its_deadline(self, pod: Object) -> bool:
+        """Whether a pod that has not ended has been on a node for longer than it may."""
+        if "nodeName" not in pod["spec"] or pod.get("status", {}).get("phase") in ("Failed", "Succeeded"):
+            return False
+        taken = self._taken.setdefault(pod["metadata"]["uid"], time.monotonic())
+        return bool(time.monotonic() - taken > pod["spec"].get("activeDeadlineSeconds", math.inf))
 
     def stop(self) -> None:
         """End all processes at once."""
@@ -163,6 +177,8 @@ class Kubelet:
         reader = threading.Thread(target=self._read, args=(pod, process), daemon=True)
         reader.start()
         running.readers.append(reader)
+        if "livenessProbe" in container:
+            threading.Thread(target=self._probe, args=(pod, running), daemon=True).start()
         started = [_status(container, {"running": {}})]
         self._say(pod, phase="Running", podIP=address, conditions=[], containerStatuses=started)
 
@@ -201,6 +217,20 @@ class Kubelet:
             ],
         )
         return done.returncode == 0
+
+    def _probe(self, pod: Object, running: _Running) -> None:
+        """End a container that shows no life, by its own measure, again and again."""
+        probe, failures = running.template["livenessProbe"], 0
+        while failures < probe.get("failureThreshold", 3):
+            asked = time.monotonic()
+            while time.monotonic() - asked < self.pace * probe.get("periodSeconds", 10):
+                time.sleep(0.1)
+            if running.process.poll() is not None:
+                return
+            lives = _succeeds(probe["exec"]["command"], running, timeout=probe.get("timeoutSeconds", 1))
+            failures = 0 if lives else failures + 1
+        self._tell(pod, "Unhealthy", "Liveness probe failed")
+        _kill(running)
 
     def _watch(self, pod: Object, running: _Running) -> None:
         code = running.process.poll()
@@ -356,23 +386,29 @@ def _end_gracefully(running: _Running, grace: float) -> None:
     """Run the preStop hook, then SIGTERM, and after the grace period SIGKILL."""
     deadline = time.monotonic() + grace
     hook = running.template.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        if hook is not None and running.process.poll() is None:
-            # its first word is looked for on the path of the container
-            program = shutil.which(hook[0], path=running.env["PATH"]) or hook[0]
-            subprocess.run(
-                [program, *hook[1:]],
-                cwd=running.folder,
-                env=running.env,
-                timeout=grace,
-                check=False,
-                capture_output=True,
-            )
+    if hook is not None and running.process.poll() is None:
+        _succeeds(hook, running, timeout=grace)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(running.process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         running.process.wait(max(0.1, deadline - time.monotonic()))
     _kill(running)
+
+
+def _succeeds(command: Sequence[str], running: _Running, *, timeout: float) -> bool:
+    """Run a command in a pod's first container; return whether it ended well, and in time."""
+    program = shutil.which(command[0], path=running.env["PATH"]) or command[0]  # on the path of the container
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(
+            [program, *command[1:]],
+            cwd=running.folder,
+            env=running.env,
+            timeout=timeout,
+            check=False,
+            capture_output=True,
+        )
+        return done.returncode == 0
+    return False
 
 
 def _kill(running: _Running) -> None:

@@ -70,6 +70,8 @@ class Operator:
                 self.kubelet.sync()
                 for job in self.server.all("RayJob"):
                     self._reconcile(job)
+                for submitter in self.server.all("Job"):
+                    self._keep_trying(submitter)
                 for cluster in self.server.all("RayCluster"):
                     self._keep_head(cluster)
             except Exception as error:
@@ -131,7 +133,7 @@ class Operator:
             return
         _, dashboard = self.ports[status["rayClusterName"]]
         self._set(job, dashboardURL=f"127.0.0.1:{dashboard}")
-        self._submit({**job, "status": {**status, "dashboardURL": f"127.0.0.1:{dashboard}"}})
+        self._submit({**job, "status": {**status, "dashboardURL": f"127.0.0.1:{dashboard}"}}, cluster)
         self._set(job, jobDeploymentStatus="Running")
 
     def _watch(self, job: Object, status: Object) -> None:
@@ -140,7 +142,7 @@ class Operator:
         if (cluster := self._cluster(job, status)) is None:
             return  # one that was selected has gone: KubeRay looks for it for ever
         self._is_up(job, cluster)
-        submitter = self._keep_submitter(job, cluster)
+        submitter = self._submitter_of(job)
         if submitter == "Failed":
             failed = status.get("jobStatus") == "FAILED"
             reason = "AppFailed" if failed else "SubmissionFailed"
@@ -415,13 +417,15 @@ class Operator:
 
     # Submitting
 
-    def _submit(self, job: Object) -> None:
+    def _submit(self, job: Object, cluster: Object) -> None:
+        """Make the Job whose pod submits."""
         name = job["metadata"]["name"]
-        if _is_over_http(job):
+        if _is_over_http(job) or self.server.get("Job", job["metadata"]["namespace"], name) is not None:
             return
-        if self.server.get("Job", job["metadata"]["namespace"], name) is None:
-            origin = {"ray.io/originated-from-cr-name": name, "ray.io/originated-from-crd": "RayJob"}
-            self._make("Job", name, origin, job, spec={})
+        origin = {"ray.io/originated-from-cr-name": name, "ray.io/originated-from-crd": "RayJob"}
+        tries = job["spec"].get("submitterConfig", {}).get("backoffLimit", 2)
+        spec = {"backoffLimit": tries, "template": _submitter_template(job, cluster)}
+        self._make("Job", name, origin, job, spec=spec)
 
     def _post(self, job: Object, status: Object) -> None:
         """Submit the job as KubeRay's own request does."""
@@ -429,50 +433,46 @@ class Operator:
         body = json.dumps(asked).encode()
         _get(f"http://{status['dashboardURL']}/api/jobs/", self._token_of(status), method="POST", body=body)
 
-    def _keep_submitter(self, job: Object, cluster: Object) -> str:
-        """Start the pod that submits, and again as often as it may fail; return what became of it."""
+    def _submitter_of(self, job: Object) -> str:
+        """Return what became of the Job that submits."""
         if _is_over_http(job):
             return "Complete"
-        namespace, name = job["metadata"]["namespace"], job["metadata"]["name"]
-        owner = self.server.get("Job", namespace, name)
-        if owner is None or owner["metadata"].get("deletionTimestamp"):
-            return ""
+        found = self.server.get("Job", job["metadata"]["namespace"], job["metadata"]["name"])
+        conditions = found.get("status", {}).get("conditions", []) if found is not None else []
+        return next((each["type"] for each in conditions), "Active")
+
+    def _keep_trying(self, submitter: Object) -> None:
+        """Start a Job's pod, and again as often as it may fail, as Kubernetes does, whatever became of the RayJob."""
+        if submitter["metadata"].get("deletionTimestamp") or submitter.get("status", {}).get("conditions"):
+            return
+        namespace, uid = submitter["metadata"]["namespace"], submitter["metadata"]["uid"]
         pods = [
             each
             for each in self.server.all("Pod", namespace)
-            if owner["metadata"]["uid"] in [one["uid"] for one in each["metadata"].get("ownerReferences", [])]
+            if uid in [one["uid"] for one in each["metadata"].get("ownerReferences", [])]
         ]
         phases = [each.get("status", {}).get("phase") for each in pods]
         if "Succeeded" in phases:
-            return "Complete"
-        if all(phase == "Failed" for phase in phases):
-            if len(pods) > job["spec"].get("submitterConfig", {}).get("backoffLimit", 2):
-                return "Failed"
-            self._make_submitter(job, owner, len(pods), cluster)
-        return "Active"
+            self._conclude(submitter, "Complete")
+        elif all(phase == "Failed" for phase in phases):
+            if len(pods) > submitter["spec"]["backoffLimit"]:
+                self._conclude(submitter, "Failed")
+            else:
+                self._try_again(submitter, len(pods))
 
-    def _make_submitter(self, job: Object, owner: Object, number: int, cluster: Object) -> None:
-        status, template = job["status"], json.loads(json.dumps(job["spec"]["submitterPodTemplate"]))
-        container = template["spec"]["containers"][0]
-        address, submission = f"http://{status['dashboardURL']}", status["jobId"]
-        entrypoint = job["spec"]["entrypoint"]  # stands in KubeRay's line as it was given
-        container["command"] = ["/bin/bash", "-ce"]
-        container["args"] = [
-            f"until {_healthy(address)}; do sleep 0.5; done; "
-            f"if ! ray job status --address {address} {submission} >/dev/null 2>&1; then "
-            f"ray job submit --address {address} --no-wait --submission-id {submission} -- {entrypoint}; fi; "
-            f"ray job logs --address {address} --follow {submission}"
-        ]
-        env = [{"name": "RAY_DASHBOARD_ADDRESS", "value": status["dashboardURL"]}]
-        env += [{"name": "RAY_JOB_SUBMISSION_ID", "value": submission}]
-        env += _token(cluster["spec"], status["rayClusterName"])
-        container.setdefault("env", []).extend(env)
-        labels = {"batch.kubernetes.io/job-name": job["metadata"]["name"], **template["metadata"]["labels"]}
-        name = f"{job['metadata']['name']}-{number}{_suffix()[:4]}"
+    def _conclude(self, submitter: Object, how: str) -> None:
+        namespace, name = submitter["metadata"]["namespace"], submitter["metadata"]["name"]
+        status = {"conditions": [{"type": how, "status": "True"}]}
+        self.server.change("Job", namespace, name, lambda value: value.update(status=status), "job-controller")
+
+    def _try_again(self, submitter: Object, number: int) -> None:
+        template, name = submitter["spec"]["template"], submitter["metadata"]["name"]
+        labels = {"batch.kubernetes.io/job-name": name, **template["metadata"]["labels"]}
+        pod = f"{name}-{number}{_suffix()[:4]}"
         try:
-            self._make("Pod", name, labels, owner, spec=template["spec"], finalizers=[FINALIZER])
+            self._make("Pod", pod, labels, submitter, spec=template["spec"], finalizers=[FINALIZER])
         except _RefusedError as error:
-            self._tell(owner, "Warning", "FailedCreate", f"Error creating: {error}", "refused")
+            self._tell(submitter, "Warning", "FailedCreate", f"Error creating: {error}", "refused")
 
     def _job_info(self, status: Object) -> Object | None:
         """Return what the head's Ray says of the job: nothing where it knows none; None where it does not answer."""
@@ -563,6 +563,27 @@ def _wait_for_head(container: Object, address: str, token: list[Object]) -> Obje
         "env": [*container.get("env", []), *token],
         "resources": {"requests": few, "limits": dict(few)},
     }
+
+
+def _submitter_template(job: Object, cluster: Object) -> Object:
+    """Return the template of a RayJob's submitter, with what KubeRay has it do."""
+    status = job["status"]
+    template: Object = json.loads(json.dumps(job["spec"]["submitterPodTemplate"]))
+    container = template["spec"]["containers"][0]
+    address, submission = f"http://{status['dashboardURL']}", status["jobId"]
+    entrypoint = job["spec"]["entrypoint"]  # stands in KubeRay's line as it was given
+    container["command"] = ["/bin/bash", "-ce"]
+    container["args"] = [
+        f"until {_healthy(address)}; do sleep 0.5; done; "
+        f"if ! ray job status --address {address} {submission} >/dev/null 2>&1; then "
+        f"ray job submit --address {address} --no-wait --submission-id {submission} -- {entrypoint}; fi; "
+        f"ray job logs --address {address} --follow {submission}"
+    ]
+    env = [{"name": "RAY_DASHBOARD_ADDRESS", "value": status["dashboardURL"]}]
+    env += [{"name": "RAY_JOB_SUBMISSION_ID", "value": submission}]
+    env += _token(cluster["spec"], status["rayClusterName"])
+    container.setdefault("env", []).extend(env)
+    return template
 
 
 def _healthy(address: str) -> str:

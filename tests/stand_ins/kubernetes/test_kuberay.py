@@ -295,6 +295,34 @@ def test_a_head_that_is_silent_for_too_long_ends_the_job_and_no_other_try_comes(
     )
 
 
+def test_a_pod_that_submits_does_not_wait_for_ever_for_a_head_that_never_comes(
+    server: ApiServer,
+    kuberay: Operator,
+    provider: KubernetesProvider,
+    run: LaunchRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def waiting() -> list[str]:
+        pods = [pod for pod in server.all("Pod") if "batch.kubernetes.io/job-name" in pod["metadata"]["labels"]]
+        return [pod["metadata"]["name"] for pod in pods if pod.get("status", {}).get("phase") == "Running"]
+
+    template = {"spec": {"activeDeadlineSeconds": 15}}
+    provider.launch(with_spec(run, submitterConfig={"backoffLimit": 2}, submitterPodTemplate=template))
+    starts(tmp_path, 1)
+    first = waiting()
+    monkeypatch.setattr(kuberay, "_keep_head", lambda _: None)
+    kuberay.kubelet.kill(pod_of(server, "head"))
+    wait_for(lambda: waiting() not in ([], first), "another try to submit")
+    kuberay.unheard, kuberay.kubelet.pace = 0.0, 0.01
+    assert reaches(server, "Failed")["reason"] == "JobStatusCheckTimeoutExceeded"
+    wait_for(lambda: server.all("RayCluster") == [], "the end of its cluster")
+    wait_for(lambda: not waiting(), "the end of the wait")
+    is_over = lambda: {pod.get("status", {}).get("phase") for pod in server.all("Pod")} == {"Failed"}  # noqa: E731
+    wait_for(is_over, "the end of one without a token")
+    assert len(list(tmp_path.glob("start-*"))) == 1
+
+
 def drivers() -> list[int]:
     found = []
     for pid in processes():
