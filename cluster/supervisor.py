@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _SAID = (0, 4)  # it comes to these by way of a result alone
 _POLL = 0.2  # seconds
 _FROZEN = 8.0  # seconds that driver, Ray, or Ray Train in it may be stopped by a signal; the ranks have as long
+_LAST_WORDS = 1.0  # seconds for a driver to end by itself, where all of a machine is told to
 _LOOK = 2.0  # seconds between looks for Ray Train's controllers
 _CONTROLLER = "ray::TrainContr"  # as much of its name as the system keeps
 _PR_SET_CHILD_SUBREAPER = 36
@@ -140,7 +141,7 @@ class Supervisor:
 
     def _give_up_on(self, driver: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            driver.wait(1.0)  # a driver that ends its own Ray is on its way out
+            driver.wait(_LAST_WORDS if self.stopping else _POLL)  # it may be on its way out, and end its own Ray
             return
         driver.kill()
         driver.wait()
