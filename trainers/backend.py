@@ -31,7 +31,6 @@ from ray import PlacementGroupID
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.train import BackendConfig, FailureConfig, RunConfig
 from ray.train.backend import Backend
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup
@@ -213,6 +212,8 @@ def start_first_ranks(count: int) -> None:
 
     Returns at once. Raises as `start_spares` does.
     """
+    from ray.train.v2._internal.constants import get_env_vars_to_propagate
+
     os.environ.update(_ENVIRONMENT)
     variables = {_WARN_OF_WAITS: "0", **get_env_vars_to_propagate(), **_standing_by()["env_vars"]}
     _start_processes(count, json.dumps({"env_vars": variables}, separators=(",", ":"), sort_keys=True))
