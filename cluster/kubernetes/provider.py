@@ -146,19 +146,19 @@ class KubernetesProvider:
         That is what `find` returns. One that is being deleted is waited for, and made anew. Raises RunExistsError where
         the name is another's.
         """
-        for last in (*[False] * _TRIES, True):
-            made: Object | None
+        for left in reversed(range(_TRIES)):
             try:
                 made = self._apply(api.RAY_JOBS, document, manager)
             except RunExistsError:
                 # KubeRay writes the whole object anew as soon as it sees it, and owns what comes out otherwise
-                made = self.take_up(find(), manager)
-                if made is None and last:
+                if (found := self.take_up(find(), manager)) is not None:
+                    return found
+                if not left:
                     raise
-            if made is not None and not made["metadata"].get("deletionTimestamp"):
+                continue
+            if not made["metadata"].get("deletionTimestamp"):
                 return made
-            if made is not None:
-                self.clear(made["metadata"]["name"], made)
+            self.clear(made["metadata"]["name"], made)
         raise _launched_anew(document["metadata"]["name"])
 
     def withdraw(self, document: Object, manager: str) -> bool:

@@ -280,10 +280,11 @@ def test_a_launch_whose_reply_is_lost_and_whose_server_then_goes_says_that_its_j
 
 def found_none_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the next launch find no job when it first asks, as of two laptops neither does."""
-    launched, asked = KubernetesProvider._launched, iter([None])
+    launched, asked = KubernetesProvider._launched, [False]
 
     def finding(self: KubernetesProvider, request: LaunchRequest) -> Object | None:
-        return next(asked, launched(self, request))
+        asked.append(True)
+        return launched(self, request) if asked[-2] else None
 
     monkeypatch.setattr(KubernetesProvider, "_launched", finding)
 
