@@ -49,6 +49,7 @@ components:
   - components/kueue
   - components/node-local-dns
   - components/package-cache
+  - components/runs-apart
   - components/workload-identity-eks
   - components/workload-identity-gke
 """
@@ -315,10 +316,7 @@ def closed() -> list[Manifest]:
 def test_where_runs_are_closed_against_each_other_without_the_policy_ray_each_of_them_works(
     tmp_path: Path, closed: list[Manifest]
 ) -> None:
-    file = (K8S / "base" / "network-policies.yaml").read_text()
-    patches = file.partition("#   patches:\n")[2].partition("#\n")[0]
-    example = "patches:\n" + "".join(f"{line[4:]}\n" for line in patches.splitlines())
-    overlay = [*render_with(tmp_path, f"resources: [base]\n{example}"), *closed]
+    overlay = [*render_with(tmp_path, "resources: [base]\ncomponents: [components/runs-apart]\n"), *closed]
     assert "ray" not in of_kind(overlay, "NetworkPolicy")
     (head, worker, submitter), others = of_run("one"), of_run("two")
     for sender, receiver in ((worker, head), (head, worker)):
