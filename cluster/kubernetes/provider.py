@@ -279,8 +279,9 @@ class KubernetesProvider:
         names = filter(None, [job["metadata"]["name"], cluster or job.get("status", {}).get("rayClusterName")])
         told = events.told(self.server, self.namespace, names)
         state, reason = reasons.where_it_stands(job, pods, told, self._workload(job))
-        if cluster is not None and not state.is_final and not self._is_there(cluster):
-            # KubeRay would look for it for ever
+        given_up = job.get("status", {}).get("reason") == reasons.TOOK_TOO_LONG
+        if cluster is not None and (given_up or not state.is_final) and not self._is_there(cluster):
+            # KubeRay looks for it until the job's deadline
             name, uri = labels.get(ON_CLUSTER, cluster), _uri(job)
             on = shlex.quote(uri) if uri is not None else "RUN"
             again = f"raylift up {name} --on …, then go on with the run: raylift resume {on}"

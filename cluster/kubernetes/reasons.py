@@ -28,8 +28,9 @@ _STATES = {
 }
 _GATE = re.compile(r"spec\.networkPolicy requires the (\w+) feature gate")  # validation.go
 _NEVER_READY = "PreRunningDeadlineExceeded"
+TOOK_TOO_LONG = "DeadlineExceeded"
 _FAILURES = {
-    "DeadlineExceeded": "it took longer than its budget allows, and did not end by itself",
+    TOOK_TOO_LONG: "it took longer than its budget allows, and did not end by itself",
     _NEVER_READY: "its pods did not start within cluster.pre_running_deadline_seconds",
     "SubmissionFailed": "the driver was lost, or could not be submitted",
     "AppFailed": "the driver died",

@@ -619,7 +619,7 @@ def test_a_run_on_a_cluster_with_a_name_heeds_what_overrides_say_of_its_job_and_
             "backoffLimit": 3,
         },
     }
-    (job,) = render(dataclasses.replace(run, cluster=run.cluster.model_copy(update={"overrides": overrides})))
+    job, _ = render(dataclasses.replace(run, cluster=run.cluster.model_copy(update={"overrides": overrides})))
     assert job["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
     assert (job["spec"]["preRunningDeadlineSeconds"], job["spec"]["backoffLimit"]) == (99, 0)
     assert "rayClusterSpec" not in job["spec"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -88,23 +90,42 @@ def test_a_manifest_is_as_it_was_looked_over(name: str) -> None:
 
 
 def test_kuberay_is_left_nothing_with_which_it_would_end_a_cluster_of_others() -> None:
-    (job,) = render(on_named_cluster())
+    job, _ = render(on_named_cluster())
     assert job["spec"]["backoffLimit"] == 0
     assert {"shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "rayClusterSpec"}.isdisjoint(job["spec"])
 
 
-def test_what_a_run_is_told_goes_through_a_shell_and_has_no_secret() -> None:
+def test_what_a_run_is_told_is_in_its_secret_and_goes_through_a_shell() -> None:
     odd = {"GREETING": "$(id) `id` \"'\\\n!"}
     run = dataclasses.replace(on_named_cluster(), env=odd, secrets={"HF_TOKEN": "hunter2!"}, deadline=60)
-    (job,) = render(run)
-    *_, word = job["spec"]["entrypoint"].split(" ")
+    job, secret = render(run)
+    word = base64.b64decode(secret["data"]["RAYLIFT_TICKET"]).decode()
     assert all(each.isalnum() or each in "-_=" for each in word)
+    assert word not in to_yaml([job])
     ticket = Ticket.of(word)
     assert ticket.variables["GREETING"] == odd["GREETING"]
     assert ticket.variables["RAYLIFT_RUN_URI"] == run.run_uri
     assert (ticket.max_failures, ticket.deadline) == (3, 180)
-    assert "hunter2!" not in to_yaml([job])
+    assert "hunter2!" not in to_yaml([job, secret])
     assert "hunter2!" not in str(ticket)
+
+
+def test_the_pod_that_submits_puts_in_what_its_secret_says() -> None:
+    job, secret = render(on_named_cluster())
+    (container,) = job["spec"]["submitterPodTemplate"]["spec"]["containers"]
+    (told,) = (each for each in container["env"] if each["name"] == "RAYLIFT_TICKET")
+    source = told["valueFrom"]["secretKeyRef"]
+    assert source["name"] == secret["metadata"]["name"]
+    line = f"echo {job['spec']['entrypoint']}"  # as KubeRay has bash read it
+    word = base64.b64decode(secret["data"][source["key"]]).decode()
+    said = subprocess.run(["bash", "-c", line], env={"RAYLIFT_TICKET": word}, capture_output=True, check=True).stdout
+    assert said.decode().split()[-1] == word
+
+
+@pytest.mark.parametrize(("budget", "seconds"), [(60, 3600 + 60 + 120 + 120), (None, 5 * 7 * 86_400)])
+def test_kuberay_gives_up_a_run_whose_cluster_has_gone(budget: int | None, seconds: int) -> None:
+    job, _ = render(dataclasses.replace(on_named_cluster(), deadline=budget))
+    assert job["spec"]["activeDeadlineSeconds"] == seconds
 
 
 def test_a_queue_decides_over_the_cluster_and_not_over_the_runs_on_it() -> None:
@@ -117,7 +138,11 @@ def test_a_queue_decides_over_the_cluster_and_not_over_the_runs_on_it() -> None:
 
 def test_the_plan_of_a_run_on_a_cluster_shows_what_comes_to_it() -> None:
     shown = plan(on_named_cluster())
-    assert [(each.kind, each.name) for each in shown.resources] == [("RayJob", RUN_ID), ("cluster", NAME)]
+    assert [(each.kind, each.name) for each in shown.resources] == [
+        ("RayJob", RUN_ID),
+        ("Secret", f"raylift.{RUN_ID}"),
+        ("cluster", NAME),
+    ]
     assert shown.manifest == to_yaml(render(on_named_cluster()))
 
 

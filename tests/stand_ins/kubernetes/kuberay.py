@@ -140,7 +140,7 @@ class Operator:
         if self._is_to_be_suspended(job) or self._is_past_deadline(job, status):
             return
         if (cluster := self._cluster(job, status)) is None:
-            return  # one that was selected has gone: KubeRay looks for it for ever
+            return  # one that was selected has gone: KubeRay looks for it until the deadline
         self._is_up(job, cluster)
         submitter = self._submitter_of(job)
         if submitter == "Failed":

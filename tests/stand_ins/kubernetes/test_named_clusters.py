@@ -85,8 +85,8 @@ def asked(cluster: KubernetesCluster, idle: int) -> ClusterRequest:
     return ClusterRequest(name=NAME, cluster=cluster, idle=idle, secrets={"HF_TOKEN": "hunter2!"})
 
 
-def launch(clusters: NamedClusters, cluster: KubernetesCluster, run_id: str) -> KubernetesProvider:
-    named = cluster.model_copy(update={"name": NAME})
+def launch(clusters: NamedClusters, cluster: KubernetesCluster, run_id: str, **spec: object) -> KubernetesProvider:
+    named = cluster.model_copy(update={"name": NAME, "overrides": {"spec": spec}})
     run = LaunchRequest(
         run_id=run_id,
         run_uri=f"s3://bucket/runs/{run_id}",
@@ -166,6 +166,23 @@ def test_down_ends_a_run_in_the_middle_and_leaves_nothing(
     assert clusters.down(NAME).leftovers == []
     for kind in ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret"):
         assert server.all(kind) == []
+
+
+def test_a_run_whose_cluster_somebody_deletes_does_not_stand_as_running_for_ever(
+    server: ApiServer, clusters: NamedClusters, cluster: KubernetesCluster, tmp_path: Path
+) -> None:
+    clusters.up(asked(cluster, idle=600))
+    provider = launch(clusters, cluster, "first", activeDeadlineSeconds=20)
+    starts(tmp_path, "first", 1)
+    server.delete("RayJob", "raylift", NAME)
+    wait_for(lambda: not server.all("RayCluster"), "the end of the cluster", timeout=60)
+    for state in ("Running", "Failed"):
+        reaches(server, "first", state)
+        described = provider.describe("first")
+        assert described.state is State.FAILED
+        assert described.reason.startswith(f"the cluster {NAME} is gone")
+    assert provider.teardown("first").leftovers == []
+    wait_for(lambda: not server.all("Pod"), "the end of all pods")
 
 
 @pytest.mark.usefixtures("kuberay")
