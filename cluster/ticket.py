@@ -12,7 +12,7 @@ VARIABLES = "RAYLIFT_VARIABLES"  # the variables that a driver hands on to its r
 
 @dataclass(frozen=True, kw_only=True)
 class Ticket:
-    """A run's environment, without secrets, and when it is given up."""
+    """What a driver is told, nothing of which is secret, and when it is given up."""
 
     variables: Mapping[str, str]
     max_failures: int

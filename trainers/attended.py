@@ -3,7 +3,7 @@
     python -P -m trainers.attended TICKET
 
 On a cluster of the run's own KubeRay does that, and ends what outlasts its deadline; on one that others use too, it
-does neither. Ends as the driver does; see trainers.submitted.
+does neither. The run's environment is that of its frozen job file. Ends as the driver does; see trainers.submitted.
 """
 
 from __future__ import annotations
@@ -14,8 +14,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 
+from ruamel.yaml import YAML
+
+from cluster.errors import RayliftError
+from cluster.kubernetes.pods import RUN_URI
 from cluster.local import PREEMPTED
+from cluster.outages import patient
+from cluster.runs import Run
 from cluster.ticket import VARIABLES, Ticket
 
 _DRIVER = (sys.executable, "-P", "-m", "trainers.submitted")
@@ -24,10 +31,14 @@ _POLL = 0.5  # seconds
 
 
 def attend(ticket: Ticket) -> int:
-    """Run the driver until it ends as it should, as often as the ticket allows; return its last exit code."""
-    env = {**os.environ, **ticket.variables, VARIABLES: ",".join(ticket.variables)}
+    """Run the driver until it ends as it should, as often as the ticket allows; return its last exit code.
+
+    Raises RayliftError where the run's job file cannot be read.
+    """
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    variables = {**ticket.variables, **_environment(patient(Run.at(ticket.variables[RUN_URI])))}
+    env = {**os.environ, **variables, VARIABLES: ",".join(variables)}
     end = time.monotonic() + ticket.deadline if ticket.deadline is not None else float("inf")
     exit_code = 1
     for _ in range(ticket.max_failures + 1):
@@ -37,6 +48,11 @@ def attend(ticket: Ticket) -> int:
             break
         print(f"the driver was lost (exit code {exit_code})", file=sys.stderr, flush=True)
     return exit_code if exit_code >= 0 else 128 - exit_code
+
+
+def _environment(run: Run) -> Mapping[str, str]:
+    document: Mapping[str, Mapping[str, str]] = YAML(typ="safe", pure=True).load(run.job())
+    return document.get("env", {})
 
 
 def _wait(driver: subprocess.Popen[bytes], told: list[int], end: float) -> int:
@@ -57,4 +73,8 @@ def _wait(driver: subprocess.Popen[bytes], told: list[int], end: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(attend(Ticket.of(sys.argv[1])))
+    try:
+        sys.exit(attend(Ticket.of(sys.argv[1])))
+    except RayliftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -44,9 +44,6 @@ _OF_ITS_CLUSTER = (
     "deletionStrategy",
 )
 _LARGEST_SECRET = 1 << 20  # bytes
-_TICKET = "RAYLIFT_TICKET"  # in the Secret of a run on a cluster with a name, and in the pod that submits it
-_LONGEST_WORD = 120_000  # bytes: Linux takes 128 KiB in one variable or argument, and Ray's shell has some more in it
-_ENDING = 120  # seconds within which trainers.attended has ended a driver whose time is over, and has ended itself
 _VALUES = ("value", "valueFrom")  # of a variable: one of the two
 _PLACING = (  # what a pod template says that holds for the pod that submits, too: where it may be
     *("tolerations", "nodeSelector", "affinity", "nodeName", "schedulerName", "priorityClassName", "runtimeClassName"),
@@ -64,7 +61,7 @@ def render(request: LaunchRequest) -> list[Manifest]:
     assert isinstance(cluster, KubernetesCluster)
     name = object_name(request.run_id)
     if request.ray_cluster:
-        return _guest(request, cluster, name)
+        return [_guest(request, cluster, name)]
     secrets = [secret_name(name)] if request.env or request.secrets else []
     job = ray_job(
         name,
@@ -260,15 +257,14 @@ def _added(base: Any, over: Any) -> Any:
     return [*base, *(each for each in over if each not in base)]
 
 
-def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> list[Manifest]:
-    """Return the job of a run on a cluster with a name, which KubeRay then neither makes nor deletes, and its Secret.
+def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Manifest:
+    """Return the job of a run on a cluster with a name, which KubeRay then neither makes nor deletes.
 
     Nor does it start a driver there again: it takes no backoffLimit for such a job, and would delete the cluster first
     (KubeRay's ValidateRayJobSpec, and its RayJob controller's state Retrying). Its deadline would leave the driver
-    running. Both are left to trainers.attended, which is told by its command line, as the pods are older than the run:
-    KubeRay writes the entrypoint into a line of bash as it stands (its BuildJobSubmitCommand), so that the pod which
-    submits puts in what it has from the Secret. KubeRay's deadline is for a cluster that has gone, which it would look
-    for without an end.
+    running. Both are left to trainers.attended, which is told by its command line, as the pods are older than the run.
+    That line is in the RayJob, and in the log that Ray keeps of a job: the environment is in storage alone. KubeRay's
+    deadline is for a cluster that has gone, which it would look for without an end.
     """
     limit = request.deadline + cluster.termination_grace_period_seconds if request.deadline is not None else None
     ticket = Ticket(
@@ -278,52 +274,42 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> lis
             **_launch(request),
             **({code.DIGEST: request.code} if request.code else {}),
             **({redaction.NAMES: ",".join(request.secrets)} if request.secrets else {}),
-            **request.env,
         },
         max_failures=request.max_failures,
         deadline=limit,
     )
     assert cluster.name is not None
-    if len(word := ticket.word()) > _LONGEST_WORD:
-        raise UsageError(
-            f"env: what a run on a cluster with a name is told goes into one word, of at most {_LONGEST_WORD:,} bytes, "
-            f"and this has {len(word):,}: put what is large into a file, or leave out cluster.name"
-        )
     labels = {ON_CLUSTER: cluster.name}
-    told = {"name": _TICKET, "valueFrom": {"secretKeyRef": {"name": secret_name(name), "key": _TICKET}}}
-    submitter = merge(_submitter(request, cluster), {"metadata": {"labels": labels}})
-    submitter["spec"]["containers"][0]["env"].append(told)
     job = ray_job(
         name,
         cluster,
         labels=labels,
         annotations={pods.URI_ANNOTATION: request.run_uri},
         spec={
-            "entrypoint": f"python -P -m trainers.attended ${_TICKET}",
+            "entrypoint": f"python -P -m trainers.attended {ticket.word()}",
             "clusterSelector": {RAY_CLUSTER: request.ray_cluster},
             "submissionMode": "K8sJobMode",
             "submitterConfig": {"backoffLimit": _SUBMISSIONS},
             "backoffLimit": 0,
             "preRunningDeadlineSeconds": cluster.pre_running_deadline_seconds,
-            "activeDeadlineSeconds": _given_up(limit, cluster),
-            "submitterPodTemplate": submitter,
+            "activeDeadlineSeconds": _given_up(limit),
+            "submitterPodTemplate": merge(_submitter(request, cluster), {"metadata": {"labels": labels}}),
         },
     )
     said = cluster.overrides.get("spec", {})
     spec = {key: value for key, value in said.items() if key not in _OF_ITS_CLUSTER}
     merged: Manifest = merge(job, {**cluster.overrides, "spec": spec})
     merged["metadata"]["labels"].pop(QUEUE, None)  # Kueue refuses a job on a cluster that is there
-    return [merged, secret_of(name, cluster, {_TICKET: word})]
+    return merged
 
 
-def _given_up(limit: int | None, cluster: KubernetesCluster) -> int:
-    """Return after how many seconds a run on a cluster with a name has ended, whatever became of that.
+def _given_up(limit: int | None) -> int:
+    """Return after how many seconds a run on a cluster with a name is given up: long after its driver has ended.
 
-    Without a budget that is when no pod is left to submit it.
+    KubeRay's clock runs while the pod that submits still waits for room. Without a budget that is when no pod is left
+    to submit it.
     """
-    if limit is None:
-        return (_SUBMISSIONS + 1) * _SUBMITTING
-    return cluster.pre_running_deadline_seconds + limit + _ENDING
+    return _SUBMITTING + limit if limit is not None else (_SUBMISSIONS + 1) * _SUBMITTING
 
 
 def _deadline(request: LaunchRequest, cluster: KubernetesCluster) -> dict[str, int]:

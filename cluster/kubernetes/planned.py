@@ -48,12 +48,8 @@ def plan(request: LaunchRequest) -> Plan:
 
 def _on_a_cluster(request: LaunchRequest, cluster: KubernetesCluster, documents: list[pods.Manifest]) -> Plan:
     """Return what comes to a cluster that is there already, and is paid for whether or not a run is there."""
-    where = f"in {cluster.namespace}"
     found = [
-        *(
-            Resource(kind=each["kind"], name=each["metadata"]["name"], run_id=request.run_id, detail=where)
-            for each in documents
-        ),
+        Resource(kind="RayJob", name=request.run_id, run_id=request.run_id, detail=f"in {cluster.namespace}"),
         Resource(kind="cluster", name=str(cluster.name), run_id=request.run_id, detail="is there, and stays"),
     ]
     return Plan(provider="kubernetes", resources=found, manifest=to_yaml(documents))

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import RunNotFoundError
 from cluster.kubernetes.named import KEEPER
 from cluster.ticket import Ticket
-from tests.harness import environment, wait_for
+from tests.harness import environment, open_run, wait_for
 from trainers import attended, keeper, leaving
 from trainers.attended import attend
 from trainers.keeper import is_busy, keep
@@ -28,7 +29,7 @@ PROGRAM = """
 import os, pathlib, signal, sys, time
 folder = pathlib.Path(os.environ["FOLDER"])
 count = len(list(folder.glob("start-*")))
-(folder / f"start-{count}").write_text(os.environ["RAYLIFT_VARIABLES"])
+(folder / f"start-{count}").write_text(f"{os.environ['RAYLIFT_VARIABLES']} {os.environ['LEVEL']}")
 if sys.argv[1] == "waits":
     time.sleep(60)
 sys.exit(int(sys.argv[1].split()[count]))
@@ -48,7 +49,10 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def ticket(folder: Path, **more: Any) -> Ticket:
-    return Ticket(variables={"FOLDER": str(folder), "LEVEL": "info"}, max_failures=2, **more)
+    """Return that of a run in `folder`, whose job file has an environment."""
+    run = open_run(str(folder), "digits-1")
+    run.storage.write(run.path("job.yaml"), f'env: {{FOLDER: "{folder}", LEVEL: "$(of) \'it\'"}}\n'.encode())
+    return Ticket(variables={"RAYLIFT_RUN_URI": run.uri}, max_failures=2, **more)
 
 
 def starts(folder: Path) -> int:
@@ -65,7 +69,16 @@ def test_a_driver_that_is_lost_is_started_again_as_often_as_the_run_allows(
     driver(codes)
     assert attend(ticket(tmp_path)) == ended_with
     assert starts(tmp_path) == count
-    assert (tmp_path / "start-0").read_text() == "FOLDER,LEVEL"
+    assert (tmp_path / "start-0").read_text() == "RAYLIFT_RUN_URI,FOLDER,LEVEL $(of) 'it'"
+
+
+def test_a_driver_whose_job_file_is_not_there_is_not_started(driver: Any, tmp_path: Path) -> None:
+    driver("0")
+    told = ticket(tmp_path)
+    (tmp_path / "digits-1" / "job.yaml").unlink()
+    with pytest.raises(RunNotFoundError):
+        attend(told)
+    assert starts(tmp_path) == 0
 
 
 def test_a_driver_that_outlasts_its_deadline_is_ended_and_not_started_again(

@@ -619,18 +619,13 @@ def test_a_run_on_a_cluster_with_a_name_heeds_what_overrides_say_of_its_job_and_
             "backoffLimit": 3,
         },
     }
-    job, _ = render(dataclasses.replace(run, cluster=run.cluster.model_copy(update={"overrides": overrides})))
+    (job,) = render(dataclasses.replace(run, cluster=run.cluster.model_copy(update={"overrides": overrides})))
     assert job["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
     assert (job["spec"]["preRunningDeadlineSeconds"], job["spec"]["backoffLimit"]) == (99, 0)
     assert "rayClusterSpec" not in job["spec"]
     (submitter,) = job["spec"]["submitterPodTemplate"]["spec"]["containers"]
     assert submitter["securityContext"]["runAsUser"] == 1001
     assert submitter["securityContext"]["allowPrivilegeEscalation"] is False
-
-
-def test_an_environment_that_is_too_large_for_a_command_line_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"one word, of at most 120,000 bytes, and this has 133,\d+"):
-        render(dataclasses.replace(on_named_cluster(), env={"LARGE": "x" * 100_000}))
 
 
 def test_an_environment_that_is_too_large_for_a_secret_is_refused() -> None:

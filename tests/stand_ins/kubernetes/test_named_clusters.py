@@ -17,7 +17,7 @@ from cluster.kubernetes.named import ClusterRequest
 from cluster.kubernetes.provider import KubernetesProvider
 from cluster.provider import LaunchRequest, State
 from tests.cluster.kubernetes.golden import request
-from tests.harness import ROOT, wait_for
+from tests.harness import ROOT, open_run, wait_for
 from tests.stand_ins.kubernetes.kuberay import Operator, operator
 from tests.stand_ins.kubernetes.server import ApiServer, api_server
 
@@ -85,11 +85,15 @@ def asked(cluster: KubernetesCluster, idle: int) -> ClusterRequest:
     return ClusterRequest(name=NAME, cluster=cluster, idle=idle, secrets={"HF_TOKEN": "hunter2!"})
 
 
-def launch(clusters: NamedClusters, cluster: KubernetesCluster, run_id: str, **spec: object) -> KubernetesProvider:
+def launch(
+    clusters: NamedClusters, cluster: KubernetesCluster, folder: Path, run_id: str, **spec: object
+) -> KubernetesProvider:
     named = cluster.model_copy(update={"name": NAME, "overrides": {"spec": spec}})
+    stored = open_run(folder, run_id)
+    stored.create(f"env: {{LEVEL: $(of) {run_id}}}".encode())
     run = LaunchRequest(
         run_id=run_id,
-        run_uri=f"s3://bucket/runs/{run_id}",
+        run_uri=stored.uri,
         cluster=named,
         max_failures=1,
         env={"LEVEL": f"$(of) {run_id}"},
@@ -117,8 +121,8 @@ def test_two_runs_share_a_cluster_that_outlives_them_and_ends_by_itself_once_it_
     server: ApiServer, clusters: NamedClusters, cluster: KubernetesCluster, tmp_path: Path
 ) -> None:
     clusters.up(asked(cluster, idle=4))
-    first = launch(clusters, cluster, "first")
-    second = launch(clusters, cluster, "second")
+    first = launch(clusters, cluster, tmp_path, "first")
+    second = launch(clusters, cluster, tmp_path, "second")
     starts(tmp_path, "first", 1)
     starts(tmp_path, "second", 1)
     assert (tmp_path / "first-start-0").read_text() == "$(of) first hunter2!"
@@ -146,7 +150,7 @@ def test_a_head_that_is_lost_comes_again_with_its_keeper_and_the_driver(
     server: ApiServer, kuberay: Operator, clusters: NamedClusters, cluster: KubernetesCluster, tmp_path: Path
 ) -> None:
     clusters.up(asked(cluster, idle=4))
-    launch(clusters, cluster, "first")
+    launch(clusters, cluster, tmp_path, "first")
     starts(tmp_path, "first", 1)
     head = next(each for each in server.all("Pod") if each["metadata"]["labels"].get("ray.io/node-type") == "head")
     kuberay.kubelet.kill(head)
@@ -161,7 +165,7 @@ def test_down_ends_a_run_in_the_middle_and_leaves_nothing(
     server: ApiServer, clusters: NamedClusters, cluster: KubernetesCluster, tmp_path: Path
 ) -> None:
     clusters.up(asked(cluster, idle=600))
-    launch(clusters, cluster, "first")
+    launch(clusters, cluster, tmp_path, "first")
     starts(tmp_path, "first", 1)
     assert clusters.down(NAME).leftovers == []
     for kind in ("RayJob", "RayCluster", "Pod", "Service", "Job", "Secret"):
@@ -172,7 +176,7 @@ def test_a_run_whose_cluster_somebody_deletes_does_not_stand_as_running_for_ever
     server: ApiServer, clusters: NamedClusters, cluster: KubernetesCluster, tmp_path: Path
 ) -> None:
     clusters.up(asked(cluster, idle=600))
-    provider = launch(clusters, cluster, "first", activeDeadlineSeconds=20)
+    provider = launch(clusters, cluster, tmp_path, "first", activeDeadlineSeconds=20)
     starts(tmp_path, "first", 1)
     server.delete("RayJob", "raylift", NAME)
     wait_for(lambda: not server.all("RayCluster"), "the end of the cluster", timeout=60)
