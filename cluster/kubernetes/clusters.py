@@ -13,7 +13,7 @@ from cluster.config import KubernetesCluster
 from cluster.errors import MaybeLaunchedError, RunExistsError, RunNotFoundError, UsageError
 from cluster.kubernetes import api, reasons, rights
 from cluster.kubernetes.api import Object
-from cluster.kubernetes.manifest import ON_CLUSTER, group_name, node_counts
+from cluster.kubernetes.manifest import ON_CLUSTER, RAY_CLUSTER, group_name, node_counts
 from cluster.kubernetes.named import CLUSTER_LABEL, CODE, IDLE, SECRETS, SETTINGS, ClusterRequest, render_cluster
 from cluster.kubernetes.pods import accelerators
 from cluster.kubernetes.provider import KubernetesProvider, new_manager, owned
@@ -75,20 +75,29 @@ class NamedClusters:
 
     def runs_on(self, name: str) -> list[str]:
         """Return the ids of the runs on a cluster that have not ended."""
-        jobs = self.server.select(api.RAY_JOBS, self.namespace, f"{ON_CLUSTER}={name}")
-        return [job["metadata"]["name"] for job in jobs if not _has_ended(job)]
+        job = self._job(name)
+        there = job.get("status", {}).get("rayClusterName") if job is not None else None
+        return [each["metadata"]["name"] for each in self._jobs_on(name) if _selected(each) == there]
 
     def down(self, name: str, on_wait: OnWait | None = None) -> Receipt:
         """Delete a cluster and the jobs of the runs on it, wait until all is gone, and list what is not. Idempotent."""
-        runs = self.runs_on(name)
-        if self._job(name) is None and not runs:
-            raise RunNotFoundError(self._unknown(name))
+        self._job(name)
+        runs = [job["metadata"]["name"] for job in self._jobs_on(name)]
+        # of the cluster also what an earlier teardown did not see the end of, when its own object had gone
         receipts = [self.provider.teardown(each, on_wait=on_wait) for each in (*runs, name)]
-        return Receipt(
+        receipt = Receipt(
             removed=[each for receipt in receipts for each in receipt.removed],
             leftovers=[each for receipt in receipts for each in receipt.leftovers],
             unseen=receipts[-1].unseen,
         )
+        if not receipt.removed and not receipt.leftovers:
+            raise RunNotFoundError(self._unknown(name))
+        return receipt
+
+    def _jobs_on(self, name: str) -> list[Object]:
+        """Return the jobs of runs that have not ended on a cluster of this name, also on one that has gone."""
+        jobs = self.server.select(api.RAY_JOBS, self.namespace, f"{ON_CLUSTER}={name}")
+        return [job for job in jobs if not _has_ended(job)]
 
     def place(self, request: LaunchRequest) -> LaunchRequest:
         """Return the launch of a run with the cluster that its block names. Raises UsageError where it does not fit."""
@@ -161,6 +170,12 @@ class NamedClusters:
 
 def _up(name: str) -> str:
     return f"raylift up {name} --on …"
+
+
+def _selected(job: Object) -> str | None:
+    """Return the RayCluster that a run is on."""
+    found: str | None = job["spec"].get("clusterSelector", {}).get(RAY_CLUSTER)
+    return found
 
 
 def _has_ended(job: Object) -> bool:

@@ -410,6 +410,37 @@ def test_down_ends_the_jobs_that_wait_for_a_cluster_which_somebody_has_deleted(
     assert server.all("RayJob") == []
 
 
+def test_down_names_what_is_left_of_a_cluster_whose_own_job_has_gone(
+    server: ApiServer, clusters: NamedClusters
+) -> None:
+    clusters.up(asked())
+    made = take_up(server, NAME)
+    name = made["cluster"]["metadata"]["name"]
+    server.change("RayCluster", "raylift", name, lambda value: value["metadata"].update(finalizers=["held.example/by"]))
+    server.delete("RayJob", "raylift", NAME)
+    for _ in range(2):
+        assert ("RayCluster", name) in [(each.kind, each.name) for each in clusters.down(NAME).leftovers]
+    server.change("RayCluster", "raylift", name, lambda value: value["metadata"].update(finalizers=[]))
+    with pytest.raises(RunNotFoundError, match="there is no cluster dev"):
+        clusters.down(NAME)
+
+
+def test_a_run_that_was_on_an_earlier_cluster_of_the_name_is_not_on_this_one(
+    server: ApiServer, clusters: NamedClusters
+) -> None:
+    clusters.up(asked())
+    take_up(server, NAME)
+    run = runs(server, clusters, launch())["metadata"]["name"]
+    assert clusters.runs_on(NAME) == [run]
+    server.delete("RayJob", "raylift", NAME)
+    assert clusters.runs_on(NAME) == []
+    clusters.up(asked())
+    server.set_status("RayJob", "raylift", NAME, rayClusterName=f"{NAME}-b9c8d", jobDeploymentStatus="Running")
+    assert clusters.runs_on(NAME) == []
+    assert clusters.down(NAME).leftovers == []
+    assert server.all("RayJob") == []
+
+
 def test_what_a_finalizer_holds_is_named(server: ApiServer, clusters: NamedClusters) -> None:
     clusters.up(asked())
     take_up(server, NAME, finalizer=True)
