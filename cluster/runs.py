@@ -119,6 +119,17 @@ class Run:
     def withdraw_stop(self) -> None:
         self.storage.delete(self.path("stop.json"))
 
+    def note_launch(self, *, after: int) -> None:
+        """Write down that a driver is about to be launched that has not claimed the attempt after this one yet."""
+        self.storage.write(self.path("launch.json"), dump({"after": after, "at": time.time()}))
+
+    def launched_after(self) -> int | None:
+        """Return after which attempt a driver was launched last; None where that was not written down."""
+        try:
+            return int(self.read_json("launch.json")["after"])
+        except ObjectNotFoundError:
+            return None
+
     def delete(self) -> int:
         """Remove the whole run, its job file last, so that a cut-off removal can be repeated; return the objects."""
         self.storage.sweep(self.path(""))

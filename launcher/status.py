@@ -67,6 +67,8 @@ def summarize(run: Run, *, brief: bool = False) -> Summary:
     if trained_by is not None and newest.launch not in {claim.launch for claim in trained_by.claims()}:
         trained_by = None
     result = run.result_of(newest.attempt)
+    if result is not None and not brief and _is_launched_anew(run):
+        result = None
     common: dict[str, Any] = {"attempt": newest.attempt, "restarts": len(claims) - 1, "host": newest.host}
     common["trial_of"] = trial_of
     if result is not None:
@@ -151,6 +153,17 @@ def waits_to_begin(run: Run) -> bool:
     return False
 
 
+def is_launched_anew(run: Run) -> bool:
+    """Whether a launch of a run is on its cluster whose driver has claimed no attempt yet; results are history then.
+
+    Asks the cluster where storage says so alone. Raises InfrastructureError.
+    """
+    if remote_of(run) is None:
+        return False
+    newest = max(run.attempts(), default=0)
+    return (not newest or run.launched_after() == newest) and is_running(run)
+
+
 def is_running_here(run: Run) -> bool:
     """Whether processes of a run, or of the sweep that it is a trial of, are alive on this machine."""
     sweep = sweep_of(run)
@@ -168,6 +181,12 @@ def tear_down(run: Run, on_wait: OnWait | None = None) -> Receipt:
         return tear_down_remote(run, remote, on_wait=on_wait)
     provider = LocalProvider()
     return provider.teardown(run.id) if provider.is_here(run.id, run.uri) else Receipt()
+
+
+def _is_launched_anew(run: Run) -> bool:
+    with contextlib.suppress(InfrastructureError):  # then the newest result is all that is known
+        return is_launched_anew(run)
+    return False
 
 
 def _before_claim(run: Run, *, brief: bool) -> tuple[State, str]:

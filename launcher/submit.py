@@ -170,7 +170,7 @@ def relaunch(run: Run, agree: Callable[[float], object] = lambda _: None) -> Pro
     nothing has changed.
     """
     from launcher.spec import load_frozen
-    from launcher.status import tear_down
+    from launcher.status import is_launched_anew, tear_down
 
     provider = open_provider((spec := load_frozen(run.job())).cluster)
     if spec.is_own:
@@ -178,7 +178,7 @@ def relaunch(run: Run, agree: Callable[[float], object] = lambda _: None) -> Pro
     request, made = _request(spec, run.id, run.storage.uri)
     remote = remote_of(run)
     over = launch_of(run, remote) if remote is not None else None
-    has_begun = not _is_to_begin(run)  # else: a launch that nobody saw to its end is completed
+    has_begun = not is_launched_anew(run)  # else: a launch that nobody saw to its end is completed
     if has_begun:
         _refuse_while_held(run)
         check_storage(run.storage)
@@ -194,15 +194,10 @@ def relaunch(run: Run, agree: Callable[[float], object] = lambda _: None) -> Pro
     if made is not None:
         run.storage.write(made.path, made.data)
     run.withdraw_stop()
+    if remote is not None:
+        run.note_launch(after=request.newest_attempt)
     provider.launch(request)
     return provider
-
-
-def _is_to_begin(run: Run) -> bool:
-    """Whether a run is on a cluster, and its driver has not come to life there yet."""
-    from launcher.status import is_running
-
-    return remote_of(run) is not None and not run.attempts() and is_running(run)
 
 
 def _refuse_while_held(run: Run) -> None:

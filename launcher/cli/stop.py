@@ -25,15 +25,20 @@ def stop_command(
     One that waits on a cluster, for machines or in a queue, has nothing to save, and is taken away. A trial stops with
     its sweep alone.
     """
+    from cluster.errors import InfrastructureError
     from cluster.provider import Receipt
     from launcher.cli.common import open_run, print_json, waiting
     from launcher.remote import or_abandoned
-    from launcher.status import tear_down, waits_to_begin
+    from launcher.status import is_launched_anew, tear_down, waits_to_begin
     from launcher.submit import refuse_while_its_sweep_runs
     from launcher.text import typed
 
     run = open_run(name, storage)
     result = run.result()
+    try:
+        result = None if result is not None and is_launched_anew(run) else result
+    except InfrastructureError:
+        result = None  # a driver that may be there hears of it from storage
     receipt = Receipt()
     if result is None:
         refuse_while_its_sweep_runs(run)

@@ -526,6 +526,66 @@ def test_a_stop_takes_away_a_run_that_waits_and_leaves_one_that_trains_to_save(
     assert raylift("rm", run.uri, "--yes").returncode == 0
 
 
+def stopped_once(server: ApiServer, options: list[str]) -> Run:
+    """Return a run that a person had save and stop, and whose pods are gone."""
+    run = run_of(options)
+    assert raylift("run", *options, "--detach").returncode == 0
+    run.claim().finish(Result(state="STOPPED", message="stopped by raylift stop", exit_code=4))
+    server.delete("RayJob", "raylift", run.id)
+    return run
+
+
+@pytest.mark.parametrize("state", ["Initializing", "Running"])
+def test_a_resumed_run_that_has_not_begun_is_seen_and_can_be_stopped(
+    server: ApiServer, options: list[str], state: str
+) -> None:
+    run = stopped_once(server, options)
+    assert json.loads(raylift("status", run.uri, "--json").stdout)["state"] == "STOPPED"
+    assert raylift("resume", run.uri, "--detach").returncode == 0
+    server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus=state, jobStatus="PENDING")
+    told = json.loads(raylift("status", run.uri, "--json").stdout)
+    assert (told["state"], told["attempt"]) == ("RUNNING" if state == "Running" else "PROVISIONING", 1)
+    done = raylift("stop", run.uri)  # a driver that has begun and claimed nothing yet hears of it from storage
+    assert done.returncode == 0, done.stderr
+    assert (run.stop_reason(), len(server.all("RayJob"))) == ("stopped by raylift stop", int(state == "Running"))
+    assert raylift("stop", run.uri, "--now").returncode == 0
+    assert server.all("RayJob") == server.all("Secret") == []
+    assert "is over already: STOPPED" in raylift("stop", run.uri).stdout
+    assert json.loads(raylift("status", run.uri, "--json").stdout)["state"] == "STOPPED"
+    assert raylift("rm", run.uri, "--yes").returncode == 0
+
+
+def test_a_resumed_run_hears_of_a_stop_from_a_machine_that_knows_no_cluster(
+    server: ApiServer, options: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = stopped_once(server, options)
+    assert raylift("resume", run.uri, "--detach").returncode == 0
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
+    assert "is asked to save and stop" in raylift("stop", run.uri).stdout
+    assert run.stop_reason() == "stopped by raylift stop"
+    assert json.loads(raylift("status", run.uri, "--json").stdout)["state"] == "STOPPED"
+
+
+def test_a_laptop_that_dies_in_the_middle_of_a_resume_leaves_what_resume_completes(
+    server: ApiServer, options: list[str]
+) -> None:
+    run, of_the_secret = stopped_once(server, options), "PATCH /api/v1"
+    server.faults.append(Fault(of_the_secret, count=99))
+    before = len(server.calls)
+    with start_raylift("resume", run.uri, "--detach") as process:
+        wait_for(lambda: any(call.startswith(of_the_secret) for call in server.calls[before:]), "a Secret", timeout=60)
+        process.kill()
+    assert (len(server.all("RayJob")), server.all("Secret")) == (1, [])
+    server.faults.clear()
+    resumed = raylift("resume", run.uri, "--detach")
+    assert resumed.returncode == 0, resumed.stderr
+    (job,), (secret,) = server.all("RayJob"), server.all("Secret")
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+    run.claim()  # its driver has come to life
+    server.set_status("RayJob", "raylift", run.id, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    assert "is running already" in raylift("resume", run.uri, "--detach").stderr
+
+
 @pytest.mark.parametrize("at", ["GET /apis/ray.io", "PATCH /apis/ray.io", "PATCH /api/v1"])
 def test_a_laptop_that_dies_in_the_middle_of_a_launch_leaves_what_resume_completes(
     server: ApiServer, options: list[str], at: str
