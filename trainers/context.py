@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cluster.errors import InfrastructureError
 from trainers import processors
 
 if TYPE_CHECKING:
@@ -118,7 +120,10 @@ class RayContext(LocalContext):
 
 
 def device_from_ray() -> torch.device:
-    """Return the accelerator that Ray gave this process, all or a share of it; else the CPU, whatever it could see."""
+    """Return the accelerator that Ray gave this process, all or a share of it; else the CPU, whatever it could see.
+
+    Raises InfrastructureError where Ray gave one that cannot be used: the CPU would take its time, and its price.
+    """
     import ray
     import torch
 
@@ -127,6 +132,11 @@ def device_from_ray() -> torch.device:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         own = str(accelerators[0])
         return torch.device("cuda", visible.index(own) if own in visible else 0)
+    if accelerators and (torch.version.cuda or torch.version.hip):
+        raise InfrastructureError(
+            f"Ray gave a rank the GPU {accelerators[0]} of {socket.gethostname()}, and torch {torch.__version__} "
+            "cannot use it: either the GPU is gone, or its driver is too old. Look there: nvidia-smi"
+        )
     return torch.device("cpu")
 
 
