@@ -167,6 +167,7 @@ class Reduction:
 class Agreement:
     """What the ranks of an evaluation wish in common, asked before its batches, about once a second.
 
+    A rank alone shows as often that it goes on: how long that takes is what its watchdog goes by.
     Each time costs an all-reduce, so it is not before every batch: before which, all work out alike, from the time that
     the batches since the last time took them together.
     """
@@ -183,6 +184,10 @@ class Agreement:
     def ask(self, wish: StopReason | None) -> StopReason | None:
         """Return the first of the ranks' wishes, None where it is not time to ask; called by all before each batch."""
         if self._world_size == 1:
+            if time.monotonic() - self._asked > _ASKED_EVERY:
+                wait_for_own_work(self._device)
+                with self._pulse.agreeing():
+                    self._asked = time.monotonic()
             return wish
         if self._batches < self._every:
             self._batches += 1

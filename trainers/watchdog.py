@@ -125,7 +125,7 @@ def _limit(reading: Reading) -> float:
         case Phase.MEETING:  # the wait after a first step has this rank's own backward pass in it
             return _FIRST
         case Phase.EVALUATING if not reading.evaluations:
-            return _FIRST
+            return max(_FIRST, reading.step_timeout)
         case Phase.EVALUATING:
             return max(_LEAST_EVALUATION, reading.step_timeout, TIMES * reading.longest_evaluation)
         case Phase.AGREEING:

@@ -18,9 +18,10 @@ from tests.trainers.given import Given
 from tests.trainers.noticed import SMALL_BATCHES, disturb
 from tests.trainers.test_trial import Sweep
 from tests.trainers.training import Change, events, of_torchrun, start, steps_of, train
+from trainers.context import StopReason
 from trainers.loop import Trainer
 from trainers.parallel import Agreement
-from trainers.pulse import Pulse
+from trainers.pulse import Phase, Pulse, read
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EVERY, LAST, BATCHES = 3, 12, 5  # steps between evaluations, and in all; batches of an evaluation
@@ -206,4 +207,23 @@ def test_ranks_ask_each_other_before_the_first_batch_and_then_about_once_a_secon
         now[0] += 0.1
     assert asked[:5] == pytest.approx([0.0, 0.1, 0.3, 0.7, 1.5])
     assert asked[5:] == pytest.approx([2.5, 3.5, 4.5, 5.5])
+    pulse.close()
+
+
+def test_a_rank_alone_shows_once_a_second_that_its_evaluation_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("trainers.parallel.time.monotonic", lambda: now[0])
+    pulse = Pulse(0, tmp_path)
+    pulse.enter(Phase.EVALUATING)
+    agreement, shown = Agreement(1, torch.device("cpu"), None, pulse), []
+    for batch in range(60):
+        wish = StopReason.PERSON if batch == 59 else None
+        assert agreement.ask(wish) is wish
+        found = read(tmp_path / "rank-0")
+        assert found is not None
+        shown.append(found.entries)
+        now[0] += 0.1
+    assert 4 <= len({*shown}) - 1 <= 6, "that many times in six seconds, and not before each batch"
     pulse.close()

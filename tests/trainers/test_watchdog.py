@@ -175,6 +175,12 @@ def test_the_first_evaluation_may_take_long_and_later_ones_five_times_that(tmp_p
     assert set(machine.after(2)) == {1}
 
 
+def test_a_first_evaluation_has_as_long_as_a_step_of_this_job(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, replace(RANK, phase=Phase.EVALUATING, evaluations=0, step_timeout=7200.0))
+    assert machine.after(7199) == {}
+    assert set(machine.after(2)) == {0}
+
+
 def test_ranks_that_wait_for_each_other_within_the_first_evaluation_are_ended_as_soon(tmp_path: Path) -> None:
     agreeing = [replace(each, evaluations=0) for each in pair(Phase.AGREEING)]
     machine = Machine(tmp_path, *agreeing)
