@@ -61,7 +61,10 @@ class Supervisor:
             code = self._run_driver()
             end_processes(self.scratch)
             shutil.rmtree(ray_folder(self.scratch), ignore_errors=True)
-            if code in _SAID or (code in FINAL and self._has_result()):
+            if code in _SAID:
+                break
+            if self._has_result():  # also of a driver that was lost after it had said so
+                self._sweep()
                 break
             if code == TAKEN_AWAY:
                 break
@@ -158,6 +161,16 @@ class Supervisor:
             return bool(newest) and newest[0].launch == self.launch_id and run.result_of(newest[0].attempt) is not None
         except RayliftError:
             return False
+
+    def _sweep(self) -> None:
+        """Remove what ranks were sending as the run failed: nobody writes any more, and no attempt comes after it."""
+        from cluster.attempts import Attempt
+        from cluster.errors import RayliftError
+
+        with contextlib.suppress(RayliftError):
+            run = self._open_run()
+            if (newest := max(run.attempts(), default=0)) > 0:
+                Attempt.reopen(run, newest).sweep(is_over=True)
 
     def _record_crash(self, code: int, *, again: bool) -> bool:
         """Say in storage what happened; return whether a restart follows.

@@ -36,6 +36,7 @@ from cluster.storage.sources import InMemory, Piece, Source, digest_of
 from trainers.host_memory import HostMemory
 from trainers.memory import available_memory
 from trainers.peers import Looks, Peers, RankFailedError, Stand, Told
+from trainers.pulse import pulse_folder
 from trainers.rehearsal import is_rehearsed
 from trainers.state import options_of, set_options
 from trainers.whole import State, StateFiles, WholeFiles
@@ -153,6 +154,7 @@ class Checkpointer:
         self._before: Snapshot | None = None  # was being written when the newest copy was made
         self._away_since: float | None = None  # when storage ceased to answer
         self._refused_since: float | None = None  # when it began to refuse
+        self._has_warned = False  # that it refuses to delete
         self._error: BaseException | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -179,7 +181,12 @@ class Checkpointer:
         if checkpoint is None:
             return
         started = time.monotonic()
-        with _reporting_damage(self._attempt), tempfile.TemporaryDirectory(prefix="raylift-restore-") as folder:
+        kept = pulse_folder(trainer.context.temporary, self._attempt.run.uri, self._attempt.number)
+        place = kept if kept.is_dir() else None  # what a kill leaves there is removed
+        with (
+            _reporting_damage(self._attempt),
+            tempfile.TemporaryDirectory(prefix="raylift-restore-", dir=place) as folder,
+        ):
             files = Path(folder)
             options = options_of(trainer.optimizer)
             self._files.restore(trainer, patient(self._attempt.run), checkpoint, files)
@@ -402,10 +409,16 @@ class Checkpointer:
         best = best_of(self._committed) if self._config.best else None
         try:
             self._attempt.retain(self._config.keep, best.step if best is not None else None)
-        except StorageError as error:
-            if not is_outage(error):
+        except StorageError as error:  # the checkpoint is there all the same, and the next save takes them away
+            if isinstance(error, StorageDeniedError | StorageFullError):
+                self._warn_that_all_stay(error)
+            elif not is_outage(error):
                 raise
-            return  # the next save takes them away
+
+    def _warn_that_all_stay(self, error: StorageError) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            self._recorder.event("warning", message=f"checkpoints that nobody needs any more stay: {error}")
 
     def _files_of(self, snapshot: Snapshot) -> dict[str, Source]:
         files = self._files.files(snapshot.state)

@@ -124,6 +124,8 @@ class Driver:
         """
         self._listen()
         try:
+            if (result := self._result_before()) is not None:
+                return result.exit_code
             attempt, events = self._claim()
         except StorageError as error:
             if self.leaving and is_outage(error):
@@ -148,6 +150,8 @@ class Driver:
                     lost = self._fit(attempt, events, ready)
                     if (result := self.patient.result_of(attempt.number)) is not None:
                         self._close(events)
+                        if result.state == "FAILED":  # in the midst of a save, maybe
+                            attempt.sweep(is_over=True)
                         return result.exit_code
                     if (final := self._why_not_again(attempt, lost)) is not None:
                         return self._finish(attempt, events, final)
@@ -171,6 +175,13 @@ class Driver:
                 traceback.print_exception(error)
                 message = f"{type(error).__name__} in the driver: {error}. See: raylift logs {self.run.uri}"
                 return self._finish(attempt, events, Result(state="FAILED", message=message, exit_code=1))
+
+    def _result_before(self) -> Result | None:
+        """Return the result that an earlier driver of this launch wrote before it was lost itself."""
+        if (since := os.environ.get("RAYLIFT_NEWEST_ATTEMPT")) is None:
+            return None
+        newest = self.patient.newest_of(self.launch, int(since))
+        return self.patient.result_of(newest) if newest > int(since) else None
 
     def _claim(self) -> tuple[Attempt, SegmentWriter]:
         corrupt: list[dict[str, Any]] = []

@@ -52,6 +52,8 @@ _NO_GPU_MEMORY = (
     "Cuda failure 2 ",
     "_STATUS_ALLOC_FAILED",
 )  # of CUDA, NCCL, its libraries
+# What a GPU, its driver and its libraries say that cannot go on; nothing works in such a process any more.
+_GPU_FAILED = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "CUSPARSE_STATUS_", "HIP error")
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,10 @@ def run_rank(
         if context.rank == 0:
             if checkpointer.was_away or attempt.number > 1:  # ranks cut off may have died after the last sweep
                 attempt.sweep(is_over=True)  # no attempt comes after this one
-            _write_down(attempt, recorder, _result_of(outcome, control.why), seconds=time.monotonic() - started)
+            result = _result_of(outcome, control.why)
+            _note_end(recorder, result, seconds=round(time.monotonic() - started, 3))
+            through_outages(recorder.close)  # nobody has to train again to say that it is done
+            through_outages(lambda: attempt.finish(result))
         return outcome
     except (Exception, SystemExit) as error:  # the latter of the user's code
         told = explain(error, context.rank, trainer.progress.step if trainer is not None else None)
@@ -173,7 +178,10 @@ def run_rank(
             else:
                 traceback.print_exception(error)
             with contextlib.suppress(InfrastructureError):
-                _write_down(attempt, recorder, Result.failed(told))
+                result = Result.failed(told)
+                _note_end(recorder, result)
+                recorder.close()
+                attempt.finish(result)
         if told is error:
             raise
         raise told from error
@@ -248,6 +256,13 @@ def explain(error: BaseException, rank: int, step: int | None) -> RayliftError:
             f"{f', and needed {asked[1]} more' if asked else ''}. Try a smaller train.micro_batch_size, or "
             "train.precision: bf16"
         )
+    if isinstance(error, getattr(torch, "AcceleratorError", ())) or any(words in text for words in _GPU_FAILED):
+        said = text.strip().partition("\n")[0]
+        return InfrastructureError(
+            f"rank {rank}'s GPU failed, at step {(step or 0) + 1}: {said}. Where that comes again at the same step, it "
+            "may be an index out of range, say a label that the model has no output for: --env CUDA_LAUNCH_BLOCKING=1 "
+            "has the traceback say where"
+        )
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         held = f"{peak_memory() / 1e9:.1f} GB"
         return InfrastructureError(
@@ -273,11 +288,8 @@ def _result_of(outcome: Outcome, why: str | None) -> Result:
     return Result(state="SUCCEEDED", message=message, step=outcome.step, metrics=outcome.metrics)
 
 
-def _write_down(attempt: Attempt, recorder: Recorder, result: Result, seconds: float | None = None) -> None:
-    values = {} if seconds is None else {"seconds": round(seconds, 3)}
+def _note_end(recorder: Recorder, result: Result, **values: float) -> None:
     recorder.event("finished", state=result.state, message=result.message, **values)
-    recorder.close()
-    attempt.finish(result)
 
 
 def main() -> int:

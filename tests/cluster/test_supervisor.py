@@ -53,6 +53,18 @@ def claim_and_die():
     claim()
     die()
 
+def succeed_and_die():
+    succeed()
+    die()
+
+def fail_in_a_save():
+    attempt = claim()
+    parts = Path(sys.argv[1], "attempts", "000001", "checkpoints", "000000000004")
+    parts.mkdir(parents=True)
+    (parts / ".raylift-partial-0123-model.safetensors").write_text("half")
+    attempt.finish(Result(state="FAILED", exit_code=1))
+    sys.exit(1)
+
 def leave_processes_and_succeed():
     sleeper = [sys.executable, "-c", "import time; time.sleep(600)", os.environ["TURNS"]]
     subprocess.Popen(sleeper, start_new_session=True)
@@ -189,6 +201,24 @@ def test_a_driver_that_dies_is_started_again(driven: Driven) -> None:
     assert result is not None
     assert (driven.starts(), result.state) == (2, "SUCCEEDED")
     assert driven.events("recovering") == ["the driver died (signal SIGKILL)"]
+
+
+def test_a_driver_that_dies_once_the_result_is_there_is_not_started_again(driven: Driven) -> None:
+    driven.launch("succeed_and_die")
+    driven.until_over()
+    result = driven.run.result()
+    assert result is not None
+    assert (driven.starts(), result.state, driven.run.attempts()) == (1, "SUCCEEDED", [1])
+    assert driven.events("recovering") == []
+
+
+def test_what_a_rank_was_sending_as_the_run_failed_is_taken_away(driven: Driven) -> None:
+    driven.launch("fail_in_a_save")
+    driven.until_over()
+    result = driven.run.result()
+    assert result is not None
+    assert (driven.starts(), result.state) == (1, "FAILED")
+    assert driven.run.storage.sweep() == []
 
 
 @pytest.mark.parametrize("action", ["die", "claim_and_die"])

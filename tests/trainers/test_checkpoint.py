@@ -23,6 +23,7 @@ from cluster.errors import (
     SupersededError,
     TrainingError,
 )
+from cluster.records import Checkpoint as Stored
 from cluster.runs import Run
 from cluster.storage.sources import InMemory, Source
 from tests.cluster.saves import send_half
@@ -31,10 +32,12 @@ from tests.hooked import hooked
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, cut_off, events, start, steps_of, train
 from trainers import checkpoint
 from trainers.config import Checkpoint
+from trainers.context import LocalContext
 from trainers.host_memory import HostMemory
 from trainers.loop import Progress, Trainer
+from trainers.pulse import pulse_folder
 from trainers.record import Recorder
-from trainers.whole import MODEL_FILE, OPTIMIZER_FILE, State
+from trainers.whole import MODEL_FILE, OPTIMIZER_FILE, State, WholeFiles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAST = 3 * STEPS_PER_EPOCH
@@ -204,6 +207,60 @@ def test_a_save_that_is_refused_for_good_ends_training_at_its_next_step(
     with pytest.raises(StorageDeniedError):
         train(with_storage(run, away_for(range(5, 100), StorageDeniedError)))
     assert max(row["step"] for row in run.rows_of(1, "metrics")) == 7
+
+
+@pytest.mark.parametrize("error", [StorageDeniedError, StorageFullError, StorageError])
+def test_a_storage_that_lets_nobody_delete_does_not_end_training(tmp_path: Path, error: type[StorageError]) -> None:
+    run = start(tmp_path, {"checkpoint": {"every": "1 step", "keep": 2}})
+
+    def refuse(name: str, *arguments: Any) -> None:
+        if name == "delete" and "checkpoints" in arguments[0]:
+            raise error(f"no {name}")
+
+    train(with_storage(run, refuse))
+    result = run.result()
+    assert result is not None
+    assert (result.state, [one.step for one in run.checkpoints()]) == ("SUCCEEDED", list(range(1, LAST + 1)))
+    told = [row["message"] for row in events(run, "warning")]
+    is_for_good = error is not StorageError  # an outage ends by itself
+    assert told == ["checkpoints that nobody needs any more stay: no delete"] * is_for_good
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_run_that_is_trained_waits_for_storage_to_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, away = start(tmp_path), iter([StorageError("away")] * 5)
+    monkeypatch.setattr("cluster.outages._PAUSE", 0.01)
+
+    def refuse(name: str, *arguments: Any) -> None:
+        if name == "write" and arguments[0].endswith("result.json") and (error := next(away, None)) is not None:
+            raise error
+
+    assert train(with_storage(run, refuse)).step == LAST
+    result = run.result()
+    assert result is not None
+    assert (result.state, next(away, None)) == ("SUCCEEDED", None)
+    assert len(events(run, "finished")) == 1
+
+
+def test_what_a_restore_fetches_is_where_an_attempt_that_comes_after_a_kill_removes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start(tmp_path)
+    train(run)
+    run.storage.delete(run.path("attempts/000001/result.json"))
+    attempt, context = run.claim(), LocalContext()
+    context.temporary = tmp_path / "tmp"
+    folder = pulse_folder(context.temporary, run.uri, attempt.number)
+    folder.mkdir(parents=True)
+    restore = WholeFiles.restore
+
+    def look(files: WholeFiles, trainer: Trainer, run: Run, checkpoint: Stored, into: Path) -> None:
+        assert into.parent == folder
+        restore(files, trainer, run, checkpoint, into)
+
+    monkeypatch.setattr(WholeFiles, "restore", look)
+    train(run, context=context, attempt=attempt)
+    assert list(folder.iterdir()) == []
 
 
 def test_a_slow_storage_holds_training_up_and_every_save_tells_for_how_long(tmp_path: Path) -> None:

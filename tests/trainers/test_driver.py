@@ -372,6 +372,22 @@ def test_a_driver_takes_over_what_was_there_when_its_launch_began(
     assert [claim.launch for claim in driver.run.claims()] == ["launch-0", *["launch-1"] * 3]
 
 
+def test_a_driver_that_starts_after_one_of_its_launch_has_ended_the_run_starts_nothing(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.run.claim(launch="launch-0").finish(Result(state="STOPPED", exit_code=4))
+    monkeypatch.setenv("RAYLIFT_NEWEST_ATTEMPT", "1")
+
+    def stop(attempt: Attempt) -> str:
+        attempt.finish(Result(state="STOPPED", exit_code=4))
+        return ""
+
+    assert drive(driver, monkeypatch, stop) == 4  # the result before this launch is history
+    again = Driver(driver.run, driver.job, driver.whole)
+    assert drive(again, monkeypatch) == 4
+    assert driver.run.attempts() == [1, 2]
+
+
 # -- while storage is away
 
 
@@ -646,6 +662,16 @@ def test_a_run_that_fails_leaves_nothing_half_sent(driver: Driver) -> None:
         send_half(driver.run, attempt.number)
     events = SegmentWriter(driver.run, 2, "events", "driver")
     assert driver._finish(attempts[-1], events, Result(state="FAILED", exit_code=1)) == 1
+    assert driver.run.storage.sweep() == []
+
+
+def test_what_a_rank_was_sending_as_it_failed_is_swept(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(attempt: Attempt) -> str:
+        send_half(driver.run, attempt.number)
+        attempt.finish(Result(state="FAILED", exit_code=1))
+        return ""
+
+    assert drive(driver, monkeypatch, fail) == 1
     assert driver.run.storage.sweep() == []
 
 

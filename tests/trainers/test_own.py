@@ -168,6 +168,21 @@ def test_what_a_task_returns_that_cannot_be_is_told(write: Write, change: tuple[
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported late",
+        "CUDA error: uncorrectable ECC error encountered",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`",
+    ],
+)
+def test_a_gpu_that_fails_is_no_mistake_of_the_training(said: str) -> None:
+    told = explain(RuntimeError(said), rank=3, step=11)
+    assert isinstance(told, InfrastructureError)
+    assert str(told).startswith(f"rank 3's GPU failed, at step 12: {said.splitlines()[0]}. ")
+
+
 def test_an_exception_is_told_by_its_place_and_traceback_without_our_frames(write: Write) -> None:
     mine = task(write(TASK.replace('model(batch["inputs"])', 'model(batch["inputs"][:, :1])')))
     train, _ = mine.datasets()
