@@ -420,6 +420,31 @@ def test_a_trial_that_goes_on_is_compared_with_the_median_by_the_best_that_it_ha
     assert judge(new_run(folder, "worse"), [0.4, 0.5, 0.55], before=2) == "STOP"
 
 
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_trial_that_goes_on_elsewhere_counts_once_and_not_by_how_it_left(run: Run, name: str) -> None:
+    write_rows(run.claim(), "events", [begun(0), evaluated(0, 1, 0.9), begun(1), begun(2), begun(3)], by="driver")
+    scheduler, record = scheduler_of(run, 1, name=name)
+    for turn in range(5):  # its node is taken away again and again
+        trial: Any = Newcomer(f"turn-{turn}", "00000")
+        remember_one(scheduler, trial.trial_id, record.trials["00000"], "eval_accuracy")
+        scheduler.on_trial_add(None, trial)
+        if not turn:
+            scheduler.on_trial_result(None, trial, {"training_iteration": 1, "eval_accuracy": 0.9})
+        left = {"training_iteration": 1, "eval_accuracy": math.nan, "state": "PREEMPTED"}
+        scheduler.on_trial_complete(None, trial, left)
+    judged = []
+    for number, value in enumerate([0.5, 0.6, 0.55], 1):
+        other: Any = Newcomer(str(number), f"{number:05d}")
+        scheduler.on_trial_add(None, other)
+        told = {"training_iteration": 1, "eval_accuracy": value}
+        judged.append(scheduler.on_trial_result(None, other, told))
+    if name == "asha":
+        (bracket,) = scheduler._brackets
+        assert [len(recorded) for _, recorded in bracket._rungs] == [0, 0, 4]
+    else:
+        assert len(scheduler._results) == 4
+
+
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_a_metric_that_is_no_number_is_the_worst(run: Run, mode: str) -> None:
     write_rows(run.claim(), "events", [begun(number) for number in range(9)], by="driver")

@@ -127,14 +127,24 @@ class _All(_Stopping, FIFOScheduler):
 
 
 class _Asha(_Stopping, ASHAScheduler):
-    """Ray's own, but that a trial's bracket follows from the seed and the trial, also after a resume."""
+    """Ray's own, but that a trial's bracket follows from the seed and the trial, also after a resume.
+
+    Tune gives a trial that goes on elsewhere another name: it is judged by all that it has reached, and counts once.
+    """
 
     def __init__(self, seed: int, record: Record, is_stopping: Callable[[], bool], **options: Any) -> None:
         super().__init__(is_stopping, **options)
         self._seed = seed
         self._record = record
+        self._names: dict[str, str] = {}  # of trials, at Tune, by our own
 
     def on_trial_add(self, tune_controller: TuneController, trial: RayTrial) -> None:
+        before = self._names.get(trial.config["trial"])
+        self._names[trial.config["trial"]] = trial.trial_id
+        if before is not None and before != trial.trial_id:
+            for bracket in self._brackets:
+                for _, recorded in bracket._rungs:
+                    recorded.pop(before, None)
         super().on_trial_add(tune_controller, trial)  # which draws one from numpy's own generator
         own = self._record.trials[trial.config["trial"]]
         rungs = np.array([len(bracket._rungs) for bracket in self._brackets])
@@ -150,9 +160,13 @@ class _Median(_Stopping, MedianStoppingRule):
     def __init__(self, record: Record, is_stopping: Callable[[], bool], **options: Any) -> None:
         super().__init__(is_stopping, **options)
         self._record = record
+        self._taken_up: dict[str, RayTrial] = {}  # by our own name of it
 
     def on_trial_add(self, tune_controller: TuneController, trial: RayTrial) -> None:
-        """Take up a trial with what it has reached before."""
+        """Take up a trial with what it has reached before, in the place of the one that it was before it went on."""
+        if (before := self._taken_up.get(trial.config["trial"])) is not None:
+            self._results.pop(before, None)
+        self._taken_up[trial.config["trial"]] = trial
         super().on_trial_add(tune_controller, trial)
         past = told_of(self._record.trials[trial.config["trial"]], self._record.metric)
         if past:
