@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import mmap
 import resource
 import sys
@@ -11,6 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import psutil
+
+from cluster.errors import InfrastructureError
 
 _GROUP = Path("/sys/fs/cgroup")  # of this container, as it sees it
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt, from glibc's malloc.h
@@ -33,6 +36,26 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # another C library
         return False
     return bool(mallopt(_TRIM_THRESHOLD, _KEPT) and mallopt(_MMAP_THRESHOLD, _LARGEST))
+
+
+def let_go(*, failed: bool) -> None:
+    """Free what a training that is over held, where another one follows in this process, or on the same GPU.
+
+    An exception that was raised again holds all that its frames do, and itself: only the collector, which takes a tenth
+    of a second, frees that. Raises InfrastructureError where the GPU takes no more orders from this process.
+    """
+    import torch
+
+    on_gpu = torch.cuda.is_initialized()
+    if failed or on_gpu:
+        gc.collect()
+    if on_gpu:
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        except RuntimeError as error:  # after an assertion on the device, whose trial has failed
+            raise InfrastructureError(f"the GPU takes nothing more from this process: {error}") from error
 
 
 def make_pages(memory: memoryview) -> None:

@@ -52,8 +52,12 @@ _NO_GPU_MEMORY = (
     "Cuda failure 2 ",
     "_STATUS_ALLOC_FAILED",
 )  # of CUDA, NCCL, its libraries
-# What a GPU, its driver and its libraries say that cannot go on; nothing works in such a process any more.
+# What a GPU, its driver and its libraries say that cannot go on; and what they say of a mistake in what they were given
 _GPU_FAILED = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "CUSPARSE_STATUS_", "HIP error")
+_MISUSED = (
+    *("device-side assert", "no kernel image", "invalid argument"),
+    *("_INVALID_VALUE", "_BAD_PARAM", "_NOT_SUPPORTED"),
+)
 
 
 @dataclass(frozen=True)
@@ -256,13 +260,9 @@ def explain(error: BaseException, rank: int, step: int | None) -> RayliftError:
             f"{f', and needed {asked[1]} more' if asked else ''}. Try a smaller train.micro_batch_size, or "
             "train.precision: bf16"
         )
-    if isinstance(error, getattr(torch, "AcceleratorError", ())) or any(words in text for words in _GPU_FAILED):
+    if any(words in text for words in _GPU_FAILED) and not any(words in text for words in _MISUSED):
         said = text.strip().partition("\n")[0]
-        return InfrastructureError(
-            f"rank {rank}'s GPU failed, at step {(step or 0) + 1}: {said}. Where that comes again at the same step, it "
-            "may be an index out of range, say a label that the model has no output for: --env CUDA_LAUNCH_BLOCKING=1 "
-            "has the traceback say where"
-        )
+        return InfrastructureError(f"rank {rank}'s GPU failed, at step {(step or 0) + 1}: {said}")
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         held = f"{peak_memory() / 1e9:.1f} GB"
         return InfrastructureError(

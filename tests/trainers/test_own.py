@@ -180,7 +180,12 @@ def test_what_a_task_returns_that_cannot_be_is_told(write: Write, change: tuple[
 def test_a_gpu_that_fails_is_no_mistake_of_the_training(said: str) -> None:
     told = explain(RuntimeError(said), rank=3, step=11)
     assert isinstance(told, InfrastructureError)
-    assert str(told).startswith(f"rank 3's GPU failed, at step 12: {said.splitlines()[0]}. ")
+    assert str(told) == f"rank 3's GPU failed, at step 12: {said.splitlines()[0]}"
+
+
+def test_what_a_gpu_says_of_a_mistake_is_one_of_the_training() -> None:
+    told = explain(RuntimeError("CUDA error: device-side assert triggered\nCUDA kernel errors"), rank=3, step=11)
+    assert isinstance(told, TrainingError)
 
 
 def test_an_exception_is_told_by_its_place_and_traceback_without_our_frames(write: Write) -> None:

@@ -1,14 +1,17 @@
 """One trial's training, without Ray: it waits at each evaluation, ends when told, goes on where it was."""
 
+import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.attempts import Attempt
-from cluster.errors import CorruptObjectError
+from cluster.errors import CorruptObjectError, InfrastructureError
 from cluster.runs import Run
 from cluster.trials import Copied, trial_run
 from tests.cluster.saves import flip_a_byte, send_half
@@ -19,6 +22,8 @@ from tests.trainers.training import STEPS_PER_EPOCH, Change
 from trainers.config import TrainJob
 from trainers.context import StopReason
 from trainers.jobs import load_job
+from trainers.memory import let_go
+from trainers.models.cnn import CNN
 from trainers.sweep.trial import News, OneRankTraining, Training, data_key
 from trainers.tasks.registry import prepare
 
@@ -221,6 +226,50 @@ def test_a_trial_that_diverges_is_failed_and_says_why(tmp_path: Path) -> None:
     result = sweep.trial.result()
     assert result is not None
     assert result.state == "FAILED"
+
+
+def models_held() -> int:
+    return sum(type(each) is CNN for each in gc.get_objects())
+
+
+def test_a_trial_that_failed_holds_no_memory_while_the_next_one_trains_in_its_process(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, {"train": {"optimizer": {"name": "sgd", "lr": 1e30}}})
+    gc.collect()
+    before = models_held()
+    gc.disable()  # it comes when it comes
+    try:
+        assert sweep.train_to_the_end()[-1].state == "FAILED"
+        assert models_held() == before
+    finally:
+        gc.enable()
+
+
+class Gpu:
+    """Stands for the device of a process, which may have stopped to answer."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+        self.calls: list[str] = []
+        for name in ("empty_cache", "reset_peak_memory_stats"):
+            monkeypatch.setattr(torch.cuda, name, partial(self.calls.append, name))
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "synchronize", self._answer)
+        self._said = said
+
+    def _answer(self) -> None:
+        if self._said:
+            raise RuntimeError(self._said)
+
+
+def test_a_trial_gives_back_what_it_held_of_a_gpu_that_others_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(monkeypatch, "")
+    let_go(failed=False)
+    assert gpu.calls == ["empty_cache", "reset_peak_memory_stats"]
+
+
+def test_no_trial_follows_in_a_process_whose_gpu_takes_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpu(monkeypatch, "CUDA error: device-side assert triggered")
+    with pytest.raises(InfrastructureError, match="the GPU takes nothing more from this process: CUDA error"):
+        let_go(failed=True)
 
 
 def test_a_trial_that_never_trained_can_be_ended(sweep: Sweep) -> None:

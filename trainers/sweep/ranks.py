@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from cluster.attempts import Attempt
 from cluster.config import Workers
 from cluster.errors import CorruptObjectError, InfrastructureError, StorageError, SupersededError
-from cluster.outages import PATIENCE, through_outages
+from cluster.outages import PATIENCE, patient, through_outages
 from cluster.records import Result
 from cluster.runs import Run
 from trainers import processors
@@ -135,12 +135,13 @@ class RankedTraining(Training):
 
     def _news_of(self, attempt: Attempt, start: Start) -> News | None:
         """Return how an attempt ended, from storage, as its ranks are gone; None where they did not say."""
-        evaluations = [row for row in self._run.rows("metrics") if row["kind"] == "eval"]
+        run = patient(self._run)  # without an answer all of the attempt would be done again
+        evaluations = [row for row in run.rows("metrics") if row["kind"] == "eval"]
         epoch = int(evaluations[-1]["epoch"]) if evaluations else start.epoch
         iteration = start.iteration + sum(row["attempt"] == attempt.number for row in evaluations)
-        if (result := self._run.result_of(attempt.number)) is not None:
+        if (result := run.result_of(attempt.number)) is not None:
             return News(result.step, epoch, iteration, result.metrics, result.state, result.message)
-        events = {row["event"]: row for row in self._run.rows_of(attempt.number, "events")}
+        events = {row["event"]: row for row in run.rows_of(attempt.number, "events")}
         for event, state in (("paused", "PAUSED"), ("preempted", "PREEMPTED")):
             if event in events:
                 step = events[event]["step"]

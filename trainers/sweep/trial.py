@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.attempts import Attempt
 from cluster.errors import CorruptObjectError, PreemptedError, RunExistsError, StorageError, TrainingError
-from cluster.outages import through_outages
+from cluster.outages import patient, through_outages
 from cluster.records import Origin, Result
 from cluster.runs import Run
 from cluster.segments import SegmentWriter
@@ -26,6 +26,7 @@ from trainers import processors
 from trainers.config import Split
 from trainers.context import LocalContext, StopReason, compute_alike, device_from_ray
 from trainers.control import Control
+from trainers.memory import let_go
 from trainers.output import shipped_output
 from trainers.pulse import Pulse
 from trainers.record import Recorder, passed_over
@@ -258,7 +259,7 @@ class OneRankTraining(Training):
     def _train_attempt(self, attempt: Attempt, start: Start) -> News:
         import_what_ranks_need()  # else in the midst of the first trial
         recorder = TrialRecorder(attempt, log_every=self._job.train.log_every, start=start)
-        outcome = None
+        outcome, failed = None, False
         with shipped_output(attempt, "rank-0"):
             try:
                 outcome = run_rank(
@@ -273,13 +274,15 @@ class OneRankTraining(Training):
             except PreemptedError as error:
                 return News(0, recorder.epoch_evaluated, recorder.iteration, state="PREEMPTED", message=str(error))
             except TrainingError as error:
+                failed = True
                 attempt.finish(Result.failed(error))
             finally:
                 with contextlib.suppress(StorageError):
                     recorder.close()
+        let_go(failed=failed)
         if outcome is not None and outcome.stopped is StopReason.PAUSED:
             return News(outcome.step, recorder.epoch_evaluated, recorder.iteration, state="PAUSED")
-        result = attempt.run.result_of(attempt.number)
+        result = patient(attempt.run).result_of(attempt.number)  # else all of this would be done again
         assert result is not None, "run_rank writes one, or raises"
         evaluated = recorder.epoch_evaluated, recorder.iteration
         return News(result.step, *evaluated, result.metrics, result.state, result.message)
