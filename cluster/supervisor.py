@@ -169,8 +169,8 @@ class Supervisor:
 
         with contextlib.suppress(RayliftError):
             run = self._open_run()
-            if (newest := max(run.attempts(), default=0)) > 0:
-                Attempt.reopen(run, newest).sweep(is_over=True)
+            newest = run.newest_of(self.launch_id, since=self.launch["newest_attempt"])  # of nobody who took over
+            Attempt.reopen(run, newest).sweep(is_over=True)
 
     def _record_crash(self, code: int, *, again: bool) -> bool:
         """Say in storage what happened; return whether a restart follows.
