@@ -158,10 +158,9 @@ def is_launched_anew(run: Run) -> bool:
 
     Asks the cluster where storage says so alone. Raises InfrastructureError.
     """
-    if remote_of(run) is None:
-        return False
     newest = max(run.attempts(), default=0)
-    return (not newest or run.launched_after() == newest) and is_running(run)
+    is_told = not newest or run.launched_after() == newest
+    return is_told and remote_of(run) is not None and is_running(run)
 
 
 def is_running_here(run: Run) -> bool:

@@ -178,6 +178,7 @@ def relaunch(run: Run, agree: Callable[[float], object] = lambda _: None) -> Pro
     request, made = _request(spec, run.id, run.storage.uri)
     remote = remote_of(run)
     over = launch_of(run, remote) if remote is not None else None
+    newest = max(run.attempts(), default=0)
     has_begun = not is_launched_anew(run)  # else: a launch that nobody saw to its end is completed
     if has_begun:
         _refuse_while_held(run)
@@ -185,6 +186,8 @@ def relaunch(run: Run, agree: Callable[[float], object] = lambda _: None) -> Pro
         run.checkpoints()  # those that a newer raylift wrote would end the driver before it could say so
     if price := provider.render(request).usd_per_hour:
         agree(price)
+    if not has_begun and max(run.attempts(), default=0) > newest:
+        _refuse_while_held(run)  # its driver has come to life meanwhile
     if has_begun:
         if remote is not None:
             clear_remote(run, remote, over)  # a RayJob that is over
@@ -194,7 +197,7 @@ def relaunch(run: Run, agree: Callable[[float], object] = lambda _: None) -> Pro
     if made is not None:
         run.storage.write(made.path, made.data)
     run.withdraw_stop()
-    if remote is not None:
+    if remote is not None and has_begun:
         run.note_launch(after=request.newest_attempt)
     provider.launch(request)
     return provider
