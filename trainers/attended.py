@@ -28,6 +28,7 @@ from cluster.ticket import VARIABLES, Ticket
 _DRIVER = (sys.executable, "-P", "-m", "trainers.submitted")
 _GRACE = 60.0  # seconds that a driver has to save when its time is over
 _POLL = 0.5  # seconds
+_UNREACHED = 5 * 60.0  # seconds for a storage that the machines of a cluster may not reach at all
 
 
 def attend(ticket: Ticket) -> int:
@@ -37,7 +38,8 @@ def attend(ticket: Ticket) -> int:
     """
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
-    variables = {**ticket.variables, **_environment(patient(Run.at(ticket.variables[RUN_URI])))}
+    os.environ.update(ticket.variables)  # by which storage is found
+    variables = {**ticket.variables, **_environment(patient(Run.at(ticket.variables[RUN_URI]), seconds=_UNREACHED))}
     env = {**os.environ, **variables, VARIABLES: ",".join(variables)}
     end = time.monotonic() + ticket.deadline if ticket.deadline is not None else float("inf")
     exit_code = 1

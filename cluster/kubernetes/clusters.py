@@ -15,7 +15,7 @@ from cluster.kubernetes import api, reasons, rights
 from cluster.kubernetes.api import Object
 from cluster.kubernetes.manifest import ON_CLUSTER, RAY_CLUSTER, group_name, node_counts
 from cluster.kubernetes.named import CLUSTER_LABEL, CODE, IDLE, SECRETS, SETTINGS, ClusterRequest, render_cluster
-from cluster.kubernetes.pods import accelerators
+from cluster.kubernetes.pods import RUN_LABEL, accelerators
 from cluster.kubernetes.provider import KubernetesProvider, new_manager, owned
 from cluster.provider import LaunchRequest, OnWait, Receipt, State
 
@@ -76,23 +76,28 @@ class NamedClusters:
     def runs_on(self, name: str) -> list[str]:
         """Return the ids of the runs on a cluster that have not ended."""
         job = self._job(name)
-        there = job.get("status", {}).get("rayClusterName") if job is not None else None
+        return self._runs_on(job) if job is not None else []
+
+    def _runs_on(self, job: Object) -> list[str]:
+        there, name = job.get("status", {}).get("rayClusterName"), job["metadata"]["name"]
         return [each["metadata"]["name"] for each in self._jobs_on(name) if _selected(each) == there]
 
     def down(self, name: str, on_wait: OnWait | None = None) -> Receipt:
         """Delete a cluster and the jobs of the runs on it, wait until all is gone, and list what is not. Idempotent."""
-        self._job(name)
         runs = [job["metadata"]["name"] for job in self._jobs_on(name)]
-        # of the cluster also what an earlier teardown did not see the end of, when its own object had gone
+        if self._job(name) is None and not runs and not self._is_left(name):
+            raise RunNotFoundError(self._unknown(name))
         receipts = [self.provider.teardown(each, on_wait=on_wait) for each in (*runs, name)]
-        receipt = Receipt(
+        return Receipt(
             removed=[each for receipt in receipts for each in receipt.removed],
             leftovers=[each for receipt in receipts for each in receipt.leftovers],
             unseen=receipts[-1].unseen,
         )
-        if not receipt.removed and not receipt.leftovers:
-            raise RunNotFoundError(self._unknown(name))
-        return receipt
+
+    def _is_left(self, name: str) -> bool:
+        """Whether an earlier teardown did not see the end of a cluster whose own object has gone."""
+        kinds = (api.RAY_CLUSTERS, api.PODS)
+        return any(self.server.select(kind, self.namespace, f"{RUN_LABEL}={name}") for kind in kinds)
 
     def _jobs_on(self, name: str) -> list[Object]:
         """Return the jobs of runs that have not ended on a cluster of this name, also on one that has gone."""
@@ -160,7 +165,7 @@ class NamedClusters:
         reason = status.reason
         if status.state is State.SUCCEEDED:
             reason = f"ended: no run for {idle // 60} min"
-        return NamedCluster(name=name, state=status.state, reason=reason, idle=idle, runs=self.runs_on(name))
+        return NamedCluster(name=name, state=status.state, reason=reason, idle=idle, runs=self._runs_on(job))
 
     def _unknown(self, name: str) -> str:
         there = [job["metadata"]["name"] for job in self.server.select(api.RAY_JOBS, self.namespace, CLUSTER_LABEL)]

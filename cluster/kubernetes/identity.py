@@ -18,6 +18,12 @@ _GIVEN = {
     "GOOGLE_APPLICATION_CREDENTIALS",
     "STORAGE_EMULATOR_HOST",
 }
+# Those that say where storage is, and are no secret: on machines that are older than a run it is read before the run's
+# own environment, which is there.
+WHERE = (
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE", "AWS_PROFILE"),
+    *("STORAGE_EMULATOR_HOST", "GOOGLE_CLOUD_PROJECT"),
+)
 
 
 def require_identity(job: Manifest, own_secret: str, variables: Collection[str]) -> None:

@@ -17,7 +17,7 @@ from cluster.config import KubernetesCluster, LocalCluster, Nodes, Workers
 from cluster.errors import UsageError
 from cluster.kubernetes import pods
 from cluster.kubernetes.bundled import with_bundle
-from cluster.kubernetes.identity import require_identity
+from cluster.kubernetes.identity import WHERE, require_identity
 from cluster.kubernetes.pods import Manifest, secret_name
 from cluster.kubernetes.reasons import QUEUE
 from cluster.kubernetes.versions import RAY_VERSION
@@ -263,8 +263,8 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
     Nor does it start a driver there again: it takes no backoffLimit for such a job, and would delete the cluster first
     (KubeRay's ValidateRayJobSpec, and its RayJob controller's state Retrying). Its deadline would leave the driver
     running. Both are left to trainers.attended, which is told by its command line, as the pods are older than the run.
-    That line is in the RayJob, and in the log that Ray keeps of a job: the environment is in storage alone. KubeRay's
-    deadline is for a cluster that has gone, which it would look for without an end.
+    That line is in the RayJob, and in the log that Ray keeps of a job: the environment is read from storage, but for
+    where that is. KubeRay's deadline is for a cluster that has gone, which it would look for without an end.
     """
     limit = request.deadline + cluster.termination_grace_period_seconds if request.deadline is not None else None
     ticket = Ticket(
@@ -274,6 +274,7 @@ def _guest(request: LaunchRequest, cluster: KubernetesCluster, name: str) -> Man
             **_launch(request),
             **({code.DIGEST: request.code} if request.code else {}),
             **({redaction.NAMES: ",".join(request.secrets)} if request.secrets else {}),
+            **{name: value for name, value in request.env.items() if name in WHERE},
         },
         max_failures=request.max_failures,
         deadline=limit,

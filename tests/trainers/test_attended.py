@@ -48,6 +48,11 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYLIFT_RUN_URI", "")  # which a ticket sets: taken away after a test
+
+
 def ticket(folder: Path, **more: Any) -> Ticket:
     """Return that of a run in `folder`, whose job file has an environment."""
     run = open_run(str(folder), "digits-1")

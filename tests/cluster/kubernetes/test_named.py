@@ -94,7 +94,7 @@ def test_kuberay_is_left_nothing_with_which_it_would_end_a_cluster_of_others() -
 
 
 def test_what_a_run_is_told_goes_through_a_shell_and_has_nothing_of_its_environment() -> None:
-    odd = {"GREETING": "$(id) `id` \"'\\\n!"}
+    odd = {"GREETING": "$(id) `id` \"'\\\n!", "AWS_REGION": "eu-west-1"}
     run = dataclasses.replace(on_named_cluster(), env=odd, secrets={"HF_TOKEN": "hunter2!"}, deadline=60)
     (job,) = render(run)
     *_, word = job["spec"]["entrypoint"].split(" ")
@@ -102,6 +102,7 @@ def test_what_a_run_is_told_goes_through_a_shell_and_has_nothing_of_its_environm
     ticket = Ticket.of(word)
     assert ticket.variables["RAYLIFT_RUN_URI"] == run.run_uri
     assert ticket.variables["RAYLIFT_SECRETS"] == "HF_TOKEN"
+    assert ticket.variables["AWS_REGION"] == "eu-west-1"  # without which its job file might not be found
     assert (ticket.max_failures, ticket.deadline) == (3, 180)
     for hidden in ("GREETING", "hunter2!"):  # Ray writes this line into the log of a job, too
         assert hidden not in to_yaml([job])
