@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,9 @@ import yaml
 from cluster.config import KubernetesCluster
 from cluster.kubernetes.provider import KubernetesProvider
 from cluster.runs import Run
+from cluster.ticket import Ticket
 from cluster.trials import trial_run
+from launcher.remote import remote_of
 from tests.cluster.kubernetes import test_training
 from tests.cluster.kubernetes.test_training import BLOCK, PATIENT, pods_of
 from tests.finished import train
@@ -129,7 +132,8 @@ def test_a_run_on_a_cluster_with_a_name_has_its_autoscaler_bring_the_workers_tha
     assert made.returncode == 0, made.stdout + made.stderr
     wait_for(lambda: len(pods_of(server, "worker")) == 1, "the worker that it always has", timeout=PATIENT)
     (tmp_path / "k8s.yaml").write_text(BLOCK)
-    launched = raylift("run", DIGITS, *on, "--cluster", "dev", "--set", "train.epochs=5000", "--detach")
+    longer = ("--set", "train.epochs=5000", "--env", "GREETING=hello")
+    launched = raylift("run", DIGITS, *on, "--cluster", "dev", *longer, "--detach")
     assert launched.returncode == 0, launched.stdout + launched.stderr
 
     def events(name: str) -> list[dict[str, Any]]:
@@ -139,6 +143,11 @@ def test_a_run_on_a_cluster_with_a_name_has_its_autoscaler_bring_the_workers_tha
     assert [(row["workers"], row["least"]) for row in events("waiting")][:1] == [(1, 2)]
     assert [row["world_size"] for row in events("training")] == [2]
     assert len(pods_of(server, "worker")) == 2
+    remote = remote_of(run)
+    assert remote is not None
+    command = re.compile(rb"trainers\.attended (\S+)")  # Ray prints the line that starts a job
+    found = wait_for(lambda: command.search(b"".join(remote.logs(run.id, follow=False))), "that line", timeout=PATIENT)
+    assert "GREETING" not in str(Ticket.of(found[1].decode()))
     assert raylift("stop", run.uri).returncode == 0
     wait_for(lambda: not is_running(server, run.id), "the end of its RayJob", timeout=PATIENT)
     assert raylift("rm", run.uri, "--yes").returncode == 0

@@ -579,7 +579,8 @@ def _submitter_template(job: Object, cluster: Object) -> Object:
         f"ray job submit --address {address} --no-wait --submission-id {submission} -- {entrypoint}; fi; "
         f"ray job logs --address {address} --follow {submission}"
     ]
-    env = [{"name": "RAY_DASHBOARD_ADDRESS", "value": status["dashboardURL"]}]
+    env = [{"name": "PYTHONUNBUFFERED", "value": "1"}]
+    env += [{"name": "RAY_DASHBOARD_ADDRESS", "value": status["dashboardURL"]}]
     env += [{"name": "RAY_JOB_SUBMISSION_ID", "value": submission}]
     env += _token(cluster["spec"], status["rayClusterName"])
     container.setdefault("env", []).extend(env)
