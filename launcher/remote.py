@@ -44,13 +44,17 @@ class Remote(Provider, Protocol):
 
 def remote_of(run: Run) -> Remote | None:
     """Return the provider of a run that is on a cluster; None of one that is on a machine like this. Asks nothing."""
-    job = run.job()
-    if b"provider: kubernetes" not in job:  # to know so is quicker than to read it
+    if not may_be_remote(job := run.job()):
         return None
     from launcher.spec import load_frozen
 
     cluster = load_frozen(job).cluster
     return None if isinstance(cluster, LocalCluster) else open_provider(cluster)  # type: ignore[return-value]
+
+
+def may_be_remote(job: bytes) -> bool:
+    """Whether the run of a job file may be on a cluster, which is quicker to know than to read it."""
+    return b"provider: kubernetes" in job
 
 
 def describe(run: Run, provider: Provider) -> RunStatus:

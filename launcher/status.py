@@ -16,7 +16,7 @@ from cluster.runs import Run
 from cluster.trials import ENDED, sweep_of
 from launcher.display import describe_event
 from launcher.goodput import Goodput, measure
-from launcher.remote import describe, look, remote_of, tear_down_remote
+from launcher.remote import describe, look, may_be_remote, remote_of, tear_down_remote
 from launcher.sweeps import Sweep, read_sweep
 from launcher.text import typed
 
@@ -55,8 +55,7 @@ class Summary:
 
 def summarize(run: Run, *, brief: bool = False) -> Summary:
     """Read a run's folder; `brief` leaves out what needs its metrics. Raises RunNotFoundError."""
-    run.job()
-    claims = run.claims()
+    job, claims = run.job(), run.claims()
     sweep = sweep_of(run)
     trial_of = sweep.uri if sweep is not None else ""
     trained_by = None if sweep is None or _has_processes(run) else sweep  # it may have been resumed alone
@@ -67,7 +66,7 @@ def summarize(run: Run, *, brief: bool = False) -> Summary:
     if trained_by is not None and newest.launch not in {claim.launch for claim in trained_by.claims()}:
         trained_by = None
     result = run.result_of(newest.attempt)
-    if result is not None and not brief and _is_launched_anew(run):
+    if result is not None and not brief and may_be_remote(job) and _is_launched_anew(run, newest.attempt):
         result = None
     common: dict[str, Any] = {"attempt": newest.attempt, "restarts": len(claims) - 1, "host": newest.host}
     common["trial_of"] = trial_of
@@ -153,12 +152,11 @@ def waits_to_begin(run: Run) -> bool:
     return False
 
 
-def is_launched_anew(run: Run) -> bool:
-    """Whether a launch of a run is on its cluster whose driver has claimed no attempt yet; results are history then.
+def is_launched_anew(run: Run, newest: int) -> bool:
+    """Whether a launch is on a run's cluster whose driver has not claimed what follows its `newest` attempt yet.
 
-    Asks the cluster where storage says so alone. Raises InfrastructureError.
+    Results are history then. Asks the cluster where storage says so alone. Raises InfrastructureError.
     """
-    newest = max(run.attempts(), default=0)
     is_told = not newest or run.launched_after() == newest
     return is_told and remote_of(run) is not None and is_running(run)
 
@@ -182,9 +180,9 @@ def tear_down(run: Run, on_wait: OnWait | None = None) -> Receipt:
     return provider.teardown(run.id) if provider.is_here(run.id, run.uri) else Receipt()
 
 
-def _is_launched_anew(run: Run) -> bool:
+def _is_launched_anew(run: Run, newest: int) -> bool:
     with contextlib.suppress(InfrastructureError):  # then the newest result is all that is known
-        return is_launched_anew(run)
+        return is_launched_anew(run, newest)
     return False
 
 

@@ -179,7 +179,7 @@ def relaunch(run: Run, agree: Callable[[float], object] = lambda _: None) -> Pro
     remote = remote_of(run)
     over = launch_of(run, remote) if remote is not None else None
     newest = max(run.attempts(), default=0)
-    has_begun = not is_launched_anew(run)  # else: a launch that nobody saw to its end is completed
+    has_begun = not is_launched_anew(run, newest)  # else: a launch that nobody saw to its end is completed
     if has_begun:
         _refuse_while_held(run)
         check_storage(run.storage)

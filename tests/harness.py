@@ -137,7 +137,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = 120) -> A
 
 
 _OBJECTS = re.compile(  # of a run, beside its checkpoints
-    r"job\.yaml|stop\.json|code/(workdir-)?[0-9a-f]{64}\.zip|"
+    r"job\.yaml|(stop|launch)\.json|code/(workdir-)?[0-9a-f]{64}\.zip|"
     r"attempts/\d{6}/(claim|result|notice|damage|alive)\.json|attempts/\d{6}/(events|metrics|logs)/.+"
 )
 

@@ -36,7 +36,8 @@ def stop_command(
     run = open_run(name, storage)
     result = run.result()
     try:
-        result = None if result is not None and is_launched_anew(run) else result
+        if result is not None and is_launched_anew(run, max(run.attempts())):
+            result = None
     except InfrastructureError:
         result = None  # a driver that may be there hears of it from storage
     receipt = Receipt()
