@@ -15,6 +15,7 @@ from cluster.storage.sources import Source
 from cluster.storage.targets import Target
 
 PATIENCE = 30 * 60.0  # seconds for what may come back, until a run gives up
+UNREACHED = 5 * 60.0  # seconds for a storage that the machines of a cluster may not reach at all
 _PAUSE = 5.0  # seconds between tries, beside those that storage takes by itself
 _T = TypeVar("_T")
 

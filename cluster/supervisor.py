@@ -61,17 +61,15 @@ class Supervisor:
             code = self._run_driver()
             end_processes(self.scratch)
             shutil.rmtree(ray_folder(self.scratch), ignore_errors=True)
-            if code in _SAID:
-                break
-            if self._has_result():  # also of a driver that was lost after it had said so
-                self._sweep()
-                break
-            if code == TAKEN_AWAY:
+            if code in (*_SAID, TAKEN_AWAY):
                 break
             if code == PREEMPTED:
                 if self.stopping:
                     break  # so are we
                 continue
+            if self._has_result():  # also of a driver that was lost after it had said so
+                self._sweep()
+                break
             failures += 1
             if not self._record_crash(code, again=code not in FINAL and failures <= self.launch["max_failures"]):
                 break
@@ -167,6 +165,8 @@ class Supervisor:
         from cluster.attempts import Attempt
         from cluster.errors import RayliftError
 
+        if (self.scratch / UNRECORDED).exists():
+            return  # storage takes nothing now
         with contextlib.suppress(RayliftError):
             run = self._open_run()
             newest = run.newest_of(self.launch_id, since=self.launch["newest_attempt"])  # of nobody who took over

@@ -21,14 +21,13 @@ from ruamel.yaml import YAML
 from cluster.errors import RayliftError
 from cluster.kubernetes.pods import RUN_URI
 from cluster.local import PREEMPTED
-from cluster.outages import patient
+from cluster.outages import UNREACHED, patient
 from cluster.runs import Run
 from cluster.ticket import VARIABLES, Ticket
 
 _DRIVER = (sys.executable, "-P", "-m", "trainers.submitted")
 _GRACE = 60.0  # seconds that a driver has to save when its time is over
 _POLL = 0.5  # seconds
-_UNREACHED = 5 * 60.0  # seconds for a storage that the machines of a cluster may not reach at all
 
 
 def attend(ticket: Ticket) -> int:
@@ -39,7 +38,8 @@ def attend(ticket: Ticket) -> int:
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     os.environ.update(ticket.variables)  # by which storage is found
-    variables = {**ticket.variables, **_environment(patient(Run.at(ticket.variables[RUN_URI]), seconds=_UNREACHED))}
+    run = patient(Run.at(ticket.variables[RUN_URI]), seconds=UNREACHED * (ticket.max_failures + 1))
+    variables = {**ticket.variables, **_environment(run)}
     env = {**os.environ, **variables, VARIABLES: ",".join(variables)}
     end = time.monotonic() + ticket.deadline if ticket.deadline is not None else float("inf")
     exit_code = 1

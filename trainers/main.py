@@ -38,7 +38,7 @@ from cluster.errors import (
 from cluster.life import SignsOfLife
 from cluster.local import FINAL, PREEMPTED, TAKEN_AWAY, UNRECORDED, clear, end_processes, scratch_folder
 from cluster.memory import SHORT_OF_MEMORY, kills_for_memory
-from cluster.outages import PATIENCE, patient, through_outages
+from cluster.outages import PATIENCE, UNREACHED, patient, through_outages
 from cluster.records import Checkpoint, Result
 from cluster.runs import Run
 from cluster.segments import IN_STORAGE, SegmentWriter
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 _WATCH = 0.25  # seconds
 _WORD_FROM_AFAR = 5.0  # seconds
 _LOOK = 1.0  # seconds between looks for room for the ranks
-_UNREACHED = 5 * 60.0  # seconds for a storage that the machines of a cluster may not reach at all
 _SAME_STEP = 3  # attempts that are lost after the same step: the next would be too
 _PARENT = os.getppid()
 _SUPERVISED = "RAYLIFT_RAY_FOLDER" in os.environ  # then whoever started this process ends Ray, faster than Ray does
@@ -178,10 +177,10 @@ class Driver:
 
     def _result_before(self) -> Result | None:
         """Return the result that an earlier driver of this launch wrote before it was lost itself."""
-        if (since := os.environ.get("RAYLIFT_NEWEST_ATTEMPT")) is None:
-            return None
-        newest = self.patient.newest_of(self.launch, int(since))
-        return self.patient.result_of(newest) if newest > int(since) else None
+        since = os.environ.get("RAYLIFT_NEWEST_ATTEMPT")
+        if since is None or max(self.patient.attempts(), default=0) <= int(since):
+            return None  # it is the first
+        return self.patient.result_of(self.patient.newest_of(self.launch, int(since)))
 
     def _claim(self) -> tuple[Attempt, SegmentWriter]:
         corrupt: list[dict[str, Any]] = []
@@ -598,7 +597,7 @@ def driver_of(run: Run) -> Driver:
 
     The launcher had its answers when it created the run; a machine of a cluster may be one that never gets any.
     """
-    job, whole = load_job(patient(run, seconds=PATIENCE if _SUPERVISED else _UNREACHED))
+    job, whole = load_job(patient(run, seconds=PATIENCE if _SUPERVISED else UNREACHED))
     if whole.get("tune") is None:
         return Driver(run, job, whole)
     from trainers.sweep.driver import SweepDriver

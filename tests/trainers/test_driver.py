@@ -436,7 +436,7 @@ def test_a_driver_that_starts_while_storage_is_away_waits_for_it(driver: Driver,
 def test_a_machine_of_a_cluster_that_never_reaches_storage_says_so_after_a_while(
     driver: Driver, link: Link, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("trainers.main._UNREACHED", 0.1)
+    monkeypatch.setattr("trainers.main.UNREACHED", 0.1)
     link.goes_for(60)
     with pytest.raises(StorageError, match="the storage does not answer"):
         driver_of(behind(link.check, driver))
