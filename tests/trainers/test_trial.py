@@ -228,6 +228,16 @@ def test_a_trial_that_diverges_is_failed_and_says_why(tmp_path: Path) -> None:
     assert result.state == "FAILED"
 
 
+@pytest.mark.parametrize("rate", [0.01, 1e30])
+def test_a_trial_whose_process_is_lost_before_it_tells_of_its_end_is_not_trained_again(
+    tmp_path: Path, rate: float
+) -> None:
+    sweep = Sweep(tmp_path, {"train": {"epochs": 2, "optimizer": {"name": "sgd", "lr": rate}}})
+    told = sweep.train_to_the_end()[-1]
+    assert sweep.train_to_the_end() == [told]
+    assert sweep.trial.attempts() == [1]
+
+
 def models_held() -> int:
     return sum(type(each) is CNN for each in gc.get_objects())
 

@@ -203,8 +203,11 @@ class Training(ABC):
 
     def _attempt(self) -> News:
         """Go on from the newest checkpoint to the end of the trial; where that is damaged, from the one before."""
-        with contextlib.suppress(RunExistsError):
-            self._run.create(self._document)  # a trial that goes on has one
+        try:
+            self._run.create(self._document)
+        except RunExistsError:  # it goes on
+            if (news := self._ended_before()) is not None:
+                return news
         attempt = self._claim()
         try:
             return self._train_attempt(attempt, self._start_of(attempt))
@@ -213,6 +216,19 @@ class Training(ABC):
                 raise
         attempt = self._claim()  # this time, what it starts from was read
         return self._train_attempt(attempt, self._start_of(attempt))
+
+    def _ended_before(self) -> News | None:
+        """Return how it ended where its process was lost before that could say so; None where it has not."""
+        run, copied = patient(self._run), self._copied
+        result = run.result()
+        if result is None or result.state not in ("SUCCEEDED", "FAILED"):
+            return None
+        if copied is not None and not run.has_taken(copied.origin):
+            return None  # that was before it became a copy
+        evaluations = [row for row in run.rows("metrics") if row["kind"] == "eval"]
+        iteration = len(evaluations) + (copied.iteration if copied is not None else 0)
+        epoch = int(evaluations[-1]["epoch"]) if evaluations else 0
+        return News(result.step, epoch, iteration, result.metrics, result.state, result.message)
 
     def _claim(self) -> Attempt:
         """Claim the next attempt, and write down what it passed over."""
