@@ -76,6 +76,25 @@ def test_one_trial_more_waits_where_it_neither_runs_nor_takes_room(
     assert room.is_full is full
 
 
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "threads"),
+    [
+        (1.0, [{"CPU": 4.0}, {"CPU": 64.0, "GPU": 8.0}], 8),
+        (0.5, [{"CPU": 64.0, "GPU": 8.0}], 4),
+        (0.4, [{"CPU": 64.0, "GPU": 8.0}], 4),
+        (1.0, [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 6.0, "GPU": 2.0}], 3),
+        (1.0, [{"GPU": 8.0}], 1),
+        (1.0, [{"CPU": 4.0}], None),
+    ],
+)
+def test_workers_with_gpus_share_the_processors_of_their_own_machine(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, nodes: list[dict[str, float]], threads: int | None
+) -> None:
+    gone = {"Alive": False, "Resources": {"CPU": 1.0, "GPU": 1.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [gone, *({"Alive": True, "Resources": each} for each in nodes)])
+    assert Room(1, gpus=gpus, grows=True).threads() == threads
+
+
 def test_a_trial_sets_aside_what_its_one_worker_takes() -> None:
     assert Room(1).resources == {"CPU": 1.0}
     assert Room(1, gpus=0.25).resources["GPU"] == 0.25

@@ -165,6 +165,8 @@ class SweepDriver(Driver):
     def _threads_each(self, ready: Ready) -> int:
         if processors.is_shared() and not ready.gpus:
             return ALL_OF_ITS_POD
+        if ready.gpus and not self.own_ray and (threads := self.room.threads()) is not None:
+            return threads
         return threads_each(self.room.slots() * self.tune.workers_per_trial)
 
     def _samples(self, ready: Ready) -> int:

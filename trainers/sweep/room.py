@@ -49,6 +49,17 @@ class Room:
             self._seen, self._looked = fit(ray.cluster_resources(), self.workers, self.gpus), time.monotonic()
         return self._seen + 1 if self.grows and self.workers == 1 else max(1, self._seen)
 
+    def threads(self) -> int | None:
+        """Return how many threads a worker with a GPU computes with: its part of the processors of its machine.
+
+        Of machines that differ, the least; None where there is no GPU yet.
+        """
+        there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        shares = [
+            node.get("CPU", 0.0) / (node["GPU"] * _on_each(self.gpus or 1.0)) for node in there if node.get("GPU")
+        ]
+        return max(1, int(min(shares))) if shares else None
+
     @property
     def is_full(self) -> bool:
         """Whether Ray keeps one trial more than `slots` waiting, and it costs those that run nothing.
