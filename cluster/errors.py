@@ -16,6 +16,7 @@ RayliftError
 │   │   ├── StorageFullError        no space left
 │   │   ├── SupersededError         a newer attempt has taken over: this one may commit nothing more
 │   │   └── NewerFormatError        a newer raylift wrote it
+│   ├── DeviceError                 an accelerator failed, or cannot be used; another one may do
 │   ├── PreemptedError              a machine was taken away, with a notice; what was done is saved
 │   ├── MaybeLaunchedError          a launch failed, and it is not known whether its job is there all the same
 │   └── MissingExtraError           an optional package is not installed
@@ -97,6 +98,10 @@ class SupersededError(StorageError):
 
 class NewerFormatError(StorageError):
     """A newer raylift wrote this: it may mean what this one does not know."""
+
+
+class DeviceError(InfrastructureError):
+    """An accelerator failed, or cannot be used; another one may do."""
 
 
 class PreemptedError(InfrastructureError):

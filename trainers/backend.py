@@ -197,6 +197,19 @@ def seconds_until_drained() -> float | None:
     return deadline / 1000 - time.time() if deadline else math.inf
 
 
+def causes_of(error: Exception) -> dict[int, Exception]:
+    """Return what each lost rank died of, as it was raised there."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    return {rank: _root(failure) for rank, failure in sorted(failures.items())}
+
+
+def _root(failure: Exception) -> Exception:
+    """Take off what Ray Train wraps around what a rank raised, or around what became of its process."""
+    for wrapping in ("_base_exc", "health_check_failure"):
+        failure = getattr(failure, wrapping, failure)
+    return failure
+
+
 def is_unreachable(error: Exception) -> bool:
     """Whether Ray Train gave a rank up because it no longer answered."""
     return type(error).__name__ == _UNREACHABLE

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cluster.errors import InfrastructureError
+from cluster.errors import DeviceError
 from trainers import processors
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class RayContext(LocalContext):
 def device_from_ray() -> torch.device:
     """Return the accelerator that Ray gave this process, all or a share of it; else the CPU, whatever it could see.
 
-    Raises InfrastructureError where Ray gave one that cannot be used: the CPU would take its time, and its price.
+    Raises DeviceError where Ray gave one that cannot be used: the CPU would take its time, and its price.
     """
     import ray
     import torch
@@ -133,7 +133,7 @@ def device_from_ray() -> torch.device:
         own = str(accelerators[0])
         return torch.device("cuda", visible.index(own) if own in visible else 0)
     if accelerators and (torch.version.cuda or torch.version.hip):
-        raise InfrastructureError(
+        raise DeviceError(
             f"Ray gave a rank the GPU {accelerators[0]} of {socket.gethostname()}, and torch {torch.__version__} "
             "cannot use it: either the GPU is gone, or its driver is too old. Look there: nvidia-smi"
         )

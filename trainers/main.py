@@ -276,7 +276,7 @@ class Driver:
         from ray.exceptions import RayActorError
         from ray.train import TrainingFailedError
 
-        from trainers.backend import build_trainer, release_resources
+        from trainers.backend import build_trainer, causes_of, release_resources
 
         config = {
             "run_uri": self.run.uri,
@@ -303,7 +303,7 @@ class Driver:
             with _leaving_at_once(self.run, attempt, lambda: self._close(events)):
                 trainer.fit()
         except TrainingFailedError as error:
-            for cause in _causes(error).values():
+            for cause in causes_of(error).values():
                 if isinstance(cause, StorageFullError | StorageDeniedError | SupersededError):
                     raise cause from error  # another attempt would meet it too, or take the run back
             damage = self.patient.damage_of(attempt.number)
@@ -326,8 +326,10 @@ class Driver:
         """Return why a watchdog of another machine ended a rank, where the ranks are on several; waits a little."""
         from ray.exceptions import RayError
 
+        from trainers.backend import causes_of
+
         deadline = time.monotonic() + _WORD_FROM_AFAR
-        died = any(isinstance(cause, RayError) for cause in _causes(error).values())
+        died = any(isinstance(cause, RayError) for cause in causes_of(error).values())
         while not self.own_ray and died and time.monotonic() < deadline:
             with contextlib.suppress(StorageError):
                 for row in self.run.rows_of(attempt.number, "events"):
@@ -544,28 +546,15 @@ def _exit(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _causes(error: Exception) -> dict[int, Exception]:
-    """Return what each lost rank died of, as it was raised there."""
-    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    return {rank: _root(failure) for rank, failure in sorted(failures.items())}
-
-
-def _root(failure: Exception) -> Exception:
-    """Take off what Ray Train wraps around what a rank raised, or around what became of its process."""
-    for wrapping in ("_base_exc", "health_check_failure"):
-        failure = getattr(failure, wrapping, failure)
-    return failure
-
-
 def _reason_of(error: Exception, folder: Path) -> str:
     """Say in a line which rank was lost and how; a rank that only missed another is named last."""
     from ray.exceptions import OutOfMemoryError, RayError
 
-    from trainers.backend import is_unreachable
+    from trainers.backend import causes_of, is_unreachable
 
     if (failure := getattr(error, "controller_failure", None)) is not None:
         return str(failure).strip().splitlines()[0][:200]
-    causes = _causes(error)
+    causes = causes_of(error)
     for rank, why in verdicts(folder).items():
         return f"rank {rank} was ended: {why}"
     for rank, cause in causes.items():

@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import os
 import re
+import socket
 import sys
 import time
 import traceback
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from cluster.attempts import Attempt
-from cluster.errors import InfrastructureError, PreemptedError, RayliftError, TrainingError, UserCodeError
+from cluster.errors import DeviceError, InfrastructureError, PreemptedError, RayliftError, TrainingError, UserCodeError
 from cluster.outages import patient, through_outages
 from cluster.records import Result
 from cluster.runs import Run
@@ -262,7 +263,7 @@ def explain(error: BaseException, rank: int, step: int | None) -> RayliftError:
         )
     if any(words in text for words in _GPU_FAILED) and not any(words in text for words in _MISUSED):
         said = text.strip().partition("\n")[0]
-        return InfrastructureError(f"rank {rank}'s GPU failed, at step {(step or 0) + 1}: {said}")
+        return DeviceError(f"rank {rank}'s GPU on {socket.gethostname()} failed, at step {(step or 0) + 1}: {said}")
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         held = f"{peak_memory() / 1e9:.1f} GB"
         return InfrastructureError(

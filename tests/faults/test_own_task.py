@@ -61,6 +61,36 @@ def test_params_are_searched(diabetes: Path) -> None:
     assert_nothing_left(run_id)
 
 
+def test_a_gpu_that_fails_each_trial_costs_a_sweep_none(diabetes: Path) -> None:
+    """What torch says of one that fails is raised here where a file says so."""
+    source, broken = (diabetes.parent / "diabetes.py").read_text(), diabetes.parent / "broken"
+    fails = "if __import__('pathlib').Path(model.where).exists(): raise RuntimeError('CUDA error: unspecified failure')"
+    source = source.replace(
+        "    def loss(self, model, batch):\n", f"    def loss(self, model, batch):\n        {fails}\n"
+    )
+    source = source.replace("model.where", repr(str(broken)))
+    (diabetes.parent / "diabetes.py").write_text(source)
+    broken.touch()
+    run_id = fresh_id("own-sweep")
+    space = "tune={scheduler: none, search: grid, space: {params.width: [4, 8, 16, 32, 64]}}"
+    options = ["--id", run_id, "--set", space, "--set", "train.epochs=2", "--set", "train.max_failures=1"]
+    done = raylift("run", diabetes, *options, "--set", "cluster.workers=1", cwd=diabetes.parent)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "accelerators have failed 3 trials; the last, 00002: rank 0's GPU on " in done.stdout, done.stdout
+    assert f"raylift resume {diabetes.parent / 'runs' / run_id}" in done.stdout
+    assert states(run_id, diabetes.parent) == ["STOPPED"] * 3
+    broken.unlink()
+    resumed = raylift("resume", run_id, cwd=diabetes.parent)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert states(run_id, diabetes.parent) == ["SUCCEEDED"] * 5
+    assert_nothing_left(run_id)
+
+
+def states(run_id: str, where: Path) -> list[str]:
+    trials = json.loads(raylift("trials", run_id, "--json", cwd=where).stdout)["trials"]
+    return [trial["state"] for trial in sorted(trials, key=lambda trial: trial["id"])]
+
+
 def test_an_exception_of_theirs_is_shown_with_their_lines_alone_and_not_tried_again(diabetes: Path) -> None:
     source = (diabetes.parent / "diabetes.py").read_text()
     broken = source.replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cluster.errors import InfrastructureError
+from cluster.errors import DeviceError
 from trainers.context import device_from_ray
 
 
@@ -25,7 +25,7 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_train_on_the_cpu(
     monkeypatch.setattr(torch.version, made_for, "12.8")
     assert device_from_ray().type == "cpu"
     given.append("3")
-    with pytest.raises(InfrastructureError, match=r"Ray gave a rank the GPU 3 of .* cannot use it.* nvidia-smi"):
+    with pytest.raises(DeviceError, match=r"Ray gave a rank the GPU 3 of .* cannot use it.* nvidia-smi"):
         device_from_ray()
 
 

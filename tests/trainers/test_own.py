@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from socket import gethostname
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from cluster.bundles import WORKDIR, bundle_of
-from cluster.errors import InfrastructureError, TrainingError, UserCodeError
+from cluster.errors import DeviceError, InfrastructureError, TrainingError, UserCodeError
 from cluster.runs import Run
 from cluster.storage.open import open_storage
 from trainers import user_code
@@ -179,8 +180,8 @@ def test_what_a_task_returns_that_cannot_be_is_told(write: Write, change: tuple[
 )
 def test_a_gpu_that_fails_is_no_mistake_of_the_training(said: str) -> None:
     told = explain(RuntimeError(said), rank=3, step=11)
-    assert isinstance(told, InfrastructureError)
-    assert str(told) == f"rank 3's GPU failed, at step 12: {said.splitlines()[0]}"
+    assert isinstance(told, DeviceError)
+    assert str(told) == f"rank 3's GPU on {gethostname()} failed, at step 12: {said.splitlines()[0]}"
 
 
 def test_what_a_gpu_says_of_a_mistake_is_one_of_the_training() -> None:

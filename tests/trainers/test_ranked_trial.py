@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from cluster.attempts import Attempt
-from cluster.errors import CorruptObjectError, InfrastructureError, PreemptedError, SupersededError
+from cluster.errors import CorruptObjectError, DeviceError, InfrastructureError, PreemptedError, SupersededError
 from cluster.outages import PATIENCE
 from cluster.runs import Run
 from cluster.trials import trial_run
@@ -38,11 +38,12 @@ class Sweep:
         self.trial = trial_run(self.run, "00000")
         self.wait = Wait()
         self.ranks: Callable[[], None] = lambda: None  # and then they are lost
+        self.causes: dict[int, Exception] = {1: RuntimeError("gone")}
 
     def build_trainer(self, *_: Any, wait: Wait, **__: Any) -> Any:
         def fit() -> None:
             self.ranks()
-            raise WorkerGroupError("rank 1", {1: RuntimeError("gone")})
+            raise WorkerGroupError("rank 1", self.causes)
 
         self.wait = wait
         return SimpleNamespace(fit=fit)
@@ -78,6 +79,12 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
 
 def test_a_trial_that_loses_a_rank_says_so(sweep: Sweep) -> None:
     with pytest.raises(InfrastructureError, match="a rank of the trial was lost"):
+        sweep.begun().next()
+
+
+def test_a_trial_whose_gpu_failed_says_so_though_other_ranks_miss_it_first(sweep: Sweep) -> None:
+    sweep.causes = {0: InfrastructureError("another rank is gone"), 1: DeviceError("rank 1's GPU failed")}
+    with pytest.raises(DeviceError, match="rank 1's GPU failed"):
         sweep.begun().next()
 
 

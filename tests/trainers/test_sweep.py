@@ -11,7 +11,7 @@ import pytest
 from ray.tune import Experiment, Trainable
 
 from cluster.attempts import Attempt
-from cluster.errors import PreemptedError, StorageDeniedError, StorageError, TrainingError
+from cluster.errors import DeviceError, PreemptedError, StorageDeniedError, StorageError, TrainingError
 from cluster.records import Base, Origin, Result
 from cluster.runs import Run
 from cluster.segments import SegmentWriter
@@ -249,6 +249,48 @@ def test_a_trial_whose_process_is_lost_before_it_begins_is_tried_again_but_not_f
         launch.bridge.on_lost(name, "its process was lost")
     assert states(launch) == ["FAILED"]
     assert launch.suggest("e")["trial"] == "00001"
+
+
+def lose_device(launch: Launch, name: str, trial: str) -> None:
+    """Have a trial's accelerator fail once more than it may."""
+    assert launch.suggest(name)["trial"] == trial
+    launch.bridge.on_started(name)
+    launch.bridge.on_trial_complete(name, None, error=True)
+    Listener(launch.bridge).on_trial_error(trial=cast("Any", Ended(name, DeviceError("rank 0's GPU on h1 failed"))))
+
+
+def test_a_trial_whose_accelerator_fails_is_tried_once_more_when_all_others_have_ended(run: Run) -> None:
+    launch = Launch(run)
+    lose_device(launch, "a", "00000")
+    assert states(launch) == ["STOPPED"]
+    for name in "bcd":
+        assert launch.suggest(name) is not None
+        launch.result(name, 1, 0.5, state="SUCCEEDED", complete=True)
+    assert not launch.bridge.is_done
+    lose_device(launch, "e", "00000")
+    assert states(launch) == ["FAILED"] + ["SUCCEEDED"] * 3
+    assert launch.record.trials["00000"].message == "rank 0's GPU on h1 failed"
+    assert launch.resumed == [("e", 0)]
+    assert launch.bridge.is_done
+    assert launch.bridge.device_failure is None
+
+
+def test_an_accelerator_that_fails_one_trial_after_another_does_not_get_through_all_of_them(run: Run) -> None:
+    launch = Launch(run)
+    assert launch.suggest("well")["trial"] == "00000"
+    for name, trial in (("a", "00001"), ("b", "00002")):
+        lose_device(launch, name, trial)
+    assert launch.bridge.device_failure is None
+    lose_device(launch, "c", "00003")
+    why = "accelerators have failed 3 trials; the last, 00003: rank 0's GPU on h1 failed"
+    assert launch.bridge.device_failure == why
+    assert launch.suggest("d") == "FINISHED"
+    launch.result("well", 1, 0.5, state="SUCCEEDED", complete=True)
+    assert states(launch) == ["SUCCEEDED"] + ["STOPPED"] * 3
+    launch.events.close()
+    again = Launch(run)
+    assert [again.suggest(name)["trial"] for name in "ab"] == ["00001", "00002"]
+    assert again.bridge.device_failure is None
 
 
 def test_a_trial_that_froze_too_often_has_failed_for_that(run: Run) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.attempts import Attempt
 from cluster.config import LocalCluster, Workers
-from cluster.errors import TrainingError
+from cluster.errors import DeviceError, TrainingError
 from cluster.records import Result
 from cluster.segments import SegmentWriter
 from cluster.trials import read_trials
@@ -208,6 +208,31 @@ def test_a_sweep_that_was_killed_between_its_last_end_and_its_result_goes_on_to_
     assert found == [True]
     assert result is not None
     assert (result.state, result.metrics) == ("SUCCEEDED", {"eval_accuracy": 0.9})
+
+
+def test_a_sweep_whose_accelerators_fail_ends_with_that_and_goes_on_when_they_are_mended(
+    driver: SweepDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.tune = Tune.model_validate({**driver.whole["tune"], "trials": 4, "space": {"train.seed": [1, 2, 3, 4]}})
+    attempt = driver.run.claim()
+    events = SegmentWriter(driver.run, attempt.number, "events", "driver")
+
+    def run_trials(_driver: SweepDriver, _attempt: Attempt, _ready: Ready, bridge: Bridge, _scheduler: object) -> None:
+        for name in "abc":
+            bridge.suggest(name)
+            bridge.on_device_failure(name, "it fell off the bus")
+
+    monkeypatch.setattr(sweep_driver, "_ENVIRONMENT", {})
+    monkeypatch.setattr(SweepDriver, "_run_trials", run_trials)
+    driver.room = Room(2, most=2)
+    said = (
+        f"accelerators have failed 3 trials; the last, 00002: it fell off the bus. .* raylift resume {driver.run.uri}"
+    )
+    with pytest.raises(DeviceError, match=said):
+        driver._fit(attempt, events, Ready(Workers(min=1, max=1), gpus=True, meta={"train": 80}, arrays={}))
+    assert [trial.state for trial in read_trials(driver.run.all_rows("events"))] == ["STOPPED"] * 3
+    assert driver.run.result() is None
+    events.close()
 
 
 DATA = {"train": 80, "eval": 20, "classes": ["a", "b"], "labels": "0a", "pixels": "1b"}

@@ -13,7 +13,7 @@ from ray.tune import Callback
 from ray.tune.search import Searcher as RaySearcher
 from ray.tune.search import SearchGenerator
 
-from cluster.errors import PreemptedError, StorageError, is_outage
+from cluster.errors import DeviceError, PreemptedError, StorageError, is_outage
 from cluster.outages import PATIENCE
 from cluster.trials import ENDED, Evaluation, Trial, trial_id
 from trainers.sweep.record import Record
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 _UNSTARTED = 3  # actors that may be lost before a trial begins in them, until it has failed
+_UNUSABLE = 3  # trials that accelerators fail, until it is theirs and not the trials' doing
 
 
 class Bridge(RaySearcher):
@@ -63,6 +64,8 @@ class Bridge(RaySearcher):
         self._unstarted: Counter[str] = Counter()  # how often a trial's actor was lost before it began
         self._lacks_metric = False  # no trial has what the sweep goes by, as one has shown
         self._proposed: Trial | None = None  # begun, but not safe in storage yet
+        self._set_aside: list[Trial] = []  # tried once more when nothing else is to be done
+        self._failed_by_device: dict[str, str] = {}  # trials, with why
         self._away_since: float | None = None  # when storage ceased to answer
         self._replay()
         self._waiting = [trial for trial in record.trials.values() if trial.state not in ENDED]
@@ -72,9 +75,21 @@ class Bridge(RaySearcher):
     @property
     def is_done(self) -> bool:
         """Whether there is nothing to begin now; a trial that has to go on elsewhere changes that."""
-        if self._is_stopping() or self._lacks_metric:
+        if self._is_stopping() or self._lacks_metric or self.device_failure is not None:
             return True
-        return not self._waiting and self._proposed is None and not self._left and self._next >= self._tried
+        return not self._waiting and not self._has_new and not self._set_aside
+
+    @property
+    def device_failure(self) -> str | None:
+        """Why no trial begins any more: an accelerator that fails each at once would get through all there are."""
+        if len(self._failed_by_device) < _UNUSABLE:
+            return None
+        *_, (newest, why) = self._failed_by_device.items()
+        return f"accelerators have failed {len(self._failed_by_device)} trials; the last, {newest}: {why}"
+
+    @property
+    def _has_new(self) -> bool:
+        return self._proposed is not None or bool(self._left) or self._next < self._tried
 
     def suggest(self, trial_id: str) -> Any:
         if self.is_done:
@@ -84,6 +99,9 @@ class Bridge(RaySearcher):
             return None
         if self._waiting:
             trial = self._waiting.pop(0)
+            self._on_resumed(trial_id, trial)
+        elif not self._has_new:
+            trial = self._set_aside.pop(0)
             self._on_resumed(trial_id, trial)
         elif (proposed := self._propose()) is not None:
             trial = proposed
@@ -136,6 +154,20 @@ class Bridge(RaySearcher):
     def on_restarting(self, trial_id: str) -> None:
         """Take note that a trial's actor was lost, and it waits for another."""
         self._started.discard(trial_id)
+
+    def on_device_failure(self, trial_id: str, why: str) -> None:
+        """Set a trial aside that an accelerator failed more often than is allowed; the second time, it has failed.
+
+        The accelerator may be broken, and the next trial's too, or it is what this trial does that breaks it.
+        """
+        name = self._running[trial_id].id if trial_id in self._running else None
+        if name is None or name in self._failed_by_device:
+            self.on_lost(trial_id, why)
+            return
+        trial = self._running[trial_id]
+        self._end(trial_id, "STOPPED", why)
+        self._failed_by_device[name] = why
+        self._set_aside.append(trial)
 
     def on_lost(self, trial_id: str, why: str) -> None:
         """Take a trial for failed whose actor was lost more often than is allowed.
@@ -204,6 +236,7 @@ class Bridge(RaySearcher):
         self._started.discard(trial_id)
         self._record.ended(trial, state, message)
         if state in ENDED:
+            self._failed_by_device.pop(trial.id, None)
             self._tell(trial.number)
 
     def _tell(self, number: int) -> None:
@@ -266,8 +299,13 @@ class Listener(Callback):
     def on_trial_error(self, *_: Any, trial: RayTrial, **__: Any) -> None:  # type: ignore[override]  # named, always
         error = trial.get_pickled_error()
         lines = str(error).strip().splitlines() if error is not None else []
-        tell = self._bridge.on_left if _has_left(error) else self._bridge.on_lost
-        tell(trial.trial_id, lines[-1][:300] if lines else "its process was lost")
+        why = lines[-1][:300] if lines else "its process was lost"
+        if _has_left(error):
+            self._bridge.on_left(trial.trial_id, why)
+        elif isinstance(cause := getattr(error, "cause", None), DeviceError):
+            self._bridge.on_device_failure(trial.trial_id, str(cause))
+        else:
+            self._bridge.on_lost(trial.trial_id, why)
 
 
 def _has_left(error: Exception | None) -> bool:

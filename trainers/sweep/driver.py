@@ -18,7 +18,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from cluster.attempts import Attempt
 from cluster.config import Nodes, Workers
-from cluster.errors import RayliftError, TrainingError
+from cluster.errors import DeviceError, RayliftError, TrainingError
 from cluster.outages import patient, through_outages
 from cluster.records import Result
 from cluster.runs import Run
@@ -126,6 +126,9 @@ class SweepDriver(Driver):
             events.append({"event": "preempted", "step": 0})
             return "preempted: the machine asked the driver to end"
         reason = watch.reason or through_outages(self.run.stop_reason)  # the trials may have heard of it before us
+        if bridge.device_failure is not None and reason is None:
+            through_outages(record.flush)
+            raise DeviceError(f"{bridge.device_failure}. Once that is mended: raylift resume {self.run.uri}")
         result = self._result(record, reason)
         through_outages(record.flush)  # nobody goes on with a sweep that has a result
         through_outages(lambda: attempt.finish(result))

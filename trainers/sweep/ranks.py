@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 
 from cluster.attempts import Attempt
 from cluster.config import Workers
-from cluster.errors import CorruptObjectError, InfrastructureError, StorageError, SupersededError
+from cluster.errors import CorruptObjectError, DeviceError, InfrastructureError, StorageError, SupersededError
 from cluster.outages import PATIENCE, patient, through_outages
 from cluster.records import Result
 from cluster.runs import Run
@@ -79,7 +79,7 @@ class RankedTraining(Training):
     def _train_attempt(self, attempt: Attempt, start: Start) -> News:
         from ray.train import TrainingFailedError
 
-        from trainers.backend import Wait, build_trainer, release_resources
+        from trainers.backend import Wait, build_trainer, causes_of, release_resources
 
         release_resources()  # of an attempt whose own process was lost: its ranks' places are still taken
         mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
@@ -119,6 +119,9 @@ class RankedTraining(Training):
         if news is None and (damage := self._run.damage_of(attempt.number)) is not None:
             raise CorruptObjectError(damage) from lost
         if news is None:
+            causes = causes_of(lost).values() if lost is not None else ()
+            if (failed := next((cause for cause in causes if isinstance(cause, DeviceError)), None)) is not None:
+                raise failed from lost
             raise InfrastructureError(
                 f"a rank of the trial was lost: {lost or 'they ended without a result'}"
             ) from lost
