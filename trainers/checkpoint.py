@@ -89,9 +89,10 @@ class _DroppedError(Exception):
 class _Droppable:
     """A file of a save, of which nothing more is read once that is dropped."""
 
-    def __init__(self, source: Source, dropped: threading.Event) -> None:
+    def __init__(self, source: Source, dropped: threading.Event, on_read: Callable[[int], None]) -> None:
         self._source = source
         self._dropped = dropped
+        self._on_read = on_read
 
     @property
     def size(self) -> int:
@@ -99,11 +100,13 @@ class _Droppable:
 
     def read(self, start: int, end: int) -> bytes:
         self._check()
+        self._on_read(end - start)
         return self._source.read(start, end)
 
     def pieces(self) -> Iterator[Piece]:
         for piece in self._source.pieces():
             self._check()
+            self._on_read(len(piece))
             yield piece
 
     def check_unchanged(self) -> None:
@@ -159,6 +162,7 @@ class Checkpointer:
         self._closed = False
         self._thread: threading.Thread | None = None
         self.newest_step = 0
+        self.sent = 0  # bytes of all saves so far, or read for that: what shows that one goes on
         self.was_away = False  # storage, at a save: what had been sent of that may still be there
 
     @property
@@ -425,7 +429,10 @@ class Checkpointer:
         if self._rank == 0:
             files[META_FILE] = InMemory(json.dumps(snapshot.meta, indent=1).encode())
             files[TRAINER_FILE] = InMemory(json.dumps(snapshot.trainer).encode())
-        return {name: _Droppable(source, snapshot.dropped) for name, source in files.items()}
+        return {name: _Droppable(source, snapshot.dropped, self._note_sent) for name, source in files.items()}
+
+    def _note_sent(self, count: int) -> None:
+        self.sent += count
 
     def _commit(self, snapshot: Snapshot, files: Mapping[str, Source]) -> tuple[Checkpoint, float] | None:
         """Upload, over and over while storage is away, and have the checkpoint exist; return it, and who stood still.

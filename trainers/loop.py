@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -29,6 +31,8 @@ from trainers.sharding import is_sharded, shard
 
 _EVALUATED_AT_ONCE = 256  # samples, or a batch where that is more
 _FAR = 86400.0  # seconds: a deadline later than that is none
+_LOOK = 0.5  # seconds between looks at what the last save of all ranks has sent
+_OVER = -1  # instead of that
 
 if TYPE_CHECKING:
     from trainers.checkpoint import Checkpointer
@@ -295,13 +299,26 @@ class Trainer:
         self.saved_step = self.progress.step
 
     def finish(self, stop: StopReason | None, *, early: bool) -> Outcome:
-        self.pulse.enter(Phase.SAVING)
-        self.checkpointer.close()
+        self.finish_saves(self.checkpointer.close)
         self.pulse.enter(Phase.ENDING)
         metrics = dict(self.progress.evaluation)
         if self.progress.last_loss is not None:
             metrics["loss"] = self.progress.last_loss
         return Outcome(step=self.progress.step, metrics=metrics, stopped=stop, early=early)
+
+    def finish_saves(self, saves: Callable[[], None]) -> None:
+        """Wait until `saves` has returned on every rank; raises what it does here. Collective.
+
+        That may take hours where the way to storage is narrow: none takes another for one that hangs whose bytes move.
+        """
+        self.pulse.enter(Phase.SAVING)
+        saving, headway = _begun(saves), [0]
+        while {*headway} != {_OVER}:
+            is_over, before = bool(wait([saving], _LOOK).done), headway
+            headway = self.context.gather(_OVER if is_over else self.checkpointer.sent)
+            if headway != before:
+                self.pulse.enter(Phase.SAVING)
+        saving.result()
 
     def is_due(self, every: Every) -> bool:
         """Whether an interval of epochs or steps ends at this step; minutes come as a wish of rank 0."""
@@ -402,9 +419,8 @@ class Trainer:
 
     def _diverged(self, what: str, step: int) -> TrainingError:
         """Finish the save behind, then say what happened. Collective: every rank sees the same sums."""
-        self.pulse.enter(Phase.SAVING)
         with suppress(StorageError):
-            self.checkpointer.wait()
+            self.finish_saves(self.checkpointer.wait)
         good = max(self.context.gather(self.checkpointer.newest_step))
         kept = f"The last good checkpoint, of step {good}, is kept" if good else "There is no checkpoint before it"
         clip = "" if self.config.clip_norm else " or train.clip_norm: 1"
@@ -415,6 +431,22 @@ class Trainer:
 
 
 @cache
+def _begun(work: Callable[[], None]) -> Future[None]:
+    """Do something in a thread, which nobody waits for where this process ends."""
+    done: Future[None] = Future()
+
+    def do() -> None:
+        try:
+            work()
+        except BaseException as error:  # told to whoever waits
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    threading.Thread(target=do, name="saves", daemon=True).start()
+    return done
+
+
 def _interval(every: Every, steps_per_epoch: int) -> tuple[int, int]:
     """Return an interval in steps, as a fraction."""
     steps = Fraction(repr(every.count)) * (1 if every.unit == "step" else steps_per_epoch)

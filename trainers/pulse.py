@@ -126,6 +126,11 @@ class Pulse:
         self._entries += 1
         self._write()
 
+    def goes_on(self) -> None:
+        """Say that what it is at has made headway, however long it takes as a whole."""
+        self._entries += 1
+        self._write()
+
     @contextlib.contextmanager
     def agreeing(self) -> Iterator[None]:
         """Wait for the other ranks within an evaluation."""

@@ -83,6 +83,7 @@ class ShardFiles:
         def fetch(name: str) -> Path:
             if not (folder / name).exists():
                 run.fetch(checkpoint, folder, [name])
+                trainer.pulse.goes_on()
             return folder / name
 
         rest = state.rest_in(index.metadata["optimizer"], checkpoint.folder)

@@ -36,12 +36,16 @@ def tensor_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> I
 
 
 def load_tensors(
-    run: Run, checkpoint: Checkpoint, name: str, place: Callable[[Header], Mapping[str, Tensor]]
+    run: Run,
+    checkpoint: Checkpoint,
+    name: str,
+    place: Callable[[Header], Mapping[str, Tensor]],
+    on_arrival: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     """Read a file of a checkpoint, verified, into the tensors that `place` returns; return all of it, and its metadata.
 
-    A tensor that `place` has none for, or one of another shape or type, is a new one on the host. Raises
-    CorruptObjectError; the tensors are then worth nothing.
+    A tensor that `place` has none for, or one of another shape or type, is a new one on the host. `on_arrival` is
+    called now and then, as bytes come. Raises CorruptObjectError; the tensors are then worth nothing.
     """
     path, expect = run.path(f"{checkpoint.folder}/{name}"), checkpoint.files[name]
     header = read_header(lambda start, end: run.storage.read(path, start=start, end=end), expect.size, path)
@@ -52,7 +56,7 @@ def load_tensors(
         run.verify(checkpoint, [name])  # the header of a damaged file may say anything
         raise
     beginning = bytearray(len(header.data))
-    memory = _Memory(beginning, [(stored.end, tensors[key]) for key, stored in header.tensors.items()])
+    memory = _Memory(beginning, [(stored.end, tensors[key]) for key, stored in header.tensors.items()], on_arrival)
     run.storage.download(path, memory, expect=expect)
     if beginning != header.data:
         raise CorruptObjectError(f"{path} is damaged: its header was another one a moment ago")
@@ -74,7 +78,9 @@ class _Memory:
     there from its first byte to its last: of all tensors, no more at a time than storage reads ahead and one more.
     """
 
-    def __init__(self, beginning: bytearray, tensors: Sequence[tuple[int, Tensor]]) -> None:
+    def __init__(
+        self, beginning: bytearray, tensors: Sequence[tuple[int, Tensor]], on_arrival: Callable[[], None]
+    ) -> None:
         """Take the memory of the header, and each tensor with the end of its bytes in the file."""
         self._ends = [len(beginning), *(end for end, _ in tensors)]
         self._tensors = [torch.frombuffer(beginning, dtype=torch.uint8), *(tensor for _, tensor in tensors)]
@@ -82,6 +88,7 @@ class _Memory:
         self._staged: dict[int, Tensor] = {}
         self._lock = threading.Lock()
         self._settled = 0  # the first that is not in its place
+        self._on_arrival = on_arrival
 
     def begin(self) -> None:
         self._settled = 0
@@ -102,6 +109,7 @@ class _Memory:
         return found
 
     def arrived(self, end: int) -> None:
+        self._on_arrival()
         for index in range(self._settled, bisect_right(self._ends, end)):
             with self._lock:
                 self._pieces.pop(index, None)

@@ -42,10 +42,10 @@ _SILENT_IN = {  # those may hold it long
 }
 _LEAST_EVALUATION = 30.0
 _LEAST_AGREEING = 15.0  # that others may take longer for their part of it
-_FIRST = 30 * 60.0  # seconds for what has not been seen yet: start and first evaluation
+_FIRST = 30 * 60.0  # seconds for what has not been seen yet: first evaluation and start, or headway of a restore
 _MEETING = 15 * 60.0  # seconds that ranks on other machines may load or compile longer than those here
 _FAR_COMPILATION = 5 * 60.0  # seconds that another machine may compile, without what this one has in a cache
-_SAVE = 60 * 60.0  # a storage that is away holds up the next save; see trainers.checkpoint for how long
+_SAVE = 60 * 60.0  # without headway: a storage that is away holds up a save; see trainers.checkpoint for how long
 _FAR_SAVE = 30.0  # seconds that a save on another machine may hold up training: see trainers.checkpoint
 _FOR_OTHERS = (Phase.WAITING, Phase.AGREEING, Phase.MEETING)
 _LAST_WORDS = 0.3  # seconds for a rank to print where it hangs

@@ -90,7 +90,8 @@ class WholeFiles:
 
 
 def _restore_model(trainer: Trainer, run: Run, checkpoint: Checkpoint) -> None:
-    tensors, _ = load_tensors(run, checkpoint, MODEL_FILE, lambda _: trainer.model.state_dict())
+    place = lambda _: trainer.model.state_dict()  # noqa: E731
+    tensors, _ = load_tensors(run, checkpoint, MODEL_FILE, place, trainer.pulse.goes_on)
     # most are in their place: it knows those that lack or do not fit, and a model may have more to do
     trainer.model.load_state_dict(tensors)
 
@@ -102,5 +103,5 @@ def _restore_optimizer(trainer: Trainer, run: Run, checkpoint: Checkpoint) -> No
         saved = {key: (dtype_of(stored, name), stored.shape) for key, stored in header.tensors.items()}
         return state.empty_state(trainer.optimizer, saved, state.rest_in(header.metadata, name))
 
-    tensors, metadata = load_tensors(run, checkpoint, OPTIMIZER_FILE, place)
+    tensors, metadata = load_tensors(run, checkpoint, OPTIMIZER_FILE, place, trainer.pulse.goes_on)
     state.set_state(trainer.optimizer, tensors, state.rest_in(metadata, name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ class Training:
     """A model and its optimizer; with what raylift's Checkpointer asks of a trainer."""
 
     precision = "fp32"
+    pulse = SimpleNamespace(goes_on=lambda: None)
 
     def __init__(self, size: int, seed: int, device: str = "cpu", *, fresh: bool = False) -> None:
         """Make the state after one step, about `size` bytes; a fresh one, as a resume makes it, has weights alone."""

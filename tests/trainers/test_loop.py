@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ import torch
 
 from cluster.errors import InfrastructureError, TrainingError
 from cluster.runs import Run
+from cluster.storage.base import Digest
+from cluster.storage.file import FileStorage
+from cluster.storage.sources import Source
+from tests.harness import wait_for
 from tests.trainers.training import EVERYTHING, STEPS_PER_EPOCH, cut_off, events, start, steps_of, train
+from trainers.checkpoint import Checkpointer
 from trainers.config import Every
 from trainers.context import LocalContext
 from trainers.jobs import load_job
 from trainers.loop import Outcome, Trainer
-from trainers.pulse import Pulse, read
+from trainers.pulse import Phase, Pulse, read
 from trainers.tasks.registry import prepare
 from trainers.worker import run_rank
 
@@ -336,3 +342,54 @@ def test_the_steps_up_to_a_lack_of_memory_are_written_down(tmp_path: Path, monke
     with pytest.raises(InfrastructureError, match="ran out of memory, at step 8"):
         train(run)
     assert steps_of(run) == list(range(1, 8))
+
+
+class NarrowUplink(FileStorage):
+    """A storage to which bytes go in small parts, and none while the rank has not shown what it is at since."""
+
+    def __init__(self, folder: Path, pulse: Pulse) -> None:
+        super().__init__(folder)
+        self._pulse = pulse
+        self.waited = 0
+
+    def upload(self, source: Path | Source, path: str) -> Digest:
+        if not isinstance(source, Path) and source.size > 1000 and self._pulse._phase is Phase.SAVING:
+            for begin in range(0, source.size, source.size // 4):
+                before = self._pulse._entries
+                source.read(begin, min(begin + source.size // 4, source.size))
+                wait_for(partial(self._has_shown, before), "a sign that it goes on", timeout=20)
+                self.waited += 1
+        return super().upload(source, path)
+
+    def _has_shown(self, before: int) -> bool:
+        return self._pulse._entries > before
+
+
+def test_a_rank_shows_that_its_last_save_goes_on_however_long_that_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.loop._LOOK", 0.01)
+    run = start(tmp_path, {"checkpoint": {"every": "100 epochs"}})
+    pulse = Pulse(0)
+    storage = NarrowUplink(tmp_path, pulse)
+    job, _ = load_job(run)
+    run_rank(LocalContext(), Run(storage, run.id).claim(), job, prepare(job), pulse=pulse)
+    assert storage.waited >= 8  # of the model and of the optimizer
+    assert saved(run) == [LAST]
+
+
+def test_a_rank_shows_that_a_restore_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = start(tmp_path / "whole")
+    train(whole)
+    run = cut_off(whole, 5, tmp_path)
+    restored: list[int] = []
+    restore = Checkpointer.restore
+
+    def watched(self: Checkpointer, trainer: Trainer) -> None:
+        before = trainer.pulse._entries
+        restore(self, trainer)
+        restored.append(trainer.pulse._entries - before)
+
+    monkeypatch.setattr(Checkpointer, "restore", watched)
+    train(run)
+    assert restored[0] >= 2  # for the model and the optimizer
