@@ -136,6 +136,7 @@ def test_ddp_takes_its_gradients_without_a_warning(channels: int, tmp_path: Path
             model.zero_grad()
             learn(model, images(count, channels, (28, 28)))
     finally:
+        del model  # which must not be the last to let go of the process group: see trainers.worker
         torch.distributed.destroy_process_group()
 
 
