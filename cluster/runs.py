@@ -356,12 +356,19 @@ class Run:
         except CorruptObjectError as error:  # it was said all the same
             return str(error)
 
-    def fetch(self, checkpoint: Checkpoint, target: Path, names: Sequence[str] | None = None) -> None:
-        """Download a checkpoint's files, or those of some names, verified, into a folder."""
+    def fetch(
+        self,
+        checkpoint: Checkpoint,
+        target: Path,
+        names: Sequence[str] | None = None,
+        on_file: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Download a checkpoint's files, or those of some names, verified, into a folder; `on_file` follows each."""
 
         def one(name: str) -> None:
             path = self.path(f"{checkpoint.folder}/{name}")
             self.storage.download(path, target / name, expect=checkpoint.files[name])
+            on_file()
 
         with ThreadPoolExecutor(_PARALLEL) as pool:
             list(pool.map(one, checkpoint.files if names is None else names))

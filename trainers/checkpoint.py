@@ -217,26 +217,33 @@ class Checkpointer:
         differ = sum(checkpoint.files[name].sha256 != own[name] for name in own if name in checkpoint.files)
         return not any(trainer.context.gather(differ))
 
-    def save(
-        self,
-        trainer: Trainer,
-        *,
-        last: bool = False,
-        left: float = math.inf,
-        is_urgent: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def make_room(self, left: float = math.inf) -> None:
+        """Have memory free for the last copy: where it is short, that waits for the save before, however long.
+
+        Where the machine goes in the seconds `left`, the save before is given up for the last one as soon as that,
+        written as fast as the newest checkpoint, would come too late; but not where it would in any case. Raises what
+        the save before met.
+        """
+        if self._rank != 0 and self._peers is None:
+            return
+        if self._took is not None and left > self._took + _MARGIN:
+            self._longest = time.monotonic() + left - self._took - _MARGIN
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or self._writing or not self._waiting)  # begun, if there is one
+            before = self._before = self._writing
+        if before is not None and len(self._memories) == 1 and available_memory() < _ROOM * before.memory.size:
+            self._drop_the_one_before()
+            self.wait()
+
+    def save(self, trainer: Trainer, *, last: bool = False, is_urgent: Callable[[], bool] = lambda: False) -> None:
         """Copy the state, for `confirm` to write; waits first for the save before. Raises what that one met.
 
         Where it `is_urgent` that training goes on, to its end at the next step, only the last save waits.
-        The last state of a training is never left out, however long there is no memory for it. Where the machine goes
-        in the seconds `left`, the save before is given up for it as soon as the last one, written as fast as the newest
-        checkpoint, would come too late; but not where that would in any case.
+        The last state of a training is never left out, however long there is no memory for it.
         """
         if self._rank != 0 and self._peers is None:
             return
         started = time.monotonic()
-        if self._took is not None and left > self._took + _MARGIN:
-            self._longest = started + left - self._took - _MARGIN
         memory = self._free_memory(last=last, is_urgent=is_urgent)
         if memory is None:
             self._skip(trainer.progress.step, time.monotonic() - started)
@@ -386,6 +393,7 @@ class Checkpointer:
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting or self._closed)
             self._writing, self._waiting = self._waiting, None
+            self._changed.notify_all()
             return self._writing
 
     def _write(self, snapshot: Snapshot) -> None:

@@ -16,7 +16,7 @@ from trainers import processors
 if TYPE_CHECKING:
     import torch
 
-# A net: watchdogs end what hangs. At the end of training all wait for rank 0, which storage may keep half an hour.
+# A net: watchdogs end what hangs. At the first step all wait for the last one that restores.
 COLLECTIVE_TIMEOUT = timedelta(minutes=45)
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -292,9 +292,11 @@ class Trainer:
         return min(self.context.gather(int(min(self.control.left(), _FAR) * 1000))) / 1000
 
     def save(self, *, last: bool, left: float = math.inf) -> None:
+        if last:
+            self.finish_saves(partial(self.checkpointer.make_room, left))
         self.pulse.enter(Phase.SAVING)
         urgent = lambda: self.control.urgent_stop() is not None  # noqa: E731
-        self.checkpointer.save(self, last=last, left=left, is_urgent=urgent)
+        self.checkpointer.save(self, last=last, is_urgent=urgent)
         self.saved_at = time.monotonic()
         self.saved_step = self.progress.step
 
@@ -430,7 +432,6 @@ class Trainer:
         )
 
 
-@cache
 def _begun(work: Callable[[], None]) -> Future[None]:
     """Do something in a thread, which nobody waits for where this process ends."""
     done: Future[None] = Future()
@@ -447,6 +448,7 @@ def _begun(work: Callable[[], None]) -> Future[None]:
     return done
 
 
+@cache
 def _interval(every: Every, steps_per_epoch: int) -> tuple[int, int]:
     """Return an interval in steps, as a fraction."""
     steps = Fraction(repr(every.count)) * (1 if every.unit == "step" else steps_per_epoch)

@@ -77,13 +77,12 @@ class ShardFiles:
         if INDEX_FILE in checkpoint.files:
             index = Index.read(folder / INDEX_FILE)
         else:
-            run.fetch(checkpoint, folder, parts)
+            run.fetch(checkpoint, folder, parts, on_file=trainer.pulse.goes_on)
             index = index_of_whole(folder, ("model", "optimizer"))
 
         def fetch(name: str) -> Path:
             if not (folder / name).exists():
-                run.fetch(checkpoint, folder, [name])
-                trainer.pulse.goes_on()
+                run.fetch(checkpoint, folder, [name], on_file=trainer.pulse.goes_on)
             return folder / name
 
         rest = state.rest_in(index.metadata["optimizer"], checkpoint.folder)

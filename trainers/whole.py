@@ -73,7 +73,7 @@ class WholeFiles:
 
     def restore(self, trainer: Trainer, run: Run, checkpoint: Checkpoint, folder: Path) -> None:
         if INDEX_FILE in checkpoint.files:
-            run.fetch(checkpoint, folder)
+            run.fetch(checkpoint, folder, on_file=trainer.pulse.goes_on)
             index = Index.read(folder / INDEX_FILE)
             for part in index.tensors:
                 consolidate(folder, index, part)

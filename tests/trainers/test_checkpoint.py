@@ -498,9 +498,12 @@ class Saves:
             attempt, 0, config=Checkpoint(keep=99, best=False), recorder=Recorder(attempt, 0, log_every=1), meta={}
         )
 
-    def save(self, step: int, **options: Any) -> None:
+    def save(self, step: int, *, left: float | None = None) -> None:
+        """Save a state, which is the last where its machine is there only for a time that is `left`."""
         trainer = SimpleNamespace(progress=Progress(step=step), precision="fp32", state=dict)
-        self.checkpointer.save(cast(Trainer, trainer), **options)
+        if left is not None:
+            self.checkpointer.make_room(left)
+        self.checkpointer.save(cast(Trainer, trainer), last=left is not None)
         self.checkpointer.confirm()
 
     @property
@@ -535,7 +538,7 @@ def test_a_save_that_hangs_makes_way_for_the_last_one_before_the_machine_goes(
     saves.checkpointer.wait()
     saves.save(2)
     began = time.monotonic()
-    saves.save(3, last=True, left=4.0)
+    saves.save(3, left=4.0)
     saves.checkpointer.close()
     took = time.monotonic() - began
     assert (saves.kept, saves.skipped) == ([1, 3], [2])
@@ -562,7 +565,7 @@ def test_a_save_does_not_make_way_where_the_last_one_would_not_fit_or_can_wait(
     saves.checkpointer._took = took
     monkeypatch.setattr(checkpoint, "_LONGEST_WAIT", 0.1)
     threading.Timer(2.5, saves.gone_on.set).start()
-    saves.save(3, last=True, left=left)
+    saves.save(3, left=left)
     saves.checkpointer.close()
     assert (saves.kept, saves.skipped) == ([2, 3], [])
 

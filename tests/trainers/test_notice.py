@@ -29,7 +29,6 @@ from trainers import backend, notice
 from trainers.checkpoint import Checkpointer
 from trainers.context import LocalContext, StopReason
 from trainers.control import Control
-from trainers.loop import Trainer
 
 LONG: Change = {"train": {"epochs": 40, "eval_every": "120 steps"}, "checkpoint": {"every": "1000 epochs"}}
 
@@ -198,22 +197,22 @@ def test_a_process_that_is_told_to_end_saves_and_goes_on_later_as_if_it_had_not(
 def test_the_last_save_knows_the_earliest_deadline_of_all_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[bool, float]] = []
-    save = Checkpointer.save
+    told: list[float] = []
+    make_room = Checkpointer.make_room
 
-    def note(checkpointer: Checkpointer, trainer: Trainer, *, last: bool, left: float, **options: Any) -> None:
-        told.append((last, left))
-        save(checkpointer, trainer, last=last, left=left, **options)
+    def note(checkpointer: Checkpointer, left: float) -> None:
+        told.append(left)
+        make_room(checkpointer, left)
 
     class Context(LocalContext):
         def gather(self, value: int) -> list[int]:
-            return [value, 20_000]  # another rank's
+            return [value, min(value, 20_000)]  # another rank's milliseconds
 
-    monkeypatch.setattr(Checkpointer, "save", note)
+    monkeypatch.setattr(Checkpointer, "make_room", note)
     monkeypatch.setattr("trainers.control.Control.after", lambda _, step: notice.give(60) if step == 2 else None)
     with pytest.raises(PreemptedError, match="saved at step 3"):
         train(start(tmp_path), context=Context())
-    assert told == [(False, math.inf), (False, math.inf), (True, 20.0)]
+    assert told == [20.0]
 
 
 @pytest.mark.usefixtures("given")

@@ -105,10 +105,12 @@ class Ranks:
         config = Checkpoint(keep=keep, best=False)
         return Checkpointer(attempt, rank, config=config, recorder=recorder, meta={}, peers=peers)
 
-    def save(self, step: int, **options: Any) -> None:
+    def save(self, step: int, *, left: float | None = None) -> None:
         trainer = SimpleNamespace(progress=Progress(step=step), precision="fp32", state=dict)
         for rank in self.ranks:
-            rank.save(cast(Trainer, trainer), **options)
+            if left is not None:
+                rank.make_room(left)
+            rank.save(cast(Trainer, trainer), last=left is not None)
         for rank in self.ranks:
             rank.confirm()
 
@@ -238,7 +240,7 @@ def test_where_one_rank_hangs_in_a_save_all_give_it_up_for_the_last_before_the_m
         rank.wait()
     ranks.save(2)
     began = time.monotonic()
-    ranks.save(3, last=True, left=4.0)
+    ranks.save(3, left=4.0)
     assert ranks.close() == [None] * RANKS
     assert time.monotonic() - began < 10
     gone_on.set()
