@@ -78,7 +78,7 @@ def test_a_gpu_that_fails_each_trial_costs_a_sweep_none(diabetes: Path) -> None:
     assert done.returncode == 3, done.stdout + done.stderr
     assert "accelerators have failed 3 trials; the last, 00002: rank 0's GPU on " in done.stdout, done.stdout
     assert f"raylift resume {diabetes.parent / 'runs' / run_id}" in done.stdout
-    assert states(run_id, diabetes.parent) == ["STOPPED"] * 3
+    assert {*states(run_id, diabetes.parent)} == {"STOPPED"}  # also one that was begun ahead
     broken.unlink()
     resumed = raylift("resume", run_id, cwd=diabetes.parent)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
@@ -88,7 +88,7 @@ def test_a_gpu_that_fails_each_trial_costs_a_sweep_none(diabetes: Path) -> None:
 
 def states(run_id: str, where: Path) -> list[str]:
     trials = json.loads(raylift("trials", run_id, "--json", cwd=where).stdout)["trials"]
-    return [trial["state"] for trial in sorted(trials, key=lambda trial: trial["id"])]
+    return [trial["state"] for trial in sorted(trials, key=lambda trial: trial["trial"])]
 
 
 def test_an_exception_of_theirs_is_shown_with_their_lines_alone_and_not_tried_again(diabetes: Path) -> None:

@@ -3,11 +3,13 @@
 import math
 import random
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from ray import cloudpickle
 from ray.tune import Experiment, Trainable
 
 from cluster.attempts import Attempt
@@ -194,10 +196,10 @@ class Ended:
 
     def __init__(self, trial_id: str, cause: Exception) -> None:
         self.trial_id, self.max_failures = trial_id, 3
-        self._error = SimpleNamespace(cause=cause)  # as Ray wraps it
-
-    def get_pickled_error(self) -> Any:
-        return self._error
+        self._file = NamedTemporaryFile()  # noqa: SIM115  # gone with this
+        self.pickled_error_file = self._file.name
+        self._file.write(cloudpickle.dumps(SimpleNamespace(cause=cause)))  # as Ray wraps it
+        self._file.flush()
 
 
 @pytest.mark.parametrize(("cause", "restarts"), [(PreemptedError("saved at step 7"), 4), (TrainingError("no"), 3)])
@@ -266,13 +268,34 @@ def test_a_trial_whose_accelerator_fails_is_tried_once_more_when_all_others_have
     for name in "bcd":
         assert launch.suggest(name) is not None
         launch.result(name, 1, 0.5, state="SUCCEEDED", complete=True)
-    assert not launch.bridge.is_done
-    lose_device(launch, "e", "00000")
-    assert states(launch) == ["FAILED"] + ["SUCCEEDED"] * 3
-    assert launch.record.trials["00000"].message == "rank 0's GPU on h1 failed"
+        assert not launch.bridge.is_done
+    assert launch.suggest("e")["trial"] == "00000"
     assert launch.resumed == [("e", 0)]
+    launch.result("e", 1, 0.5, state="SUCCEEDED", complete=True)
+    assert states(launch) == ["SUCCEEDED"] * 4
     assert launch.bridge.is_done
     assert launch.bridge.device_failure is None
+
+
+def test_a_trial_whose_accelerator_fails_twice_is_left_for_a_resume_when_all_others_have_ended(run: Run) -> None:
+    launch = Launch(run)
+    lose_device(launch, "a", "00000")
+    for name in "bc":
+        assert launch.suggest(name) is not None
+    launch.result("b", 1, 0.5, state="SUCCEEDED", complete=True)
+    assert launch.suggest("d") is not None
+    launch.result("c", 1, 0.5, state="SUCCEEDED", complete=True)
+    assert launch.suggest("e") is None, "the accelerator that is free now may be the one that fails"
+    launch.result("d", 1, 0.5, state="SUCCEEDED", complete=True)
+    lose_device(launch, "e", "00000")
+    assert states(launch) == ["STOPPED"] + ["SUCCEEDED"] * 3
+    why = "accelerators have failed a trial 2 times; the last, 00000: rank 0's GPU on h1 failed"
+    assert launch.bridge.device_failure == why
+    assert launch.bridge.is_done
+    launch.events.close()
+    assert [row["message"] for row in run.all_rows("events") if row["event"] == "warning"] == [
+        f"{why}. No more trials begin"
+    ]
 
 
 def test_an_accelerator_that_fails_one_trial_after_another_does_not_get_through_all_of_them(run: Run) -> None:
@@ -285,6 +308,7 @@ def test_an_accelerator_that_fails_one_trial_after_another_does_not_get_through_
     why = "accelerators have failed 3 trials; the last, 00003: rank 0's GPU on h1 failed"
     assert launch.bridge.device_failure == why
     assert launch.suggest("d") == "FINISHED"
+    assert launch.bridge.is_stopping
     launch.result("well", 1, 0.5, state="SUCCEEDED", complete=True)
     assert states(launch) == ["SUCCEEDED"] + ["STOPPED"] * 3
     launch.events.close()

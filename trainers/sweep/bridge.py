@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ray import cloudpickle
 from ray.tune import Callback
 from ray.tune.search import Searcher as RaySearcher
 from ray.tune.search import SearchGenerator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _UNSTARTED = 3  # actors that may be lost before a trial begins in them, until it has failed
-_UNUSABLE = 3  # trials that accelerators fail, until it is theirs and not the trials' doing
+_UNUSABLE = 3  # trials that accelerators fail, or one that they fail twice, until no more begin
 
 
 class Bridge(RaySearcher):
@@ -65,7 +66,8 @@ class Bridge(RaySearcher):
         self._lacks_metric = False  # no trial has what the sweep goes by, as one has shown
         self._proposed: Trial | None = None  # begun, but not safe in storage yet
         self._set_aside: list[Trial] = []  # tried once more when nothing else is to be done
-        self._failed_by_device: dict[str, str] = {}  # trials, with why
+        self._failed_by_device: Counter[str] = Counter()  # how often, trials that have not ended
+        self.device_failure: str | None = None  # why no more trials begin
         self._away_since: float | None = None  # when storage ceased to answer
         self._replay()
         self._waiting = [trial for trial in record.trials.values() if trial.state not in ENDED]
@@ -75,17 +77,14 @@ class Bridge(RaySearcher):
     @property
     def is_done(self) -> bool:
         """Whether there is nothing to begin now; a trial that has to go on elsewhere changes that."""
-        if self._is_stopping() or self._lacks_metric or self.device_failure is not None:
+        if self.is_stopping or self._lacks_metric:
             return True
         return not self._waiting and not self._has_new and not self._set_aside
 
     @property
-    def device_failure(self) -> str | None:
-        """Why no trial begins any more: an accelerator that fails each at once would get through all there are."""
-        if len(self._failed_by_device) < _UNUSABLE:
-            return None
-        *_, (newest, why) = self._failed_by_device.items()
-        return f"accelerators have failed {len(self._failed_by_device)} trials; the last, {newest}: {why}"
+    def is_stopping(self) -> bool:
+        """Whether what waits is to wait for a resume."""
+        return self._is_stopping() or self.device_failure is not None
 
     @property
     def _has_new(self) -> bool:
@@ -101,6 +100,8 @@ class Bridge(RaySearcher):
             trial = self._waiting.pop(0)
             self._on_resumed(trial_id, trial)
         elif not self._has_new:
+            if self._running:
+                return None  # the accelerator that is free now may be the one that fails
             trial = self._set_aside.pop(0)
             self._on_resumed(trial_id, trial)
         elif (proposed := self._propose()) is not None:
@@ -128,7 +129,7 @@ class Bridge(RaySearcher):
                 self._lacks_metric = True
             self._end(trial_id, result["state"], result["message"])
             return
-        if result is None and self._is_stopping():
+        if result is None and self.is_stopping:
             self._end(trial_id, "STOPPED", "it waited when the sweep was stopped")
             return
         why = f"ended by {self._sweep.scheduler.name} after epoch {trial.epoch}"
@@ -148,7 +149,7 @@ class Bridge(RaySearcher):
         if trial_id in self._running:
             trial = self._running[trial_id]
             self._end(trial_id, "STOPPED", why)
-            if not self._is_stopping():
+            if not self.is_stopping:
                 self._waiting.append(trial)
 
     def on_restarting(self, trial_id: str) -> None:
@@ -156,18 +157,22 @@ class Bridge(RaySearcher):
         self._started.discard(trial_id)
 
     def on_device_failure(self, trial_id: str, why: str) -> None:
-        """Set a trial aside that an accelerator failed more often than is allowed; the second time, it has failed.
+        """Set a trial aside that an accelerator failed more often than is allowed, until all others are done.
 
-        The accelerator may be broken, and the next trial's too, or it is what this trial does that breaks it.
+        It may be the trial that breaks it. But one that fails each trial at once would get through all there are: then
+        no more begin.
         """
-        name = self._running[trial_id].id if trial_id in self._running else None
-        if name is None or name in self._failed_by_device:
-            self.on_lost(trial_id, why)
+        if trial_id not in self._running:
             return
         trial = self._running[trial_id]
         self._end(trial_id, "STOPPED", why)
-        self._failed_by_device[name] = why
+        self._failed_by_device[trial.id] += 1
         self._set_aside.append(trial)
+        count, most = len(self._failed_by_device), max(self._failed_by_device.values())
+        if self.device_failure is None and (count >= _UNUSABLE or most > 1):
+            trials = f"{count} trials" if count > 1 else f"a trial {most} times"
+            self.device_failure = f"accelerators have failed {trials}; the last, {trial.id}: {why}"
+            self._record.warn(f"{self.device_failure}. No more trials begin")
 
     def on_lost(self, trial_id: str, why: str) -> None:
         """Take a trial for failed whose actor was lost more often than is allowed.
@@ -293,11 +298,11 @@ class Listener(Callback):
 
     def on_trial_recover(self, *_: Any, trial: RayTrial, **__: Any) -> None:  # type: ignore[override]  # named, always
         self._bridge.on_restarting(trial.trial_id)
-        if _has_left(trial.get_pickled_error()):
+        if _has_left(_error_of(trial)):
             trial.max_failures += 1  # this was none
 
     def on_trial_error(self, *_: Any, trial: RayTrial, **__: Any) -> None:  # type: ignore[override]  # named, always
-        error = trial.get_pickled_error()
+        error = _error_of(trial)
         lines = str(error).strip().splitlines() if error is not None else []
         why = lines[-1][:300] if lines else "its process was lost"
         if _has_left(error):
@@ -306,6 +311,15 @@ class Listener(Callback):
             self._bridge.on_device_failure(trial.trial_id, str(cause))
         else:
             self._bridge.on_lost(trial.trial_id, why)
+
+
+def _error_of(trial: RayTrial) -> Exception | None:
+    """Return what a trial was lost by; Tune's `get_pickled_error` looks where that comes later, if at all."""
+    if (file := trial.pickled_error_file) is None:
+        return None
+    with open(file, "rb") as stream:
+        found: Exception = cloudpickle.load(stream)
+    return found
 
 
 def _has_left(error: Exception | None) -> bool:

@@ -83,6 +83,9 @@ class Record:
                     return f"it was ended: {row['reason']}"
         return None
 
+    def warn(self, message: str) -> None:
+        self._write({"event": "warning", "message": message})
+
     def flush(self) -> None:
         """Write down all so far. Raises StorageError."""
         self._events.flush()
