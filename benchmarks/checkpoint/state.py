@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
+from trainers.context import LocalContext
+
 _BYTES_A_PARAMETER = 12  # fp32, for the weight and its two moments
 _SMALL = 20_000_000  # parameters: below that, layers are narrow, so that there are some
 
@@ -16,6 +18,7 @@ class Training:
 
     precision = "fp32"
     pulse = SimpleNamespace(goes_on=lambda: None)
+    context = LocalContext()
 
     def __init__(self, size: int, seed: int, device: str = "cpu", *, fresh: bool = False) -> None:
         """Make the state after one step, about `size` bytes; a fresh one, as a resume makes it, has weights alone."""

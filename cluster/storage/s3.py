@@ -19,6 +19,7 @@ from cluster.storage.network import FIRST_ATTEMPTS, backoff
 from cluster.storage.parts import fetch, fill
 from cluster.storage.rehearsed import rehearse_s3
 from cluster.storage.rules import check_folder, check_path, check_prefix, holds
+from cluster.storage.s3_body import pour
 from cluster.storage.s3_errors import Place, explain
 from cluster.storage.s3_retries import Retries, is_transient
 from cluster.storage.s3_transfer import Transfers
@@ -30,7 +31,6 @@ _COPY_AT_ONCE = 1 << 30  # S3 copies 5 GB at once, but slowly
 _CONNECT_S = 5
 _READ_S = 60
 _CONNECTIONS = 8
-_CHUNK = 1 << 20
 Taken = TypeVar("Taken")
 
 
@@ -153,7 +153,7 @@ class S3Storage:
 
     def _read_into(self, path: str, start: int, end: int | None, room: Sequence[memoryview]) -> int:
         with self._errors(path):
-            return self._get(self._key(path), _ranged(start, end), partial(_pour, room=room))
+            return self._get(self._key(path), _ranged(start, end), partial(pour, room=room))
 
     def _get(self, key: str, ranged: dict[str, str], take: Callable[[Any], Taken]) -> Taken:
         from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
@@ -216,24 +216,6 @@ class S3Storage:
 
 def _ranged(start: int, end: int | None) -> dict[str, str]:
     return {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if start or end is not None else {}
-
-
-def _pour(body: Any, room: Sequence[memoryview]) -> int:
-    """Read a body into memory; return how long it is, or one more than there is room where it is longer.
-
-    It comes in chunks: boto3 would read it into new memory as a whole.
-    """
-    filled = 0
-    for piece in room:
-        at = 0
-        while at < len(piece):
-            data = body.read(min(_CHUNK, len(piece) - at))
-            if not data:
-                return filled
-            piece[at : at + len(data)] = data
-            at += len(data)
-            filled += len(data)
-    return filled + len(body.read(1))
 
 
 def _require_boto3() -> None:

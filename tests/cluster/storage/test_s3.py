@@ -223,6 +223,39 @@ def test_a_large_file_gets_through_bad_connections(
         other.download("a", Memory(digest.size), expect=digest)
 
 
+def test_what_is_read_into_memory_goes_there_from_the_socket_and_leaves_the_connection_to_the_next(
+    s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrapped(*_: object) -> int:
+        raise AssertionError("it goes through new memory, and is copied once more")
+
+    data = os.urandom(3 * PART)
+    with behind_proxy(s3_env, monkeypatch) as (storage, standing):
+        put(s3_env, storage, "a", data)
+        before = standing.connections
+        monkeypatch.setattr("cluster.storage.s3_body._read_by_chunks", wrapped)
+        for _ in range(3):
+            memory = Memory(len(data))
+            storage.download("a", memory, expect=Digest.of_bytes(data))
+            assert bytes(memory.data) == data
+        assert standing.connections <= before + 3
+
+
+@pytest.mark.parametrize("length", [MIB, 3 * MIB])
+def test_an_object_of_another_length_than_there_is_room_for_is_damaged(
+    s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    data = os.urandom(2 * MIB)
+    with behind_proxy(s3_env, monkeypatch) as (storage, _):
+        put(s3_env, storage, "a", os.urandom(length))
+        put(s3_env, storage, "b", data)
+        with pytest.raises(CorruptObjectError):
+            storage.download("a", Memory(len(data)), expect=Digest.of_bytes(data))
+        memory = Memory(len(data))
+        storage.download("b", memory, expect=Digest.of_bytes(data))
+        assert bytes(memory.data) == data
+
+
 @pytest.mark.parametrize("fault", ["cut-request", "flip-request"])
 def test_a_part_that_is_cut_or_damaged_on_its_way_is_sent_again(
     s3_env: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: Fault
