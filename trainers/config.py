@@ -138,6 +138,9 @@ _TAKES: dict[str, tuple[str, ...]] = {
 }
 
 
+_LEARNING_RATES = {"sgd": 0.1, "muon": 0.02, "adagrad": 0.01, "adafactor": 0.01}  # of the others: 1e-3
+
+
 class Optimizer(Block):
     """An optimizer of torch.optim, by its name in lower case."""
 
@@ -150,6 +153,11 @@ class Optimizer(Block):
     nesterov: bool | None = Field(default=None, description="sgd, muon")
     betas: tuple[Fraction, Fraction] | None = Field(default=None, description="adam, adamw, nadam, radam")
     eps: Positive | None = Field(default=None, description="adam, adamw, adagrad, rmsprop, nadam, radam")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, or what is usual with this optimizer."""
+        return _LEARNING_RATES.get(self.name, 1e-3) if self.lr is None else self.lr
 
     @model_validator(mode="after")
     def _options_of_this_optimizer(self) -> Optimizer:

@@ -15,7 +15,6 @@ from trainers.config import Schedule as ScheduleConfig
 from trainers.muon import MuonWithAdamW
 from trainers.sharding import is_part, own_part
 
-LEARNING_RATES = {"sgd": 0.1, "muon": 0.02, "adagrad": 0.01, "adafactor": 0.01}  # of the others: 1e-3
 _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
@@ -40,17 +39,16 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trainable:
         raise TrainingError("the model has no trainable parameters: every one has requires_grad=False")
-    lr = LEARNING_RATES.get(config.name, 1e-3) if config.lr is None else config.lr
     options = config.model_dump(include={"momentum", "nesterov", "betas", "eps"}, exclude_none=True)
     if config.name == "muon":
-        return MuonWithAdamW(model, lr=lr, weight_decay=config.weight_decay, **options)
+        return MuonWithAdamW(model, lr=config.rate, weight_decay=config.weight_decay, **options)
     if _can_fuse(config.name, [parameter for _, parameter in trainable]):
         options["fused"] = True
     groups: list[dict[str, Any]] = [
         {"params": [pair for pair in trainable if pair[1].ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [pair for pair in trainable if pair[1].ndim < 2], "weight_decay": 0.0},
     ]
-    return _CLASSES[config.name]([group for group in groups if group["params"]], lr=lr, **options)
+    return _CLASSES[config.name]([group for group in groups if group["params"]], lr=config.rate, **options)
 
 
 def _can_fuse(name: str, parameters: list[nn.Parameter]) -> bool:

@@ -86,6 +86,23 @@ class Domain(Block):
         assert self.quniform is not None
         return float(f"{number * self.quniform[2]:.15g}")  # 3 * 0.1 is 0.30000000000000004
 
+    def own(self, value: Any) -> Any:
+        """Return a value as it has it. Raises ValueError where it has not."""
+        if self.values is not None:
+            if (place := place_in(self.values, value)) is None:
+                raise ValueError(f"{_shown(value)} is none of {self}")
+            return self.values[place]
+        low, high = self.ends.values()
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(f"{_shown(value)} is not in {self}")
+        if self.randint is not None:
+            found: float = round(value)
+        else:
+            found = self.multiple(self.nearest_multiple(value)) if self.quniform is not None else float(value)
+        if not math.isclose(found, value):
+            raise ValueError(f"{_shown(value)} is not in {self}")
+        return found
+
     def nearest_multiple(self, value: float) -> int:
         """Return which multiple within a quniform is next to a number."""
         assert self.quniform is not None

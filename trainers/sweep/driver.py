@@ -34,7 +34,7 @@ from trainers.sweep.ranks import Ranks
 from trainers.sweep.record import Record
 from trainers.sweep.room import Room
 from trainers.sweep.schedulers import build_scheduler, remember, remember_one
-from trainers.sweep.search import build_searcher
+from trainers.sweep.search import build_searcher, own_point
 from trainers.sweep.trial import ALL_OF_ITS_POD, data_key, threads_each
 from trainers.sweep.watch import Watch
 from trainers.tasks.base import Prepared
@@ -104,10 +104,10 @@ class SweepDriver(Driver):
         events.append({"event": "sweep", "trials": self.total, "metric": self.metric, "mode": self.mode, "data": data})
         with Watch(attempt).looking() as watch:
             lengths = longest(self.job.train, self.tune, samples)
-            is_stopping = lambda: watch.is_stopping or self.leaving  # noqa: E731
-            scheduler = build_scheduler(self.tune, record, self.mode, lengths, is_stopping)
+            scheduler = build_scheduler(self.tune, record, self.mode, lengths, lambda: bridge.is_stopping)
             remember(scheduler, record)
-            searcher = build_searcher(self.tune, self.mode)
+            own = own_point(self.tune, self.job.model_dump(mode="json"))
+            searcher = build_searcher(self.tune, self.mode, own)
             bridge = Bridge(
                 self.tune,
                 searcher,
@@ -116,7 +116,7 @@ class SweepDriver(Driver):
                 ahead=1 if self.room.is_full and not searcher.learns else 0,  # one that learns would know less
                 grows=self.room.grows,
                 mode=self.mode,
-                is_stopping=is_stopping,
+                is_stopping=lambda: watch.is_stopping or self.leaving,
                 on_resumed=lambda name, trial: remember_one(scheduler, name, trial, record.metric),
             )
             self._run_trials(attempt, ready, bridge, scheduler)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from trainers.config import Optimizer
 from trainers.randomness import seed_for
 from trainers.tuning import Domain, Point, Tune, may_be_perturbed, place_in
 
@@ -42,14 +43,65 @@ class Searcher(Protocol):
         ...
 
 
-def build_searcher(tune: Tune, mode: str) -> Searcher:
-    """Return the searcher that a job file asks for."""
+def build_searcher(tune: Tune, mode: str, first: Point | None = None) -> Searcher:
+    """Return the searcher that a job file asks for; it begins with the point `first`, but not where it tries all."""
     if tune.covers_all or tune.search.name == "grid":
         return Every(tune)
     own = {"random": Random, "qmc": Sobol}.get(tune.search.name)
     searcher = own(tune) if own is not None else Sampled(tune, mode)
     is_small = tune.is_finite and sum(1 for _ in islice(tune.points(), _MOST_POINTS + 1)) <= _MOST_POINTS
-    return Untried(tune, searcher) if is_small and tune.scheduler.name != "pbt" else searcher
+    chosen = Untried(tune, searcher) if is_small and tune.scheduler.name != "pbt" else searcher
+    return Begun(chosen, first) if first is not None else chosen
+
+
+def own_point(tune: Tune, job: Mapping[str, Any]) -> Point | None:
+    """Return the values that a job has itself, or by default, for the keys of its sweep; None where one is not in it.
+
+    Zero, as of a decay, stands at the beginning of a logarithmic range. None, too, where all points together are to
+    fill the space evenly.
+    """
+    if tune.search.name == "qmc" or any(domain.grid is not None for domain in tune.ordered.values()):
+        return None
+    point: Point = {}
+    for key, domain in tune.ordered.items():
+        if not domain.counts(point):
+            continue
+        value = _own_value(job, key)
+        if domain.loguniform is not None and value == 0 and not isinstance(value, bool):
+            value = domain.loguniform[0]
+        if value is None and domain.values is not None and len(domain.values) == 1:
+            (value,) = domain.values  # what it is by default is set there
+        try:
+            point[key] = domain.own(value)
+        except ValueError:
+            return None
+    return point
+
+
+def _own_value(job: Mapping[str, Any], key: str) -> Any:
+    value: Any = job
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    if key == "train.optimizer.lr" and value is None:
+        return Optimizer(name=job["train"]["optimizer"]["name"]).rate
+    return value
+
+
+class Begun:
+    """Another searcher, but with a given point first: beside it, what is found later is seen to be better, or not."""
+
+    def __init__(self, searcher: Searcher, first: Point) -> None:
+        self.learns = searcher.learns
+        self.know = searcher.know
+        self.tell = searcher.tell
+        self._searcher = searcher
+        self._first = first
+
+    def ask(self, number: int) -> Point:
+        if number:
+            return self._searcher.ask(number)
+        self.know(0, self._first)
+        return dict(self._first)
 
 
 class Every:
