@@ -491,8 +491,8 @@ class Checkpointer:
         stored = Told(Stand.STORED, uploaded, snapshot.state.layout, snapshot.blocked)
         self._peers.tell(step, stored)
         if self._rank != 0:
-            return (Checkpoint(self._attempt.number, step, uploaded, info), 0.0) if self._is_ruled(step) else None
-        told = self._all_parts(self._peers, step, stored)
+            return (Checkpoint(self._attempt.number, step, uploaded, info), 0.0) if self._is_ruled(snapshot) else None
+        told = self._all_parts(self._peers, snapshot, stored)
         if told is None or snapshot.dropped.is_set():
             return None
         index = InMemory(joined([one.layout for one in told], snapshot.state.metadata).to_json())
@@ -502,10 +502,10 @@ class Checkpointer:
         self._peers.forget(step)
         return checkpoint, max(one.blocked for one in told)
 
-    def _all_parts(self, peers: Peers, step: int, own: Told) -> list[Told] | None:
+    def _all_parts(self, peers: Peers, snapshot: Snapshot, own: Told) -> list[Told] | None:
         """Wait, as rank 0, until every rank has stored its part; return None where the save is given up."""
-        told, looks, is_announced = {0: own}, Looks(), False
-        while True:
+        step, told, looks, is_announced = snapshot.step, {0: own}, Looks(), False
+        while not snapshot.dropped.is_set():
             self._raise_if_abandoned()
             for rank in set(range(peers.world_size)) - set(told):
                 part = peers.part(step, rank)
@@ -522,19 +522,21 @@ class Checkpointer:
             if len(told) == peers.world_size:
                 return [told[rank] for rank in range(peers.world_size)]
             looks.pause()
+        return None
 
-    def _is_ruled(self, step: int) -> bool:
+    def _is_ruled(self, snapshot: Snapshot) -> bool:
         """Wait until rank 0 has ruled what becomes of a save; return whether it exists."""
         assert self._peers is not None
         looks = Looks()
-        while True:
+        while not snapshot.dropped.is_set():
             self._raise_if_abandoned()
-            told = self._peers.ruling(step)
+            told = self._peers.ruling(snapshot.step)
             if told is not None and told.stand is not Stand.AWAY:
                 return told.stand is Stand.COMMITTED
             if told is not None:
                 self._note_away()
             looks.pause()
+        return False
 
     def _raise_if_abandoned(self) -> None:
         """Have a save end that waits for other ranks, after a failure: one that is gone tells nothing any more."""

@@ -56,7 +56,7 @@ _NO_GPU_MEMORY = (
 # What a GPU, its driver and its libraries say that cannot go on; and what they say of a mistake in what they were given
 _GPU_FAILED = ("CUDA error", "CUBLAS_STATUS_", "CUDNN_STATUS_", "CUSPARSE_STATUS_", "HIP error")
 _MISUSED = (
-    *("device-side assert", "no kernel image", "invalid argument"),
+    *("device-side assert", "no kernel image", "invalid argument", "invalid configuration argument"),
     *("_INVALID_VALUE", "_BAD_PARAM", "_NOT_SUPPORTED"),
 )
 

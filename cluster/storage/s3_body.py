@@ -16,6 +16,8 @@ def pour(body: Any, room: Sequence[memoryview]) -> int:
     copies all of it once more, through new memory: that takes a third of a restore's processor time. Raises botocore's
     errors.
     """
+    from botocore.exceptions import IncompleteReadError
+
     response = _response_in(body)
     if response is None:
         return _read_by_chunks(body, room)
@@ -23,6 +25,8 @@ def pour(body: Any, room: Sequence[memoryview]) -> int:
     try:
         filled = _read_directly(response, room)
         is_longer = filled == sum(map(len, room)) and bool(_called(response.read, 1))
+        if response.length and not is_longer:
+            raise IncompleteReadError(actual_bytes=filled, expected_bytes=filled + response.length)
         is_whole = not is_longer
     finally:
         body._raw_stream.release_conn() if is_whole else body.close()  # with what is still to come, none can use it
@@ -42,16 +46,12 @@ def _response_in(body: Any) -> HTTPResponse | None:
 
 
 def _read_directly(response: HTTPResponse, room: Sequence[memoryview]) -> int:
-    from botocore.exceptions import IncompleteReadError
-
     filled = 0
     for piece in room:
         at = 0
         while at < len(piece):
             count = _called(response.readinto, piece[at:])
             if not count:
-                if response.length:
-                    raise IncompleteReadError(actual_bytes=filled, expected_bytes=filled + response.length)
                 return filled
             at += count
             filled += count

@@ -268,7 +268,6 @@ def test_a_trial_whose_accelerator_fails_is_tried_once_more_when_all_others_have
     for name in "bcd":
         assert launch.suggest(name) is not None
         launch.result(name, 1, 0.5, state="SUCCEEDED", complete=True)
-        assert not launch.bridge.is_done
     assert launch.suggest("e")["trial"] == "00000"
     assert launch.resumed == [("e", 0)]
     launch.result("e", 1, 0.5, state="SUCCEEDED", complete=True)
@@ -277,7 +276,7 @@ def test_a_trial_whose_accelerator_fails_is_tried_once_more_when_all_others_have
     assert launch.bridge.device_failure is None
 
 
-def test_a_trial_whose_accelerator_fails_twice_is_left_for_a_resume_when_all_others_have_ended(run: Run) -> None:
+def test_a_trial_whose_accelerator_fails_again_after_others_have_ended_well_has_failed(run: Run) -> None:
     launch = Launch(run)
     lose_device(launch, "a", "00000")
     for name in "bc":
@@ -285,11 +284,21 @@ def test_a_trial_whose_accelerator_fails_twice_is_left_for_a_resume_when_all_oth
     launch.result("b", 1, 0.5, state="SUCCEEDED", complete=True)
     assert launch.suggest("d") is not None
     launch.result("c", 1, 0.5, state="SUCCEEDED", complete=True)
-    assert launch.suggest("e") is None, "the accelerator that is free now may be the one that fails"
+    assert launch.suggest("e") == "FINISHED", "the accelerator that is free now may be the one that fails"
     launch.result("d", 1, 0.5, state="SUCCEEDED", complete=True)
-    lose_device(launch, "e", "00000")
-    assert states(launch) == ["STOPPED"] + ["SUCCEEDED"] * 3
-    why = "accelerators have failed a trial 2 times; the last, 00000: rank 0's GPU on h1 failed"
+    lose_device(launch, "f", "00000")
+    assert states(launch) == ["FAILED"] + ["SUCCEEDED"] * 3
+    assert launch.record.trials["00000"].message == "rank 0's GPU on h1 failed"
+    assert launch.bridge.device_failure is None
+    assert launch.bridge.is_done
+
+
+def test_an_accelerator_that_fails_the_only_trial_that_is_left_fails_none(run: Run) -> None:
+    launch = Launch(run, SWEEP.model_copy(update={"trials": 1}))
+    lose_device(launch, "a", "00000")
+    lose_device(launch, "b", "00000")
+    assert states(launch) == ["STOPPED"]
+    why = "accelerators have failed a trial twice; the last, 00000: rank 0's GPU on h1 failed"
     assert launch.bridge.device_failure == why
     assert launch.bridge.is_done
     launch.events.close()
@@ -312,8 +321,12 @@ def test_an_accelerator_that_fails_one_trial_after_another_does_not_get_through_
     launch.result("well", 1, 0.5, state="SUCCEEDED", complete=True)
     assert states(launch) == ["SUCCEEDED"] + ["STOPPED"] * 3
     launch.events.close()
-    again = Launch(run)
-    assert [again.suggest(name)["trial"] for name in "ab"] == ["00001", "00002"]
+    again = Launch(run, SWEEP.model_copy(update={"trials": 5}))
+    found = []
+    for name in "abcd":
+        found.append(again.suggest(name)["trial"])
+        again.result(name, 1, 0.5, state="SUCCEEDED", complete=True)
+    assert found == ["00004", "00001", "00002", "00003"], "those come last"
     assert again.bridge.device_failure is None
 
 

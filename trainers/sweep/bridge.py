@@ -66,11 +66,15 @@ class Bridge(RaySearcher):
         self._lacks_metric = False  # no trial has what the sweep goes by, as one has shown
         self._proposed: Trial | None = None  # begun, but not safe in storage yet
         self._set_aside: list[Trial] = []  # tried once more when nothing else is to be done
-        self._failed_by_device: Counter[str] = Counter()  # how often, trials that have not ended
+        self._failed_by_device: dict[str, int] = {}  # trials that have not ended, with how many had ended well by then
+        self._ended_well = 0
         self.device_failure: str | None = None  # why no more trials begin
         self._away_since: float | None = None  # when storage ceased to answer
         self._replay()
-        self._waiting = [trial for trial in record.trials.values() if trial.state not in ENDED]
+        left = [trial for trial in record.trials.values() if trial.state not in ENDED]
+        aside = record.set_aside()
+        self._waiting = [trial for trial in left if trial.id not in aside]
+        self._set_aside += [trial for trial in left if trial.id in aside]
         self._next = max((trial.number for trial in record.trials.values()), default=-1) + 1  # point
         self._left = self._repeats_left()
 
@@ -79,7 +83,8 @@ class Bridge(RaySearcher):
         """Whether there is nothing to begin now; a trial that has to go on elsewhere changes that."""
         if self.is_stopping or self._lacks_metric:
             return True
-        return not self._waiting and not self._has_new and not self._set_aside
+        is_left = self._set_aside and not self._running  # until then Tune need not keep an idle process
+        return not self._waiting and not self._has_new and not is_left
 
     @property
     def is_stopping(self) -> bool:
@@ -100,8 +105,6 @@ class Bridge(RaySearcher):
             trial = self._waiting.pop(0)
             self._on_resumed(trial_id, trial)
         elif not self._has_new:
-            if self._running:
-                return None  # the accelerator that is free now may be the one that fails
             trial = self._set_aside.pop(0)
             self._on_resumed(trial_id, trial)
         elif (proposed := self._propose()) is not None:
@@ -159,18 +162,23 @@ class Bridge(RaySearcher):
     def on_device_failure(self, trial_id: str, why: str) -> None:
         """Set a trial aside that an accelerator failed more often than is allowed, until all others are done.
 
-        It may be the trial that breaks it. But one that fails each trial at once would get through all there are: then
-        no more begin.
+        It has failed where it meets that again after others have ended well: it breaks the accelerator. But one that
+        fails each trial at once would get through all there are: then no more begin.
         """
         if trial_id not in self._running:
             return
         trial = self._running[trial_id]
-        self._end(trial_id, "STOPPED", why)
-        self._failed_by_device[trial.id] += 1
+        again = trial.id in self._failed_by_device
+        if again and self._ended_well > self._failed_by_device[trial.id]:
+            self.on_lost(trial_id, why)
+            return
+        self._record.ended(trial, "STOPPED", why, aside=True)
+        self._leave(trial_id)
+        self._failed_by_device[trial.id] = self._ended_well
         self._set_aside.append(trial)
-        count, most = len(self._failed_by_device), max(self._failed_by_device.values())
-        if self.device_failure is None and (count >= _UNUSABLE or most > 1):
-            trials = f"{count} trials" if count > 1 else f"a trial {most} times"
+        count = len(self._failed_by_device)
+        if self.device_failure is None and (count >= _UNUSABLE or again):
+            trials = f"{count} trials" if count > 1 else "a trial twice"
             self.device_failure = f"accelerators have failed {trials}; the last, {trial.id}: {why}"
             self._record.warn(f"{self.device_failure}. No more trials begin")
 
@@ -237,12 +245,16 @@ class Bridge(RaySearcher):
                 self._record.evaluated(trial, one)
 
     def _end(self, trial_id: str, state: str, message: str) -> None:
-        trial = self._running.pop(trial_id)
-        self._started.discard(trial_id)
+        trial = self._leave(trial_id)
         self._record.ended(trial, state, message)
+        self._ended_well += state in ("SUCCEEDED", "PRUNED")
         if state in ENDED:
             self._failed_by_device.pop(trial.id, None)
             self._tell(trial.number)
+
+    def _leave(self, trial_id: str) -> Trial:
+        self._started.discard(trial_id)
+        return self._running.pop(trial_id)
 
     def _tell(self, number: int) -> None:
         """Tell the searcher of a point whose last trial has ended; one that failed once has no value."""

@@ -61,9 +61,14 @@ class Record:
             trial.state = state
             self._write({"event": "trial.state", "trial": trial.id, "state": state})
 
-    def ended(self, trial: Trial, state: str, message: str) -> None:
+    def ended(self, trial: Trial, state: str, message: str, **more: Any) -> None:
         trial.state, trial.message, trial.ended = state, message, time.time()
-        self._write({"event": "trial.ended", "trial": trial.id, "state": state, "message": message})
+        self._write({"event": "trial.ended", "trial": trial.id, "state": state, "message": message, **more})
+
+    def set_aside(self) -> set[str]:
+        """Return the trials that were set `aside` when they ended the last time."""
+        last = {row["trial"]: row for row in self.rows if row["event"] == "trial.ended"}
+        return {name for name, row in last.items() if row.get("aside", False)}
 
     def close(self, trial: Trial, state: str, message: str) -> None:
         """Write the end of a trial into its own folder, where nobody trains it any more to do so."""
