@@ -103,6 +103,19 @@ class Domain(Block):
             raise ValueError(f"{_shown(value)} is not in {self}")
         return found
 
+    def at(self, share: float) -> Any:
+        """Return the value at a share, from 0 to below 1, of all that it has."""
+        if (values := self.values) is not None:
+            return values[int(share * len(values))]
+        if self.randint is not None:
+            low, high = self.randint
+            return low + int(share * (high - low))
+        low, high = self.ends.values()
+        if self.loguniform is not None:
+            return min(max(math.exp(math.log(low) + share * (math.log(high) - math.log(low))), low), high)
+        value = low + share * (high - low)
+        return self.multiple(self.nearest_multiple(value)) if self.quniform is not None else value
+
     def nearest_multiple(self, value: float) -> int:
         """Return which multiple within a quniform is next to a number."""
         assert self.quniform is not None

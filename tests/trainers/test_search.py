@@ -1,11 +1,10 @@
 """Which points a sweep tries: in their domains, the same again, and as if nothing had been lost on the way."""
 
 import math
-from typing import Any
 
 import pytest
 
-from trainers.sweep.search import Every, Random, build_searcher, own_point, perturb
+from trainers.sweep.search import Every, Random, build_searcher, perturb
 from trainers.tuning import Point, Tune
 
 SPACE = {
@@ -94,88 +93,6 @@ def test_one_and_true_are_two_values(name: str) -> None:
     assert [str(point) for point in told(config, 20, forget_at=9)] == [str(point) for point in points]
 
 
-OWN = {"model": {"dropout": 0.2}, "train": {"batch_size": 32, "optimizer": {"name": "adamw", "lr": None}}}
-
-
-def own(space: dict[str, Any]) -> Point | None:
-    return own_point(Tune.model_validate({"trials": 30, "space": space, "search": "random"}), OWN)
-
-
-@pytest.mark.parametrize(
-    ("space", "point"),
-    [
-        ({"train.optimizer.lr": {"loguniform": [1e-5, 0.1]}}, {"train.optimizer.lr": 1e-3}),
-        ({"train.optimizer.lr": {"uniform": [0.1, 0.2]}}, None),
-        ({"train.optimizer.name": ["sgd", "adamw"]}, {"train.optimizer.name": "adamw"}),
-        ({"train.optimizer.name": ["sgd", "muon"]}, None),
-        ({"train.batch_size": {"randint": [32, 33]}}, {"train.batch_size": 32}),
-        ({"train.batch_size": {"randint": [8, 32]}}, None),
-        ({"train.batch_size": {"randint": [8, 99_999]}}, {"train.batch_size": 32}),
-        ({"model.dropout": {"quniform": [0, 0.5, 0.1]}}, {"model.dropout": 0.2}),
-        ({"model.dropout": {"quniform": [0, 0.5, 0.25]}}, None),
-        ({"train.batch_size": {"quniform": [16, 64, 16]}}, {"train.batch_size": 32.0}),
-        ({"train.optimizer.momentum": [0.9]}, {"train.optimizer.momentum": 0.9}),
-        ({"train.optimizer.momentum": [0.8, 0.9]}, None),
-        ({"model.dropout": {"quniform": [0, 0.5, 1e-6]}}, {"model.dropout": 0.2}),
-        ({"model.dropout": {"quniform": [0, 0.5, 3e-6]}}, None),
-        ({"train.batch_size": {"grid": [32, 64]}}, None),
-        ({"params.depth": {"uniform": [0, 9]}}, None),
-        (
-            {
-                "train.optimizer.name": ["sgd", "adamw"],
-                "train.optimizer.momentum": {"uniform": [0.8, 0.9], "when": {"train.optimizer.name": "sgd"}},
-            },
-            {"train.optimizer.name": "adamw"},
-        ),
-    ],
-)
-def test_the_values_of_the_job_file_are_a_point_where_the_space_has_all_of_them(
-    space: dict[str, Any], point: Point | None
-) -> None:
-    assert str(own(space)) == str(point)
-
-
-def test_no_decay_is_the_least_that_a_logarithmic_range_has() -> None:
-    job = {"train": {"optimizer": {"weight_decay": 0.0}}}
-    space = {"train.optimizer.weight_decay": {"loguniform": [1e-6, 0.1]}}
-    config = Tune.model_validate({"trials": 30, "space": space})
-    assert own_point(config, job) == {"train.optimizer.weight_decay": 1e-6}
-
-
-@pytest.mark.parametrize("name", ["random", "tpe", "cmaes"])
-def test_a_search_begins_with_the_values_of_the_job_file_and_chooses_the_others_as_ever(name: str) -> None:
-    space = {"train.optimizer.lr": {"loguniform": [1e-5, 0.1]}, "model.dropout": {"quniform": [0, 0.5, 0.1]}}
-    config = Tune.model_validate({"trials": 9, "space": space, "search": name})
-    first = own(space)
-
-    def points(count: int, begun: list[Point]) -> list[Point]:
-        searcher = build_searcher(config, "max", first)
-        found: list[Point] = []
-        for number in range(count):
-            if number < len(begun):
-                searcher.know(number, begun[number])
-            found.append(begun[number] if number < len(begun) else searcher.ask(number))
-            searcher.tell(number, {1: found[-1]["train.optimizer.lr"]}, completed=True)
-        return found
-
-    whole = points(9, [])
-    assert whole[0] == first
-    assert len({str(point) for point in whole}) == 9
-    assert points(9, whole[:4]) == whole
-    if name == "random":
-        searcher = build_searcher(config, "max")
-        assert whole[1:] == [searcher.ask(number) for number in range(1, 9)]
-
-
-def test_the_values_of_the_job_file_are_not_tried_twice_in_a_small_space() -> None:
-    space = {"train.batch_size": [16, 32, 64], "train.optimizer.name": ["sgd", "adamw"]}
-    config = Tune.model_validate({"trials": 5, "space": space, "search": "random"})
-    searcher = build_searcher(config, "max", own(space))
-    points = [str(searcher.ask(number)) for number in range(5)]
-    assert points[0] == str({"train.batch_size": 32, "train.optimizer.name": "adamw"})
-    assert len({*points}) == 5
-
-
 def told(config: Tune, count: int, *, forget_at: int | None = None) -> list[Point]:
     """Run a search that hears of each point at once how large its numbers are."""
     searcher = build_searcher(config, "max")
@@ -239,7 +156,7 @@ def test_of_a_large_space_points_are_not_listed() -> None:
 
 @pytest.mark.slow
 def test_gp_that_lost_its_memory_goes_on_as_if_it_had_not_and_another_seed_gives_other_points() -> None:
-    """Of its points the first ten are random."""
+    """Of its points the first eight are random."""
     points = search(tune("gp"), 13)
     assert search(tune("gp"), 13, forget_at=12) == points
     assert search(tune("gp", seed=4), 1) != points[:1]

@@ -30,11 +30,12 @@ from trainers.main import Driver, Ready, on_this_machine, start_ray_for
 from trainers.sweep.actor import Shared, TrialActor
 from trainers.sweep.bridge import Bridge, Generator, Listener
 from trainers.sweep.length import longest
+from trainers.sweep.prior import begin_as_usual
 from trainers.sweep.ranks import Ranks
 from trainers.sweep.record import Record
 from trainers.sweep.room import Room
 from trainers.sweep.schedulers import build_scheduler, remember, remember_one
-from trainers.sweep.search import build_searcher, own_point
+from trainers.sweep.search import build_searcher
 from trainers.sweep.trial import ALL_OF_ITS_POD, data_key, threads_each
 from trainers.sweep.watch import Watch
 from trainers.tasks.base import Prepared
@@ -106,8 +107,8 @@ class SweepDriver(Driver):
             lengths = longest(self.job.train, self.tune, samples)
             scheduler = build_scheduler(self.tune, record, self.mode, lengths, lambda: bridge.is_stopping)
             remember(scheduler, record)
-            own = own_point(self.tune, self.job.model_dump(mode="json"))
-            searcher = build_searcher(self.tune, self.mode, own)
+            searcher = build_searcher(self.tune, self.mode)
+            searcher = begin_as_usual(searcher, self.tune, self.job.model_dump(mode="json"))
             bridge = Bridge(
                 self.tune,
                 searcher,

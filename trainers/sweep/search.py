@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from trainers.config import Optimizer
 from trainers.randomness import seed_for
 from trainers.tuning import Domain, Point, Tune, may_be_perturbed, place_in
 
 if TYPE_CHECKING:
     import optuna
 
+STARTUP = 8  # points of which TPE and a GP want to hear before they choose
 _MOST_POINTS = 10_000  # of a space, in which trials may meet
 Values = Mapping[int, float]  # of the metric, by evaluation
 
@@ -43,65 +43,14 @@ class Searcher(Protocol):
         ...
 
 
-def build_searcher(tune: Tune, mode: str, first: Point | None = None) -> Searcher:
-    """Return the searcher that a job file asks for; it begins with the point `first`, but not where it tries all."""
+def build_searcher(tune: Tune, mode: str) -> Searcher:
+    """Return the searcher that a job file asks for."""
     if tune.covers_all or tune.search.name == "grid":
         return Every(tune)
     own = {"random": Random, "qmc": Sobol}.get(tune.search.name)
     searcher = own(tune) if own is not None else Sampled(tune, mode)
     is_small = tune.is_finite and sum(1 for _ in islice(tune.points(), _MOST_POINTS + 1)) <= _MOST_POINTS
-    chosen = Untried(tune, searcher) if is_small and tune.scheduler.name != "pbt" else searcher
-    return Begun(chosen, first) if first is not None else chosen
-
-
-def own_point(tune: Tune, job: Mapping[str, Any]) -> Point | None:
-    """Return the values that a job has itself, or by default, for the keys of its sweep; None where one is not in it.
-
-    Zero, as of a decay, stands at the beginning of a logarithmic range. None, too, where all points together are to
-    fill the space evenly.
-    """
-    if tune.search.name == "qmc" or any(domain.grid is not None for domain in tune.ordered.values()):
-        return None
-    point: Point = {}
-    for key, domain in tune.ordered.items():
-        if not domain.counts(point):
-            continue
-        value = _own_value(job, key)
-        if domain.loguniform is not None and value == 0 and not isinstance(value, bool):
-            value = domain.loguniform[0]
-        if value is None and domain.values is not None and len(domain.values) == 1:
-            (value,) = domain.values  # what it is by default is set there
-        try:
-            point[key] = domain.own(value)
-        except ValueError:
-            return None
-    return point
-
-
-def _own_value(job: Mapping[str, Any], key: str) -> Any:
-    value: Any = job
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    if key == "train.optimizer.lr" and value is None:
-        return Optimizer(name=job["train"]["optimizer"]["name"]).rate
-    return value
-
-
-class Begun:
-    """Another searcher, but with a given point first: beside it, what is found later is seen to be better, or not."""
-
-    def __init__(self, searcher: Searcher, first: Point) -> None:
-        self.learns = searcher.learns
-        self.know = searcher.know
-        self.tell = searcher.tell
-        self._searcher = searcher
-        self._first = first
-
-    def ask(self, number: int) -> Point:
-        if number:
-            return self._searcher.ask(number)
-        self.know(0, self._first)
-        return dict(self._first)
+    return Untried(tune, searcher) if is_small and tune.scheduler.name != "pbt" else searcher
 
 
 class Every:
@@ -139,7 +88,7 @@ class Random:
                 point[key] = domain.grid[left % len(domain.grid)]
                 left //= len(domain.grid)
             else:
-                point[key] = _at(domain, share)
+                point[key] = domain.at(self._moved(key, domain, share, point))
         return point
 
     def know(self, number: int, point: Point) -> None: ...
@@ -148,6 +97,10 @@ class Random:
         """Take another point for the one that was just asked for: nothing here depends on it."""
 
     def tell(self, number: int, values: Values, *, completed: bool) -> None: ...
+
+    def _moved(self, key: str, domain: Domain, share: float, point: Point) -> float:  # noqa: ARG002  # for who inherits
+        """Return where in its domain a key's value comes to lie, which was drawn to lie at a share of it."""
+        return share
 
     def _shares(self, number: int) -> list[float]:
         """Return where in its domain each key's value lies, also of keys that a condition leaves out."""
@@ -299,7 +252,7 @@ def perturb(config: Tune, point: Point, *, number: int, iteration: int) -> Point
         if not domain.counts(changed):
             changed.pop(key, None)
         elif key not in point or drawn < resampled:
-            changed[key] = _at(domain, float(share))
+            changed[key] = domain.at(float(share))
         else:
             changed[key] = _beside(domain, point[key], scheduler.perturbation_factors or (1.2, 0.8), up=side < 0.5)
     return changed
@@ -339,25 +292,10 @@ def _index(domain: Domain, value: Any) -> Any:
     return domain.nearest_multiple(value) if domain.quniform is not None else value
 
 
-def _at(domain: Domain, share: float) -> Any:
-    """Return the value at a share, from 0 to below 1, of a domain."""
-    values = domain.values
-    if values is not None:
-        return values[int(share * len(values))]
-    if domain.randint is not None:
-        low, high = domain.randint
-        return low + int(share * (high - low))
-    low, high = domain.ends.values()
-    if domain.loguniform is not None:
-        return float(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
-    value = low + share * (high - low)
-    return domain.multiple(domain.nearest_multiple(value)) if domain.quniform is not None else value
-
-
 def _tpe(seed: int) -> Any:
     import optuna
 
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=STARTUP)
 
 
 def _random(seed: int) -> Any:
@@ -369,7 +307,7 @@ def _random(seed: int) -> Any:
 def _gp(seed: int) -> Any:
     import optuna
 
-    return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP, warn_independent_sampling=False)
 
 
 def _cmaes(seed: int) -> Any:
