@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from trainers.sweep.prior import begin_as_usual, own_point
+from trainers.config import TrainJob
+from trainers.sweep.prior import own_point, with_prior
 from trainers.sweep.search import STARTUP, Every, Searcher, build_searcher
 from trainers.tuning import Point, Tune
 
@@ -17,8 +18,8 @@ def own(space: dict[str, Any]) -> Point | None:
     return own_point(Tune.model_validate({"trials": 30, "space": space, "search": "random"}), OWN)
 
 
-def begun_as_usual(config: Tune, job: dict[str, Any] = OWN) -> Searcher:
-    return begin_as_usual(build_searcher(config, "max"), config, job)
+def begun_with_prior(config: Tune, job: dict[str, Any] = OWN) -> Searcher:
+    return with_prior(build_searcher(config, "max"), config, job)
 
 
 @pytest.mark.parametrize(
@@ -62,13 +63,33 @@ def test_no_decay_is_the_least_that_a_logarithmic_range_has() -> None:
     assert own_point(config, job) == {"train.optimizer.weight_decay": 1e-6}
 
 
+@pytest.mark.parametrize(
+    ("space", "point"),
+    [
+        ({"train.optimizer": ["sgd", "adamw"]}, {"train.optimizer": "adamw"}),
+        ({"train.optimizer": ["sgd", {"lr": 0.1}]}, None),
+        ({"train.schedule": ["cosine", {"name": "constant"}]}, {"train.schedule": {"name": "constant"}}),
+        ({"train.schedule": ["constant", "cosine"]}, {"train.schedule": "constant"}),
+        ({"train.schedule": [{"warmup": 0.1}, "cosine"]}, None),
+        ({"model": ["cnn"]}, {"model": "cnn"}),
+        ({"train.epochs": [1, 5], "model.dropout": {"uniform": [0, 0.5]}}, {"train.epochs": 5, "model.dropout": 0.0}),
+    ],
+)
+def test_a_block_of_a_list_is_the_job_file_s_own_if_it_says_the_same(
+    space: dict[str, Any], point: Point | None
+) -> None:
+    written = {"task": "image-classification", "data": {"train": "builtin:digits"}, "train": {"epochs": 5}}
+    job = TrainJob.from_job(written).model_dump(mode="json")
+    assert own_point(Tune.model_validate({"trials": 30, "space": space}), job) == point
+
+
 @pytest.mark.parametrize("name", ["random", "tpe", "cmaes"])
 def test_a_search_begins_with_the_values_of_the_job_file_and_chooses_the_others_as_ever(name: str) -> None:
     space = {"train.optimizer.lr": {"loguniform": [1e-5, 0.1]}, "model.dropout": {"quniform": [0, 0.5, 0.1]}}
     config = Tune.model_validate({"trials": 12, "space": space, "search": name})
 
     def points(count: int, begun: list[Point]) -> list[Point]:
-        searcher = begun_as_usual(config)
+        searcher = begun_with_prior(config)
         found: list[Point] = []
         for number in range(count):
             if number < len(begun):
@@ -90,7 +111,7 @@ def test_a_search_begins_with_the_values_of_the_job_file_and_chooses_the_others_
 def test_the_values_of_the_job_file_are_not_tried_twice_in_a_small_space() -> None:
     space = {"train.batch_size": [16, 32, 64], "train.optimizer.name": ["sgd", "adamw"]}
     config = Tune.model_validate({"trials": 5, "space": space, "search": "random"})
-    searcher = begun_as_usual(config)
+    searcher = begun_with_prior(config)
     points = [str(searcher.ask(number)) for number in range(5)]
     assert points[0] == str({"train.batch_size": 32, "train.optimizer.name": "adamw"})
     assert len({*points}) == 5
@@ -108,9 +129,13 @@ def begun(
     found = []
     for seed in range(seeds):
         config = Tune.model_validate({"trials": 20, "space": space, "search": {"name": name, "seed": seed}})
-        searcher = begun_as_usual(config, job)
+        searcher = begun_with_prior(config, job)
         found += [searcher.ask(number) for number in range(STARTUP)][1 if usual else 2 :: 2]
     return found
+
+
+def turned(space: dict[str, Any]) -> dict[str, Any]:
+    return dict(reversed(space.items()))
 
 
 def middle(points: list[Point], optimizer: str | None = None) -> float:
@@ -119,9 +144,11 @@ def middle(points: list[Point], optimizer: str | None = None) -> float:
     return statistics.median(map(math.log10, rates))
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp"])
-def test_a_search_that_learns_begins_with_each_optimizer_around_its_usual_rate(name: str) -> None:
-    points = begun(WIDE, name=name)
+@pytest.mark.parametrize(("name", "space"), [("tpe", WIDE), ("gp", WIDE), ("tpe", turned(WIDE))])
+def test_a_search_that_learns_begins_with_each_optimizer_around_its_usual_rate(
+    name: str, space: dict[str, Any]
+) -> None:
+    points = begun(space, name=name)
     assert {point["train.optimizer.name"] for point in points} == {*OPTIMIZERS}
     assert all(1e-4 <= point["train.optimizer.lr"] <= 0.3 for point in points)
     for optimizer, usual in (("adamw", -3.0), ("muon", math.log10(0.02)), ("sgd", -1.0)):
@@ -169,7 +196,7 @@ def test_an_optimizer_that_is_chosen_as_a_block_has_its_usual_rate() -> None:
 def test_no_point_of_a_small_space_with_rates_is_tried_twice(seed: int) -> None:
     space = {"train.optimizer.lr": [1e-4, 1e-3, 1e-2, 0.1], "train.batch_size": [16, 32, 64]}
     config = Tune.model_validate({"trials": 11, "space": space, "search": {"name": "tpe", "seed": seed}})
-    searcher = begun_as_usual(config)
+    searcher = begun_with_prior(config)
     assert len({str(searcher.ask(number)) for number in range(11)}) == 11
 
 
@@ -181,13 +208,13 @@ def test_a_list_of_rates_has_no_usual_one() -> None:
 
 def test_a_space_that_is_tried_in_full_has_no_beginning() -> None:
     config = Tune.model_validate({"trials": 20, "space": {"train.optimizer.lr": [1e-2, 1e-3]}})
-    assert isinstance(begun_as_usual(config), Every)
+    assert isinstance(begun_with_prior(config), Every)
 
 
 def test_tpe_hears_of_the_points_that_it_did_not_choose() -> None:
     """Where the first points show that one optimizer is good, most of the next ones are of that."""
     config = Tune.model_validate({"trials": 60, "space": WIDE, "search": {"name": "tpe", "seed": 2}})
-    searcher = begun_as_usual(config)
+    searcher = begun_with_prior(config)
     points = []
     for number in range(40):
         points.append(searcher.ask(number))

@@ -207,6 +207,46 @@ def test_a_point_that_failed_draws_no_others() -> None:
     assert names.count("adamw") >= 20
 
 
+@pytest.mark.parametrize("name", ["cmaes", pytest.param("gp", marks=pytest.mark.slow)])
+def test_points_that_failed_are_as_bad_as_the_worst_to_those_who_want_a_value_of_each(name: str) -> None:
+    """The higher the better up to where every point fails: there nobody stays."""
+    space = {"rate": {"uniform": [0, 1]}, "b": {"uniform": [0, 1]}}
+    searcher = build_searcher(Tune.model_validate({"trials": 40, "search": name, "space": space}), "max")
+    failed = []
+    for number in range(24):
+        rate = searcher.ask(number)["rate"]
+        failed.append(rate > 0.6)
+        searcher.tell(number, {} if failed[-1] else {1: rate}, completed=not failed[-1])
+    assert sum(failed[12:]) <= 6
+
+
+@pytest.mark.slow
+def test_gp_that_lost_its_memory_takes_trials_that_run_for_what_they_were() -> None:
+    """All that have ended have `b`, so the GP draws it for others too, where it does not count."""
+    space = {"a": ["x", "y"], "b": {"uniform": [0, 1], "when": {"a": "x"}}}
+    config = Tune.model_validate({"trials": 40, "search": {"name": "gp", "seed": 0}, "space": space})
+
+    def points(forget_at: int | None = None) -> list[Point]:
+        searcher = build_searcher(config, "max")
+        found: list[Point] = []
+
+        def tell(number: int) -> None:
+            if "b" in found[number]:
+                searcher.tell(number, {1: found[number]["b"]}, completed=True)
+
+        for number in range(20):
+            if number == forget_at:
+                searcher = build_searcher(config, "max")
+                for known, point in enumerate(found):
+                    searcher.know(known, point)
+                    tell(known)
+            found.append(searcher.ask(number))
+            tell(number)
+        return found
+
+    assert points(15) == points()
+
+
 def test_a_result_that_is_no_number_is_none() -> None:
     searcher = build_searcher(tune("tpe"), "max")
     searcher.ask(0)

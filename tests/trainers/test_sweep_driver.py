@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -278,25 +279,41 @@ def test_a_sweep_goes_on_with_no_other_samples_and_ends_no_trial_for_that(
         assert driver.run.result_of(2) is None
 
 
-def test_a_sweep_whose_metric_there_is_not_has_failed_and_says_which_there_are(
-    driver: SweepDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    why = "tune.metric: there is no 'eval_r3'; this task has eval_loss, eval_r2"
+NO_METRIC = "tune.metric: there is no 'eval_r3'; this task has eval_loss, eval_r2"
 
+
+@pytest.mark.parametrize(
+    ("told", "metric", "message"),
+    [
+        (
+            {"state": "FAILED", "message": NO_METRIC, "lacks_metric": True, "evaluation/eval_r2": 0.9},
+            "eval_r3",
+            f"no trial of 1 succeeded; the first, 00000: {NO_METRIC}",
+        ),
+        (
+            {"state": "SUCCEEDED", "message": "", "evaluation/eval_r2": math.nan},
+            "eval_r2",
+            "no trial of 2 has a finite eval_r2",
+        ),
+    ],
+    ids=["is not there", "is no number"],
+)
+def test_a_sweep_whose_metric_no_trial_has_failed_and_says_why(
+    driver: SweepDriver, monkeypatch: pytest.MonkeyPatch, told: dict[str, object], metric: str, message: str
+) -> None:
     def run_trials(_driver: SweepDriver, _attempt: Attempt, _ready: Ready, bridge: Bridge, _scheduler: object) -> None:
-        bridge.suggest("a")
-        told = {"training_iteration": 1, "step": 5, "epoch": 1, "state": "FAILED", "message": why}
-        bridge.on_trial_complete("a", {**told, "lacks_metric": True, "evaluation/eval_r2": 0.9})
-        assert bridge.is_done
+        names = iter("ab")
+        while not bridge.is_done:
+            bridge.suggest(name := next(names))
+            bridge.on_trial_complete(name, {"training_iteration": 1, "step": 5, "epoch": 1, **told})
 
     attempt = driver.run.claim()
     events = SegmentWriter(driver.run, attempt.number, "events", "driver")
     monkeypatch.setattr(sweep_driver, "_ENVIRONMENT", {})
     monkeypatch.setattr(SweepDriver, "_run_trials", run_trials)
-    driver.room, driver.metric = Room(2, most=2), "eval_r3"
+    driver.room, driver.metric = Room(2, most=2), metric
     driver._fit(attempt, events, Ready(Workers(min=1, max=1), gpus=False, meta={"train": 80}, arrays={}))
     events.close()
     result = driver.run.result()
     assert result is not None
-    assert (result.state, result.exit_code) == ("FAILED", 1)
-    assert result.message == f"no trial of 1 succeeded; the first, 00000: {why}"
+    assert (result.state, result.exit_code, result.message) == ("FAILED", 1, message)

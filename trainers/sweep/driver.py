@@ -30,7 +30,7 @@ from trainers.main import Driver, Ready, on_this_machine, start_ray_for
 from trainers.sweep.actor import Shared, TrialActor
 from trainers.sweep.bridge import Bridge, Generator, Listener
 from trainers.sweep.length import longest
-from trainers.sweep.prior import begin_as_usual
+from trainers.sweep.prior import with_prior
 from trainers.sweep.ranks import Ranks
 from trainers.sweep.record import Record
 from trainers.sweep.room import Room
@@ -108,7 +108,7 @@ class SweepDriver(Driver):
             scheduler = build_scheduler(self.tune, record, self.mode, lengths, lambda: bridge.is_stopping)
             remember(scheduler, record)
             searcher = build_searcher(self.tune, self.mode)
-            searcher = begin_as_usual(searcher, self.tune, self.job.model_dump(mode="json"))
+            searcher = with_prior(searcher, self.tune, self.job.model_dump(mode="json"))
             bridge = Bridge(
                 self.tune,
                 searcher,
@@ -192,8 +192,8 @@ class SweepDriver(Driver):
             return Result(state="STOPPED", message=message, exit_code=4)
         if best is None or all(trial.state == "FAILED" for trial in trials):
             first = next((trial for trial in trials if trial.state == "FAILED"), None)
-            cause = f"; the first, {first.id}: {first.message}" if first is not None else ""
-            return Result(state="FAILED", message=f"no trial of {len(trials)} succeeded{cause}", exit_code=1)
+            why = f"succeeded; the first, {first.id}: {first.message}" if first else f"has a finite {self.metric}"
+            return Result(state="FAILED", message=f"no trial of {len(trials)} {why}", exit_code=1)
         newest = best.newest
         assert newest is not None, "those that are ranked were evaluated"
         message = f"best of {len(trials)} trials: {best.id}  {describe(dict(best.point))}"

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Any
 
-from trainers.config import Optimizer
+from pydantic import ValidationError
+
+from trainers.config import Optimizer, TrainJob
 from trainers.sweep.search import STARTUP, Every, Random, Searcher
 from trainers.tuning import Domain, Point, Tune, apply
 
@@ -15,7 +17,7 @@ _LR = "train.optimizer.lr"
 _SPREAD = 0.25  # of a range: the standard deviation of rates around what is usual
 
 
-def begin_as_usual(searcher: Searcher, tune: Tune, job: Mapping[str, Any]) -> Searcher:
+def with_prior(searcher: Searcher, tune: Tune, job: Mapping[str, Any]) -> Searcher:
     """Return a searcher that begins with points which are likely to be good, and goes on as the given one.
 
     First come the job file's own values. Of what TPE and a GP hear of before they choose, every other point has then a
@@ -30,7 +32,7 @@ def begin_as_usual(searcher: Searcher, tune: Tune, job: Mapping[str, Any]) -> Se
 
 
 def own_point(tune: Tune, job: Mapping[str, Any]) -> Point | None:
-    """Return the values that a job has itself, or by default, for the keys of its sweep; None where one is not in it.
+    """Return the values that a whole job, with its defaults, has for the keys of its sweep; None where it lacks one.
 
     Zero, as of a decay, stands at the beginning of a logarithmic range. None, too, where all points together are to
     fill the space evenly.
@@ -41,7 +43,7 @@ def own_point(tune: Tune, job: Mapping[str, Any]) -> Point | None:
     for key, domain in tune.ordered.items():
         if not domain.counts(point):
             continue
-        value = _own_value(job, key)
+        value = _own_value(job, key, domain)
         if domain.loguniform is not None and value == 0 and not isinstance(value, bool):
             value = domain.loguniform[0]
         if value is None and domain.values is not None and len(domain.values) == 1:
@@ -53,11 +55,20 @@ def own_point(tune: Tune, job: Mapping[str, Any]) -> Point | None:
     return point
 
 
-def _own_value(job: Mapping[str, Any], key: str) -> Any:
+def _own_value(job: Mapping[str, Any], key: str, domain: Domain) -> Any:
     value: Any = job
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
+    if isinstance(value, Mapping):  # with every default: of a list, what says the same in other words
+        return next((each for each in domain.choice or () if _says_the_same(apply(job, {key: each}), job)), value)
     return usual_rate(job, {}) if key == _LR and value is None else value
+
+
+def _says_the_same(changed: dict[str, Any], job: Mapping[str, Any]) -> bool:
+    try:
+        return TrainJob.from_job(changed).model_dump(mode="json") == job
+    except ValidationError:
+        return False
 
 
 def usual_rate(job: Mapping[str, Any], point: Point) -> float:
@@ -79,15 +90,19 @@ class Usual(Random):
         super().__init__(tune)
         self._job = job
 
-    def _moved(self, key: str, domain: Domain, share: float, point: Point) -> float:
-        if key != _LR:
-            return share
+    def ask(self, number: int) -> Point:
+        point = super().ask(number)
+        if _LR not in point:
+            return point
+        domain = self._space[_LR]
+        share = dict(zip(self._space, self._shares(number), strict=True))[_LR]
         place = _place(domain, usual_rate(self._job, point))
-        if not 0 <= place <= 1:
-            return share
-        around = NormalDist(place, _SPREAD)
-        low, high = around.cdf(0), around.cdf(1)
-        return min(max(around.inv_cdf(low + share * (high - low)), 0.0), math.nextafter(1, 0))
+        if 0 <= place <= 1:
+            around = NormalDist(place, _SPREAD)
+            low, high = around.cdf(0), around.cdf(1)
+            moved = around.inv_cdf(low + share * (high - low))
+            point[_LR] = domain.at(min(max(moved, 0.0), math.nextafter(1, 0)))
+        return point
 
 
 def _place(domain: Domain, value: float) -> float:

@@ -88,7 +88,7 @@ class Random:
                 point[key] = domain.grid[left % len(domain.grid)]
                 left //= len(domain.grid)
             else:
-                point[key] = domain.at(self._moved(key, domain, share, point))
+                point[key] = domain.at(share)
         return point
 
     def know(self, number: int, point: Point) -> None: ...
@@ -97,10 +97,6 @@ class Random:
         """Take another point for the one that was just asked for: nothing here depends on it."""
 
     def tell(self, number: int, values: Values, *, completed: bool) -> None: ...
-
-    def _moved(self, key: str, domain: Domain, share: float, point: Point) -> float:  # noqa: ARG002  # for who inherits
-        """Return where in its domain a key's value comes to lie, which was drawn to lie at a share of it."""
-        return share
 
     def _shares(self, number: int) -> list[float]:
         """Return where in its domain each key's value lies, also of keys that a condition leaves out."""
@@ -135,6 +131,8 @@ class Sampled:
         direction = directions.MAXIMIZE if mode == "max" else directions.MINIMIZE
         self._study = optuna.create_study(storage=self._storage, study_name="sweep", direction=direction)
         self._asked: dict[int, optuna.Trial] = {}
+        self._mode = mode
+        self._worst: float | None = None  # of all values that it was told
 
     def ask(self, number: int) -> Point:
         return self._ask(number, self._tune.search.name)
@@ -162,12 +160,21 @@ class Sampled:
 
         trial = self._asked.pop(number)
         finite = {iteration: value for iteration, value in values.items() if math.isfinite(value)}
-        if finite and (completed or self._tune.search.name != "tpe"):  # TPE alone knows what to make of one ended early
-            self._study.tell(trial, finite[max(finite)])
+        last = finite[max(finite)] if finite else None
+        if self._tune.search.name != "tpe":  # TPE alone knows what to make of one that ended early, or has no value
+            completed, last = True, self._or_worst(last)
+        if completed and last is not None:
+            self._study.tell(trial, last)
             return
         for iteration, value in finite.items():
             trial.report(value, iteration)
-        self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)  # without a value, it counts as the worst
+        self._study.tell(trial, state=optuna.trial.TrialState.PRUNED)  # without a value, TPE takes it for the worst
+
+    def _or_worst(self, value: float | None) -> float | None:
+        """Return a value or, where there is none, the worst of those so far, if any."""
+        values = [each for each in (self._worst, value) if each is not None]
+        self._worst = (min if self._mode == "max" else max)(values, default=None)
+        return self._worst if value is None else value
 
     def _ask(self, number: int, sampler: str) -> Point:
         self._study.sampler = _SAMPLERS[sampler](self._seed(number))
@@ -181,13 +188,14 @@ class Sampled:
         return point
 
     def _drop_notes(self, trial: optuna.Trial) -> None:
-        """Have TPE see of a trial that runs the values it has, and not what else was drawn for it and did not count.
+        """Have a sampler see of a trial that runs the values it has, and not what else was drawn and did not count.
 
-        The latter nobody could tell it again (optuna.samplers._tpe.sampler, `_get_params`, of version 5.0).
+        The latter nobody could tell it again (`_get_params` of TPE's sampler, and of the GP's, in Optuna 5.0).
         """
         study = self._storage.get_study_id_from_name("sweep")
         key = self._storage.get_trial_id_from_study_id_trial_number(study, trial.number)
-        self._storage.set_trial_system_attr(key, "tpe:relative_params:0", "")
+        for sampler in ("tpe", "gp"):
+            self._storage.set_trial_system_attr(key, f"{sampler}:relative_params:0", "")
 
     def _seed(self, number: int) -> int:
         return seed_for(self._tune.search.seed, number) % 2**32
