@@ -330,6 +330,26 @@ def test_an_accelerator_that_fails_one_trial_after_another_does_not_get_through_
     assert again.bridge.device_failure is None
 
 
+def test_trials_that_break_their_accelerator_every_time_fail_at_the_second_resume_and_the_sweep_ends(run: Run) -> None:
+    for resumes in range(2):
+        launch = Launch(run)
+        if not resumes:
+            assert launch.suggest("well") is not None
+            launch.result("well", 1, 0.5, state="SUCCEEDED", complete=True)
+        for trial in ("00001", "00002", "00003"):
+            lose_device(launch, trial, trial)
+        assert launch.bridge.device_failure is not None
+        assert states(launch) == ["SUCCEEDED"] + ["STOPPED"] * 3
+        launch.events.close()
+    last = Launch(run)
+    for trial in ("00001", "00002", "00003"):
+        lose_device(last, trial, trial)
+    assert states(last) == ["SUCCEEDED"] + ["FAILED"] * 3
+    assert last.bridge.device_failure is None
+    assert last.bridge.is_done
+    assert last.record.trials["00003"].message == "rank 0's GPU on h1 failed"
+
+
 def test_a_trial_that_froze_too_often_has_failed_for_that(run: Run) -> None:
     launch = Launch(run)
     launch.suggest("a")
@@ -481,7 +501,7 @@ def test_a_trial_that_goes_on_is_compared_with_the_median_by_the_best_that_it_ha
         others += [ended(number, "SUCCEEDED") for number in range(1, 4)]
         past = [evaluated(0, iteration, value) for iteration, value in enumerate(told[:before], 1)]
         write_rows(run.claim(), "events", [begun(0), *past, *others], by="driver")
-        scheduler, record = scheduler_of(run, 1, name="median")
+        scheduler, record = scheduler_of(run, 1, name="median", grace_period=1 if math.isfinite(told[0]) else 2)
         remember(scheduler, record)
         trial: Any = Newcomer("as Tune calls it")
         remember_one(scheduler, trial.trial_id, record.trials["00000"], "eval_accuracy")
@@ -492,10 +512,11 @@ def test_a_trial_that_goes_on_is_compared_with_the_median_by_the_best_that_it_ha
             for iteration, value in told_now
         ][-1]
 
-    values = [0.65, 0.9, 0.9, 0.55]
     folder = Path(run.uri).parent
-    found = [judge(new_run(folder, f"before-{before}"), values, before=before) for before in range(4)]
-    assert found == ["CONTINUE"] * 4
+    for name, first in (("all", 0.65), ("nan", math.nan)):
+        values = [first, 0.9, 0.9, 0.55]
+        found = [judge(new_run(folder, f"{name}-{before}"), values, before=before) for before in range(4)]
+        assert found == ["CONTINUE"] * 4
     assert judge(new_run(folder, "worse"), [0.4, 0.5, 0.55], before=2) == "STOP"
 
 
@@ -667,6 +688,18 @@ def test_trials_of_a_population_wait_for_each_other_also_after_a_resume(
     evaluate(0, 6)
     assert sorted(met) == [0, 1, 2, 3]
     assert scheduler._next_perturbation_sync == 8
+
+
+def test_a_trial_of_a_population_whose_metric_is_no_number_is_the_poorest_also_after_a_resume(run: Run) -> None:
+    values = [0.5, math.nan, 0.7, 0.9]
+    rows = [row for number, value in enumerate(values) for row in (begun(number), evaluated(number, 3, value))]
+    write_rows(run.claim(), "events", rows, by="driver")
+    scheduler, _ = scheduler_of(run, 1, name="pbt", perturbation_interval=2)
+    trials = [Newcomer(f"{number:05d}", f"{number:05d}") for number in range(4)]
+    for trial in trials:
+        scheduler.on_trial_add(None, trial)
+    poorest, best = scheduler._quantiles()
+    assert (poorest, best) == ([trials[1]], [trials[3]])
 
 
 def test_trials_of_a_population_go_on_where_the_one_that_they_wait_for_fails(run: Run) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 _UNSTARTED = 3  # actors that may be lost before a trial begins in them, until it has failed
+_SET_ASIDE = 2  # times that a trial was before a launch, which takes it for failed if an accelerator fails it again
 _UNUSABLE = 3  # trials that accelerators fail, or one that they fail twice, until no more begin
 
 
@@ -72,9 +73,9 @@ class Bridge(RaySearcher):
         self._away_since: float | None = None  # when storage ceased to answer
         self._replay()
         left = [trial for trial in record.trials.values() if trial.state not in ENDED]
-        aside = record.set_aside()
-        self._waiting = [trial for trial in left if trial.id not in aside]
-        self._set_aside += [trial for trial in left if trial.id in aside]
+        self._aside_before = record.set_aside()
+        self._waiting = [trial for trial in left if trial.id not in self._aside_before]
+        self._set_aside += [trial for trial in left if trial.id in self._aside_before]
         self._next = max((trial.number for trial in record.trials.values()), default=-1) + 1  # point
         self._left = self._repeats_left()
 
@@ -162,14 +163,16 @@ class Bridge(RaySearcher):
     def on_device_failure(self, trial_id: str, why: str) -> None:
         """Set a trial aside that an accelerator failed more often than is allowed, until all others are done.
 
-        It has failed where it meets that again after others have ended well: it breaks the accelerator. But one that
-        fails each trial at once would get through all there are: then no more begin.
+        It has failed where it meets that again after others have ended well, or after it was set aside twice before
+        this launch: it breaks the accelerator. But one that fails each trial at once would get through all there are:
+        then no more begin.
         """
         if trial_id not in self._running:
             return
         trial = self._running[trial_id]
         again = trial.id in self._failed_by_device
-        if again and self._ended_well > self._failed_by_device[trial.id]:
+        is_known = self._aside_before.get(trial.id, 0) >= _SET_ASIDE
+        if is_known or (again and self._ended_well > self._failed_by_device[trial.id]):
             self.on_lost(trial_id, why)
             return
         self._record.ended(trial, "STOPPED", why, aside=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
@@ -65,10 +66,12 @@ class Record:
         trial.state, trial.message, trial.ended = state, message, time.time()
         self._write({"event": "trial.ended", "trial": trial.id, "state": state, "message": message, **more})
 
-    def set_aside(self) -> set[str]:
-        """Return the trials that were set `aside` when they ended the last time."""
-        last = {row["trial"]: row for row in self.rows if row["event"] == "trial.ended"}
-        return {name for name, row in last.items() if row.get("aside", False)}
+    def set_aside(self) -> dict[str, int]:
+        """Return the trials that were set `aside` when they ended the last time, and how often they were in all."""
+        ends = [row for row in self.rows if row["event"] == "trial.ended"]
+        times = Counter(row["trial"] for row in ends if row.get("aside", False))
+        last = {row["trial"]: row for row in ends}
+        return {name: times[name] for name, row in last.items() if row.get("aside", False)}
 
     def close(self, trial: Trial, state: str, message: str) -> None:
         """Write the end of a trial into its own folder, where nobody trains it any more to do so."""

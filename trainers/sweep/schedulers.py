@@ -170,7 +170,7 @@ class _Median(_Stopping, MedianStoppingRule):
         super().on_trial_add(tune_controller, trial)
         past = told_of(self._record.trials[trial.config["trial"]], self._record.metric)
         if past:
-            self._results[trial] = past
+            self._results[trial] = [self._comparable(told) for told in past]
 
     def _on_insufficient_samples(self, *_: Any) -> str:
         return str(TrialScheduler.CONTINUE)
@@ -224,7 +224,7 @@ class _Population(_Pausing, PopulationBasedTraining):
                 last = min(last, int(self._next_perturbation_sync - self._perturbation_interval))
             state.last_perturbation_time = last
             if self._metric in told:
-                self._save_trial_state(state, time, told, trial)
+                self._save_trial_state(state, time, self._comparable(told), trial)
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> RayTrial | None:
         """Have trials go on that wait for one which has ended; Ray's own would wait for ever."""
