@@ -62,6 +62,8 @@ class Trial:
     trained: float = 0.0  # seconds, without those that it waited for others, for a resume, or was lost for
     training_since: float | None = None  # in seconds since the epoch, beside that
     seen: float = 0.0  # when it was last heard of
+    pace: float | None = None  # seconds an epoch, between evaluations; None before the second
+    timed: tuple[float, int] | None = None  # since when, in seconds since the epoch, and from which epoch on
 
     def trains(self, at: float) -> None:
         self.seen = at
@@ -71,7 +73,14 @@ class Trial:
     def rests(self, at: float) -> None:
         if self.training_since is not None:
             self.trained += max(at - self.training_since, 0.0)
-        self.training_since, self.seen = None, max(at, self.seen)
+        self.training_since, self.seen, self.timed = None, max(at, self.seen), None
+
+    def reaches(self, epoch: int, at: float) -> None:
+        """Take the time of an evaluation."""
+        self.timed = self.timed or (at, epoch)
+        since, first = self.timed
+        if epoch > first:
+            self.pace = max(at - since, 0.0) / (epoch - first)
 
     def trained_by(self, now: float | None) -> float:
         """Return for how many seconds it has trained; without `now`, up to the last time that it rested."""
@@ -137,6 +146,7 @@ def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
                 if found[row["trial"]].training_since is None:
                     found[row["trial"]].trains(max(began, found[row["trial"]].seen))
                 found[row["trial"]].trains(row["time"])
+                found[row["trial"]].reaches(row["epoch"], row["time"])
                 one = Evaluation(row["iteration"], row["step"], row["epoch"], row["metrics"])
                 found[row["trial"]].evaluations[one.iteration] = one
                 if found[row["trial"]].state == "STOPPED":  # it was, and goes on

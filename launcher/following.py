@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
-from cluster.errors import InfrastructureError, RunExistsError, StorageError, UsageError
+from cluster.errors import InfrastructureError, RunExistsError, StorageError
 from cluster.local import LocalProvider
 from launcher.interrupts import Interrupts
 from launcher.text import decimal, duration, typed
@@ -231,11 +231,12 @@ def _display(run: Run, after: int, *, json: bool) -> PlainDisplay:
     from rich.console import Console
 
     from launcher.display import LiveDisplay, PlainDisplay
+    from launcher.status import is_sweep
 
     console = Console(stderr=json)  # with --json, standard output is the program's
     live = console.is_terminal and sys.stdin.isatty()
     with suppress(StorageError):  # whoever follows meets it too
-        if _is_sweep(run):
+        if is_sweep(run):
             from launcher.sweep_display import LiveSweepDisplay, PlainSweepDisplay
 
             history = [row for row in run.all_rows("events") if row["attempt"] <= after]
@@ -251,11 +252,3 @@ def _rows_alone() -> PlainDisplay:
     from launcher.display import JsonDisplay
 
     return JsonDisplay(Console(stderr=True))
-
-
-def _is_sweep(run: Run) -> bool:
-    from launcher.spec import load_frozen
-
-    with suppress(UsageError):  # another version wrote it
-        return load_frozen(run.job()).tune is not None
-    return False

@@ -12,19 +12,23 @@ from launcher.display import describe_event
 from launcher.printed import LAUNCH
 from launcher.remote import remote_of
 from launcher.status import summarize
+from launcher.sweeps import described_trial
 from launcher.text import finite
 
 
 def print_logs(run: Run) -> bool:
     """Print what storage holds of a run's log; False where that is nothing."""
-    attempts = run.attempts()
+    attempts, is_sweep = run.attempts(), False
     for attempt in attempts:
         for row in run.rows_of(attempt, "events"):
+            is_sweep = is_sweep or row["event"] == "sweep"
             if line := _describe(row, attempt):
                 print(f"{time.strftime('%H:%M:%S', time.localtime(row['time']))}  {line}")
         for writer, data in run.output_of(attempt).items():
             for printed in data.decode(errors="replace").splitlines():
                 print(f"{writer}: {printed}")
+        if is_sweep and (result := run.result_of(attempt)) is not None:
+            print(f"{result.state}{': ' if result.message else ''}{result.message}")
     if attempts and run.result() is None:
         summary = summarize(run, brief=True)
         if summary.state.is_final:  # storage took no word of it
@@ -58,4 +62,4 @@ def print_launch(run: Run, *, json: bool) -> bool:
 def _describe(row: dict[str, Any], attempt: int) -> str:
     if row["event"] == "finished":  # what follows a run says its end by itself
         return f"{row['state']}{': ' if row['message'] else ''}{row['message']}"
-    return describe_event(row, attempt)
+    return described_trial(row) or describe_event(row, attempt)

@@ -11,9 +11,9 @@ from typing import Any
 from cluster.errors import InfrastructureError, NewerFormatError, RunNotFoundError, UsageError
 from cluster.local import LocalProvider
 from cluster.provider import OnWait, Receipt, State
-from cluster.records import Claim, counted
+from cluster.records import Claim, Result, counted
 from cluster.runs import Run
-from cluster.trials import ENDED, sweep_of
+from cluster.trials import ENDED, read_trials, sweep_of
 from launcher.display import describe_event
 from launcher.goodput import Goodput, measure
 from launcher.remote import describe, look, may_be_remote, remote_of, tear_down_remote
@@ -66,6 +66,8 @@ def summarize(run: Run, *, brief: bool = False) -> Summary:
     if trained_by is not None and newest.launch not in {claim.launch for claim in trained_by.claims()}:
         trained_by = None
     result = run.result_of(newest.attempt)
+    if result is not None and result.state == State.STOPPED and trained_by is not None:
+        result = _ended_by_its_sweep(run, trained_by, result)
     if result is not None and not brief and may_be_remote(job) and _is_launched_anew(run, newest.attempt):
         result = None
     common: dict[str, Any] = {"attempt": newest.attempt, "restarts": len(claims) - 1, "host": newest.host}
@@ -93,14 +95,21 @@ def as_it_stands(sweep: Sweep | None, state: State) -> Sweep | None:
     return sweep.at_rest() if sweep is not None and state != State.RUNNING else sweep
 
 
+def is_sweep(run: Run) -> bool:
+    """Whether the job file of a run makes a sweep of it; not where another version wrote that."""
+    from launcher.spec import load_frozen
+
+    with contextlib.suppress(UsageError):
+        return load_frozen(run.job()).tune is not None
+    return False
+
+
 def open_sweep(run: Run) -> Sweep:
     """Return a run's sweep. Raises UsageError where it is none."""
     sweep = summarize(run).sweep
     if sweep is None:
-        raise UsageError(
-            f"{run.uri} has no trials: its job file has no tune: block, or it has not begun. "
-            f"See where it stands: raylift status {typed(run.uri)}"
-        )
+        why = "it has not begun" if is_sweep(run) else "its job file has no tune: block"
+        raise UsageError(f"{run.uri} has no trials: {why}. See where it stands: raylift status {typed(run.uri)}")
     return sweep
 
 
@@ -231,6 +240,14 @@ def _as_trial(run: Run, sweep: Run) -> tuple[State, str]:
     if found[0].state == "RUNNING":
         return State.RUNNING, above.reason
     return State.PENDING, "it waits for others" if found[0].state == "WAITING" else "it goes on when there is room"
+
+
+def _ended_by_its_sweep(run: Run, sweep: Run, result: Result) -> Result:
+    """Return how a trial ended that could not say so by itself: where it stood still when its process was let go."""
+    trials = {trial.id: trial for trial in read_trials(sweep.all_rows("events"))}
+    if run.id not in trials or trials[run.id].state != State.PRUNED:
+        return result
+    return replace(result, state=State.PRUNED.value, message=trials[run.id].message, exit_code=0)
 
 
 def _missing_workers(events: Sequence[dict[str, Any]]) -> str:

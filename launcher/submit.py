@@ -212,6 +212,8 @@ def _refuse_while_held(run: Run) -> None:
         raise UsageError(
             f"{run.uri} has succeeded: there is nothing to resume. Export it: raylift export {typed(run.uri)} DIR"
         )
+    if summary.state is State.PRUNED and summary.trial_of:
+        raise UsageError(f"{run.id} was ended early by its sweep, which alone decides about its trials")
     if is_running(run):
         where = "on this machine" if remote_of(run) is None else "on its cluster"
         raise UsageError(f"{run.uri} is running already, {where}. Follow it: raylift logs -f {typed(run.uri)}")

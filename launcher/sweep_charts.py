@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,12 +65,14 @@ def draw(sweep: Sweep, spec: JobSpec | None) -> Drawing:
 def budget_of(sweep: Sweep, spec: JobSpec | None) -> Budget:
     """Return what ending trials early saved: the epochs up to the end of their training, as the job file has it."""
     trained, saved, seconds = 0, 0, 0.0
+    paces = [trial.pace for trial in sweep.trials if trial.pace is not None]
+    usual = statistics.median(paces) if paces else None  # of one that was evaluated once, the start is most of its time
     for trial in sweep.trials:
         left = _length(trial, sweep, spec) - trial.epoch
         trained += trial.epoch
         saved += left
         if left and trial.ended is not None and trial.epoch:
-            seconds += trial.trained / trial.epoch * left
+            seconds += (trial.pace or usual or trial.trained / trial.epoch) * left
     return Budget(trained, saved, seconds)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launcher.display import PlainDisplay, describe_event
-from launcher.sweeps import Sweep, read_sweep, summary_table
+from launcher.sweeps import Sweep, described_trial, read_sweep, summary_table
 from launcher.text import decimal
 
 if TYPE_CHECKING:
@@ -55,12 +55,12 @@ class PlainSweepDisplay(PlainDisplay):
 
     def _line(self, row: dict[str, Any]) -> str:
         match row["event"]:
-            case "sweep":
-                return f"sweep: {row['trials']} trials for the {row['mode']}imum of {row['metric']}"
             case "trial.result" if self._is_best(row):
                 return self._best_line(row["trial"])
+            case "sweep":
+                return described_trial(row)
             case "trial.ended" if row["state"] == "FAILED":
-                return f"trial {row['trial']} failed: {row['message']}"
+                return described_trial(row)
             case "trial.ended" | "trial.result" if time.monotonic() - self._said_at > _PLAIN_EVERY:
                 return self._progress()
             case _:

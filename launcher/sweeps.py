@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import UsageError
 from cluster.runs import Run
 from cluster.trials import ENDED, Trial, means_of, ranked, read_trials, trial_run
-from launcher.text import decimal, duration, typed
+from launcher.text import counted, decimal, duration, typed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +73,7 @@ class Sweep:
         others = "".join(
             f"; {found[state]} {state.lower()}" for state in ("RUNNING", "WAITING", "STOPPED") if found[state]
         )
-        return f"{done} of {self.budget} trials done{f': {ended}' if ended else ''}{others}"
+        return f"{done} of {counted(self.budget, 'trial')} done{f': {ended}' if ended else ''}{others}"
 
     @cached_property
     def longest(self) -> int:
@@ -92,7 +92,7 @@ class Sweep:
 
     def values_of(self, trial: Trial) -> str:
         """Say what a trial was given, its keys as short as tells them apart."""
-        return "  ".join(f"{self.names[key]} {shown(value)}" for key, value in trial.point.items())
+        return _told(trial.point, self.names)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for programs, the best trial first."""
@@ -131,6 +131,19 @@ def read_sweep(rows: Iterable[Mapping[str, Any]]) -> Sweep | None:
     return Sweep(head["metric"], head["mode"], head["trials"], read_trials(rows)) if head is not None else None
 
 
+def described_trial(row: Mapping[str, Any]) -> str:
+    """Say an event of a sweep in a line: what it is to do, that a trial began, and how it ended; of others nothing."""
+    match row["event"]:
+        case "sweep":
+            return f"sweep: {counted(row['trials'], 'trial')} for the {row['mode']}imum of {row['metric']}"
+        case "trial":
+            return f"trial {row['trial']}: {_told(row['point'], short_names(list(row['point'])))}"
+        case "trial.ended":
+            return f"trial {row['trial']} {row['state'].lower()}{': ' if row['message'] else ''}{row['message']}"
+        case _:
+            return ""
+
+
 def best_of(sweep: Sweep, run: Run) -> Trial:
     """Return the best trial of a run's sweep. Raises UsageError where none is best yet."""
     if sweep.best is None:
@@ -165,11 +178,14 @@ def winner_of(run: Run) -> tuple[Run, dict[str, str] | None]:
 
 
 def summary_table(sweep: Sweep, *, now: float | None = None, running: int = _RUNNING) -> Table:
-    """Return the best few trials and of those that run the first; with `now`, for how long they have."""
+    """Return the best few trials and of those that run the first; with `now`, for how long they have.
+
+    Where there is neither, it has the first trials.
+    """
     best = sweep.ranked[:_BEST]
     known = {trial.id for trial in best}
     others = [trial for trial in sweep.running if trial.id not in known]
-    return trials_table(sweep, [*best, *others[:running]], now=now)
+    return trials_table(sweep, [*best, *others[:running]] or sweep.trials[:_BEST], now=now)  # where all failed, these
 
 
 def trials_table(sweep: Sweep, trials: Sequence[Trial], *, now: float | None = None) -> Table:
@@ -214,6 +230,10 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
         return ".".join(parts[-max(count, 2 if parts[-1] == "name" else 1) :])  # a name says nothing by itself
 
     return {key: short(parts) for key, parts in zip(keys, split, strict=True)}
+
+
+def _told(point: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    return "  ".join(f"{names[key]} {shown(value)}" for key, value in point.items())
 
 
 def shown(value: object, digits: int = 3) -> str:

@@ -48,7 +48,8 @@ def validate(model: type[M], document: Document) -> tuple[M | None, list[Mistake
 def nearest(word: object, known: Sequence[str]) -> str:
     """Return "; did you mean …?" for the known word that comes close, or nothing."""
     as_known = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(str(word).lower(), as_known, n=1, cutoff=0.6)
+    begun = [each for each in as_known if len(str(word)) > 2 and each.startswith(str(word).lower())]
+    close = begun[:1] or difflib.get_close_matches(str(word).lower(), as_known, n=1, cutoff=0.6)
     return f"; did you mean {as_known[close[0]]}?" if close else ""
 
 

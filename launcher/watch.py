@@ -58,7 +58,8 @@ class Follower:
             yield from updates
             if result is not None or self._is_lost():
                 yield from self._last_words(poll)
-                return
+                if not self._goes_on(result):
+                    return
             if not updates:
                 yield None
             time.sleep(poll)
@@ -67,13 +68,18 @@ class Follower:
         """Yield what comes of a run that is over: its result is there before its processes have ended."""
         deadline = time.monotonic() + _LAST_WORDS
         own = self._printed is not None and sweep_of(self.run) is None  # a trial's processes go on with others
-        while own and self._is_alive() and time.monotonic() < deadline:
+        result = self.result()
+        while own and self._is_alive() and time.monotonic() < deadline and not self._goes_on(result):
             yield from self.read()
             yield None
             time.sleep(poll)
         yield from self.read()
         if self._printed is not None:
             yield from map(as_update, self._printed.end())
+
+    def _goes_on(self, result: Result | None) -> bool:
+        """Whether a resume has begun another attempt since that result was there."""
+        return result is not None and self.result() != result
 
     def read(self) -> list[Update]:
         """Return the rows since the last call, in the order of their times."""

@@ -26,8 +26,8 @@ def begun(number: int, at: float = 1.0) -> dict[str, Any]:
     return {**row, "point": {"train.optimizer.lr": number / 10}}
 
 
-def evaluated(number: int, iteration: int, value: float) -> dict[str, Any]:
-    row = {"event": "trial.result", "time": 2.0, "trial": f"{number:05d}", "iteration": iteration}
+def evaluated(number: int, iteration: int, value: float, at: float = 2.0) -> dict[str, Any]:
+    row = {"event": "trial.result", "time": at, "trial": f"{number:05d}", "iteration": iteration}
     return {**row, "step": 10 * iteration, "epoch": iteration, "metrics": {"eval_accuracy": value}}
 
 

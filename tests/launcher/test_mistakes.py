@@ -75,6 +75,7 @@ def test_every_mistake_is_reported_at_once_with_its_place_and_what_to_write(job:
         ("train: {optimizer: sdg}", "job.yaml:3:20: train.optimizer.name: 'sdg' is not a choice here"),
         ("train: {optimizer: 5}", "job.yaml:3:20: train.optimizer: 5 is not sgd, adam, "),
         ("train: {loss: mse}", "job.yaml:3:15: train.loss: image-classification takes cross-entropy or bce, not mse"),
+        ("tune: {scheduler: {grace: 2}}", "tune.scheduler.grace: unknown key; did you mean grace_period? The keys of"),
         ("checkpoint: {kep: 3}", "job.yaml:3:14: checkpoint.kep: unknown key; did you mean keep? The keys of"),
         ("epochs: 3", "job.yaml:3:1: epochs: unknown key; did you mean train.epochs? The keys of the file: task, "),
         ("payment: 3", "job.yaml:3:1: payment: unknown key. The keys of the file: task, "),

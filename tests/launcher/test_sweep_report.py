@@ -124,6 +124,20 @@ def test_a_trial_is_as_long_as_its_own_epochs_say() -> None:
     assert budget.share == pytest.approx(4 / 6)
 
 
+def test_what_the_start_of_a_trial_took_is_no_time_of_its_epochs() -> None:
+    """Epochs of the second trial took 2 s each; of the first there is one evaluation, after a start of 14 s."""
+    rows = [
+        *(begun(0), evaluated(0, 1, 0.5, at=15.0), ended(0, "PRUNED", at=15.0)),
+        *(begun(1, at=15.0), evaluated(1, 1, 0.6, at=20.0), evaluated(1, 3, 0.7, at=24.0), ended(1, "PRUNED", at=24.0)),
+    ]
+    for row in rows:
+        if row["event"] == "trial":
+            row["point"] = {"train.epochs": 10}
+    budget = budget_of(told(*rows), None)
+    assert budget.saved == 9 + 7
+    assert budget.seconds == pytest.approx(2.0 * (9 + 7))
+
+
 def test_where_no_trial_was_ended_early_nothing_is_said_to_be_saved(tmp_path: Path) -> None:
     run = new_run(tmp_path, "sweep", DIGITS + "tune: {trials: 8}\n")
     write_rows(run.claim(), "events", [HEAD, begun(0), evaluated(0, 1, 0.5), ended(0, "SUCCEEDED")], by="driver")

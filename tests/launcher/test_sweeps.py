@@ -17,6 +17,7 @@ from cluster.runs import Run
 from cluster.trials import trial_run
 from launcher.cli.status import status_command
 from launcher.cli.trials import trials_command
+from launcher.logs import print_logs
 from launcher.spec import load
 from launcher.status import next_steps, open_sweep, summarize
 from launcher.submit import prepare
@@ -152,8 +153,34 @@ def test_the_job_file_of_a_best_trial_that_went_on_from_another_has_the_values_t
 def test_a_run_without_trials_is_its_own_winner_and_no_sweep(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     assert winner_of(run) == (run, None)
-    with pytest.raises(UsageError, match="has no trials: its job file has no tune: block, or it has not begun"):
+    with pytest.raises(UsageError, match=r"has no trials: its job file has no tune: block\. See"):
         open_sweep(run)
+
+
+def test_a_sweep_that_has_not_begun_is_one(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "sweep", DIGITS + "tune: {trials: 8}\n")
+    with pytest.raises(UsageError, match=r"has no trials: it has not begun\. See"):
+        open_sweep(run)
+
+
+def test_where_all_trials_failed_the_table_has_them() -> None:
+    sweep = read_sweep([{**HEAD, "trials": 1}, begun(0), ended(0, "FAILED")])
+    assert sweep is not None
+    assert "00000   FAILED" in shown(summary_table(sweep))
+    assert sweep.counts() == "1 of 1 trial done: 1 failed"
+
+
+def test_the_log_of_a_sweep_tells_of_every_trial_and_of_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, attempt = write_sweep(tmp_path)
+    attempt.finish(Result(state="STOPPED", message="stopped from the keyboard; 4 trials are left to do", exit_code=4))
+    assert print_logs(run)
+    printed = [line.partition("  ")[2] or line for line in capsys.readouterr().out.splitlines()]
+    assert printed[:2] == ["sweep: 8 trials for the maximum of eval_accuracy", "trial 00000: lr 0"]
+    assert "trial 00001 succeeded" in printed
+    assert "trial 00002 failed: training diverged: the loss is nan at step 3" in printed
+    assert printed[-1] == "STOPPED: stopped from the keyboard; 4 trials are left to do"
 
 
 def test_a_sweep_without_a_result_has_no_winner(tmp_path: Path) -> None:

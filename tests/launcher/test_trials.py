@@ -78,6 +78,21 @@ def test_a_trial_whose_end_its_sweep_knows_alone_has_ended(sweep: Run) -> None:
         assert summarize(trial).state is State.PRUNED
 
 
+def test_a_trial_that_stood_still_when_its_process_was_let_go_was_ended_by_the_scheduler(sweep: Run) -> None:
+    for number in (0, 3):
+        begin(sweep, number)[1].finish(
+            Result("STOPPED", "a person, or the budget, asked for it", 4, 10, {"eval_loss": 1})
+        )
+    trial, other = (trial_run(sweep, f"{number:05d}") for number in (0, 3))
+    summary = summarize(trial)
+    assert (summary.state, summary.exit_code, summary.step) == (State.PRUNED, 0, 10)
+    assert next_steps(summary)[0] == f"export it: raylift export {trial.uri} DIR"
+    assert summarize(other).state is State.STOPPED
+    with pytest.raises(UsageError, match="00000 was ended early by its sweep, which alone decides about its trials"):
+        relaunch(trial)
+    assert trial.attempts() == [1]
+
+
 def test_a_trial_whose_sweep_is_gone_is_stopped_and_goes_on_with_it(sweep: Run) -> None:
     trial, _ = begin(sweep, 3)
     summary = summarize(trial)

@@ -162,6 +162,29 @@ def test_what_processes_print_after_the_result_is_read_until_they_have_ended(run
     assert found == [(1, "rank-0", "good bye")]
 
 
+def test_following_right_after_a_resume_goes_on_with_what_that_begins(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes are there before they have claimed an attempt: until then the newest has a result."""
+    monkeypatch.setattr(watch, "_LAST_WORDS", 2.0)
+    run.claim().finish(Result(state="STOPPED"))
+
+    def resumes() -> None:
+        time.sleep(0.5)
+        attempt = run.claim()
+        time.sleep(2.5)
+        write_rows(attempt, "metrics", training(0, 2, begin=1.0))
+        attempt.finish(Result(state="SUCCEEDED"))
+        process.kill()
+
+    with living(run.id) as process:
+        thread = threading.Thread(target=resumes)
+        thread.start()
+        updates = [update for update in Follower(run, output=True).follow() if update is not None]
+        thread.join()
+    assert steps(updates) == [1, 2]
+
+
 def test_following_a_finished_run_ends_at_once_with_all_its_rows(tmp_path: Path) -> None:
     run = write_story(tmp_path)
     updates = [update for update in Follower(run, after=1).follow() if update is not None]
