@@ -96,6 +96,11 @@ class Trial:
         value = self.newest.metrics.get(metric) if self.newest is not None else None
         return value if value is not None and math.isfinite(value) else None
 
+    def values(self, metric: str) -> dict[int, float]:
+        """Return the metric of every evaluation that has it, where it is a finite number."""
+        found = {iteration: one.metrics.get(metric, math.nan) for iteration, one in self.evaluations.items()}
+        return {iteration: value for iteration, value in found.items() if math.isfinite(value)}
+
     def go_on_from(self, copied: Copied, point: Mapping[str, Any]) -> None:
         """Take over what another trial has become, with new values."""
         self.copied, self.point = copied, point
@@ -195,11 +200,16 @@ def unfinished_points(trials: Sequence[Trial]) -> set[int]:
 
 
 def means_of(trials: Sequence[Trial], metric: str) -> dict[int, float]:
-    """Return the mean value of each point's trials, by its number."""
-    found: dict[int, list[float]] = {}
+    """Return the mean value of each point's trials, by its number: at the last evaluation that all of them have had."""
+    found: dict[int, list[dict[int, float]]] = {}
     for trial in _measured(trials, metric):
-        found.setdefault(trial.number, []).append(float(trial.value(metric) or 0.0))
-    return {number: fmean(values) for number, values in found.items()}
+        found.setdefault(trial.number, []).append(trial.values(metric))
+    return {number: _mean_of(values) for number, values in found.items()}
+
+
+def _mean_of(values: Sequence[Mapping[int, float]]) -> float:
+    shared = set.intersection(*({*each} for each in values))
+    return fmean(each[max(shared or each)] for each in values)
 
 
 def _measured(trials: Sequence[Trial], metric: str) -> list[Trial]:

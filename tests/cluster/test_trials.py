@@ -73,6 +73,15 @@ def test_points_that_were_repeated_go_by_their_mean() -> None:
     assert means_of(trials, "eval_accuracy") == {0: pytest.approx(0.7), 1: pytest.approx(0.75)}
 
 
+def test_the_mean_of_a_point_is_at_the_last_evaluation_that_all_its_trials_have_had() -> None:
+    """As where one of them was ended early, or has just begun."""
+    rows: list[dict[str, Any]] = []
+    for repeat, values in enumerate([[0.6, 0.9], [0.4]]):
+        of = {"trial": f"00000-{repeat}", "repeat": repeat}
+        rows += [{**begun(0), **of}, *({**evaluated(0, at, value), **of} for at, value in enumerate(values, 1))]
+    assert means_of(read_trials(rows), "eval_accuracy") == {0: pytest.approx(0.5)}
+
+
 def test_a_point_of_which_seeds_are_left_to_begin_stands_behind_those_that_are_whole() -> None:
     """As where a sweep is stopped between two seeds."""
     rows: list[dict[str, Any]] = []
