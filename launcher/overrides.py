@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import UsageError
+from cluster.spelling import nearest
 from launcher import blocks, settings
 from launcher.mistakes import Keys, Mistake, Place
-from launcher.validation import nearest
 from launcher.yaml_source import Document, parse_option, read_file
 from trainers.tuning import Domain
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from cluster.spelling import nearest
 from launcher import blocks
 from launcher.mistakes import Keys, Mistake
 from launcher.overrides import block_for
-from launcher.validation import nearest, validate
+from launcher.validation import validate
 from launcher.yaml_source import Document
 from trainers.tuning import SEARCHED, Domain, Point, Tune
 

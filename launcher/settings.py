@@ -82,7 +82,7 @@ def resolve_run(text: str, storage_flag: str | None, *, run_ids: Callable[[str],
 
 
 def _complete(text: str, known: list[str], storage: str) -> str:
-    from launcher.validation import nearest
+    from cluster.spelling import nearest
 
     found = [text] if text in known else sorted(run_id for run_id in known if text and run_id.startswith(text))
     if len(found) == 1:

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from cluster.spelling import nearest
 from launcher.mistakes import Keys, Mistake
-from launcher.validation import nearest
 from launcher.yaml_source import Document
 
 BUILTIN = ("digits",)  # what builtin: can name

@@ -12,12 +12,13 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from cluster.config import Block, ClusterConfig, KubernetesCluster, LocalCluster, Nodes
 from cluster.errors import UsageError
+from cluster.spelling import nearest
 from launcher import overrides as cli
 from launcher import settings
 from launcher.mistakes import JobFileError, Mistake, Place
 from launcher.searched import check_space, settle_space
 from launcher.sources import settle_sources
-from launcher.validation import nearest, validate
+from launcher.validation import validate
 from launcher.yaml_source import Document, parse, read_file
 from trainers.config import BUILT_IN_ONLY, OWN_TASK, Budget, TrainJob
 from trainers.tuning import Tune, metrics_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from cluster.spelling import nearest
 from launcher import blocks
 from launcher.mistakes import Keys, Mistake
 from launcher.yaml_source import Document
@@ -43,14 +43,6 @@ def validate(model: type[M], document: Document) -> tuple[M | None, list[Mistake
     new = [_mistake(model, each, document) for each in _one_for_each_union(model, found, document)]
     mistakes = document.mistakes + [mistake for mistake in new if (mistake.place, mistake.path) not in known]
     return (None, mistakes) if mistakes else (valid, [])
-
-
-def nearest(word: object, known: Sequence[str]) -> str:
-    """Return "; did you mean …?" for the known word that comes close, or nothing."""
-    as_known = {each.lower(): each for each in known}
-    begun = [each for each in as_known if len(str(word)) > 2 and each.startswith(str(word).lower())]
-    close = begun[:1] or difflib.get_close_matches(str(word).lower(), as_known, n=1, cutoff=0.6)
-    return f"; did you mean {as_known[close[0]]}?" if close else ""
 
 
 def shown(value: object) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from cluster.bundles import WORKDIR, Bundle, bundle_of
 from cluster.errors import UsageError
+from cluster.spelling import nearest
 from launcher.mistakes import Keys, Mistake, Place
 from launcher.text import size
-from launcher.validation import nearest
 from launcher.yaml_source import Document
 
 _TASK: Keys = ("task",)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from cluster.config import Block
+from cluster.spelling import nearest
 from trainers.config import Positive, mode_of, name_alone
 
 Point = dict[str, Any]  # keys of the job file, such as train.optimizer.lr, and what they are in one trial
@@ -481,14 +482,16 @@ def _points(left: list[tuple[str, Domain]], point: Point) -> Iterator[Point]:
 def _check_conditions(key: str, domain: Domain, space: Mapping[str, Domain]) -> None:
     for other, wanted in domain.conditions.items():
         if other == key or other not in space:
-            known = ", ".join(name for name in space if name != key) or "it has none"
-            raise ValueError(f"space.{key}: it depends on {other}, which is no other key of the space: {known}")
+            known = [name for name in space if name != key]
+            told = f"{', '.join(known) or 'it has none'}{nearest(other, known)}"
+            raise ValueError(f"space.{key}: it depends on {other}, which is no other key of the space: {told}")
         values = space[other].values
         if values is None:
             raise ValueError(f"space.{key}: it depends on {other}, which is a range: a condition needs a list")
         for value in wanted:
             if place_in(values, value) is None:
-                shown = ", ".join(_shown(each) for each in values)
+                known = [_shown(each) for each in values]
+                shown = f"{', '.join(known)}{nearest(value, known)}"
                 raise ValueError(f"space.{key}: it counts when {other} is {_shown(value)}, which it never is: {shown}")
 
 

@@ -202,6 +202,14 @@ def test_blocks_may_be_searched_as_a_whole(job: Job) -> None:
             "tune.space.train.epochs: it counts when model.name is rnn, which it never is: cnn",
         ),
         (
+            "{space: {train.epochs: {choice: [1], when: {model.nam: cnn}}, model.name: [cnn]}}",
+            "which is no other key of the space: model.name; did you mean model.name?",
+        ),
+        (
+            "{space: {train.epochs: {choice: [1], when: {model.name: cmn}}, model.name: [cnn]}}",
+            "it counts when model.name is cmn, which it never is: cnn; did you mean cnn?",
+        ),
+        (
             "{space: {train.epochs: {choice: [1], when: {train.seed: 1}}, train.seed: {choice: [1], "
             "when: {train.epochs: 1}}}}",
             "depend on each other in a circle",
