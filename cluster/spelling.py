@@ -10,5 +10,5 @@ def nearest(word: object, known: Sequence[str]) -> str:
     """Return "; did you mean …?" for the known word that comes close, or nothing."""
     as_known = {each.lower(): each for each in known}
     begun = [each for each in as_known if len(str(word)) > 2 and each.startswith(str(word).lower())]
-    close = begun[:1] or difflib.get_close_matches(str(word).lower(), as_known, n=1, cutoff=0.6)
+    close = sorted(begun, key=len)[:1] or difflib.get_close_matches(str(word).lower(), as_known, n=1, cutoff=0.6)
     return f"; did you mean {as_known[close[0]]}?" if close else ""

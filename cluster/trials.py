@@ -103,7 +103,7 @@ class Trial:
 
     def go_on_from(self, copied: Copied, point: Mapping[str, Any]) -> None:
         """Take over what another trial has become, with new values."""
-        self.copied, self.point = copied, point
+        self.copied, self.point, self.timed = copied, point, None
         self.evaluations = {key: one for key, one in self.evaluations.items() if key <= copied.iteration}
 
     @property
@@ -151,7 +151,8 @@ def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
                 if found[row["trial"]].training_since is None:
                     found[row["trial"]].trains(max(began, found[row["trial"]].seen))
                 found[row["trial"]].trains(row["time"])
-                found[row["trial"]].reaches(row["epoch"], row["time"])
+                if not row.get("missed", False):  # else it is known since when a resume found it
+                    found[row["trial"]].reaches(row["epoch"], row["time"])
                 one = Evaluation(row["iteration"], row["step"], row["epoch"], row["metrics"])
                 found[row["trial"]].evaluations[one.iteration] = one
                 if found[row["trial"]].state == "STOPPED":  # it was, and goes on

@@ -21,7 +21,7 @@ def print_logs(run: Run) -> bool:
     attempts, is_sweep = run.attempts(), False
     for attempt in attempts:
         for row in run.rows_of(attempt, "events"):
-            is_sweep = is_sweep or row["event"] == "sweep"
+            is_sweep = (is_sweep or row["event"] == "sweep") and row["event"] != "finished"  # which tells of the end
             if line := _describe(row, attempt):
                 print(f"{time.strftime('%H:%M:%S', time.localtime(row['time']))}  {line}")
         for writer, data in run.output_of(attempt).items():

@@ -13,7 +13,7 @@ from cluster.local import LocalProvider
 from cluster.provider import OnWait, Receipt, State
 from cluster.records import Claim, Result, counted
 from cluster.runs import Run
-from cluster.trials import ENDED, read_trials, sweep_of
+from cluster.trials import ENDED, sweep_of
 from launcher.display import describe_event
 from launcher.goodput import Goodput, measure
 from launcher.remote import describe, look, may_be_remote, remote_of, tear_down_remote
@@ -67,7 +67,7 @@ def summarize(run: Run, *, brief: bool = False) -> Summary:
         trained_by = None
     result = run.result_of(newest.attempt)
     if result is not None and result.state == State.STOPPED and trained_by is not None:
-        result = _ended_by_its_sweep(run, trained_by, result)
+        result = _as_its_sweep_tells(run, trained_by, result)
     if result is not None and not brief and may_be_remote(job) and _is_launched_anew(run, newest.attempt):
         result = None
     common: dict[str, Any] = {"attempt": newest.attempt, "restarts": len(claims) - 1, "host": newest.host}
@@ -242,12 +242,15 @@ def _as_trial(run: Run, sweep: Run) -> tuple[State, str]:
     return State.PENDING, "it waits for others" if found[0].state == "WAITING" else "it goes on when there is room"
 
 
-def _ended_by_its_sweep(run: Run, sweep: Run, result: Result) -> Result:
-    """Return how a trial ended that could not say so by itself: where it stood still when its process was let go."""
-    trials = {trial.id: trial for trial in read_trials(sweep.all_rows("events"))}
-    if run.id not in trials or trials[run.id].state != State.PRUNED:
-        return result
-    return replace(result, state=State.PRUNED.value, message=trials[run.id].message, exit_code=0)
+def _as_its_sweep_tells(run: Run, sweep: Run, result: Result) -> Result | None:
+    """Return how a trial ended that was stopped as far as it knows; None where its sweep goes on, and it too.
+
+    It stood still when its process was let go, and the scheduler ended it; or its actor was lost as it went on.
+    """
+    state, message = _as_trial(run, sweep)
+    if state in ENDED:
+        return replace(result, state=state.value, message=message, exit_code=1 if state is State.FAILED else 0)
+    return result if state.is_final else None
 
 
 def _missing_workers(events: Sequence[dict[str, Any]]) -> str:

@@ -31,7 +31,7 @@ class Budget:
 
     trained: int
     saved: int
-    seconds: float  # that the saved ones would have taken, at the speed of the trials they are of
+    seconds: float  # that the saved ones would have taken, at the speed of their trials or, not known, of others
 
     @property
     def share(self) -> float:

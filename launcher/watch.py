@@ -53,23 +53,23 @@ class Follower:
         """Yield updates until the run has a result or its processes are gone; None where nothing was new."""
         poll = _POLL if "://" not in self.run.uri or self.run.uri.startswith("file://") else _POLL_REMOTE
         while True:
-            result = self.result()
+            newest = max(self.run.attempts(), default=0)
+            is_over = self.result() is not None
             updates = self.read()
             yield from updates
-            if result is not None or self._is_lost():
-                yield from self._last_words(poll)
-                if not self._goes_on(result):
+            if is_over or self._is_lost():
+                yield from self._last_words(poll, newest)
+                if not is_over or not self._goes_on(newest):
                     return
             if not updates:
                 yield None
             time.sleep(poll)
 
-    def _last_words(self, poll: float) -> Iterator[Update | None]:
-        """Yield what comes of a run that is over: its result is there before its processes have ended."""
+    def _last_words(self, poll: float, newest: int) -> Iterator[Update | None]:
+        """Yield what comes of a run that is over: its newest attempt has a result before its processes have ended."""
         deadline = time.monotonic() + _LAST_WORDS
         own = self._printed is not None and sweep_of(self.run) is None  # a trial's processes go on with others
-        result = self.result()
-        while own and self._is_alive() and time.monotonic() < deadline and not self._goes_on(result):
+        while own and self._is_alive() and time.monotonic() < deadline and not self._goes_on(newest):
             yield from self.read()
             yield None
             time.sleep(poll)
@@ -77,9 +77,9 @@ class Follower:
         if self._printed is not None:
             yield from map(as_update, self._printed.end())
 
-    def _goes_on(self, result: Result | None) -> bool:
-        """Whether a resume has begun another attempt since that result was there."""
-        return result is not None and self.result() != result
+    def _goes_on(self, newest: int) -> bool:
+        """Whether a resume has begun an attempt after the one that was the newest."""
+        return max(self.run.attempts(), default=0) > newest
 
     def read(self) -> list[Update]:
         """Return the rows since the last call, in the order of their times."""

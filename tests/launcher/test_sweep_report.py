@@ -138,6 +138,17 @@ def test_what_the_start_of_a_trial_took_is_no_time_of_its_epochs() -> None:
     assert budget.seconds == pytest.approx(2.0 * (9 + 7))
 
 
+def test_when_a_resume_found_evaluations_is_no_time_of_epochs() -> None:
+    rows = [
+        *(begun(0), evaluated(0, 1, 0.5, at=10.0), evaluated(0, 2, 0.5, at=20.0)),
+        *({**evaluated(0, epoch, 0.5, at=100.0), "missed": True} for epoch in (3, 4)),
+        *(evaluated(0, 5, 0.5, at=170.0), evaluated(0, 6, 0.5, at=180.0), ended(0, "PRUNED", at=180.0)),
+    ]
+    rows = [{**row, "attempt": 1 if row["time"] < 100 else 2} for row in rows]
+    (trial,) = told(*rows).trials
+    assert trial.pace == pytest.approx(10.0)
+
+
 def test_where_no_trial_was_ended_early_nothing_is_said_to_be_saved(tmp_path: Path) -> None:
     run = new_run(tmp_path, "sweep", DIGITS + "tune: {trials: 8}\n")
     write_rows(run.claim(), "events", [HEAD, begun(0), evaluated(0, 1, 0.5), ended(0, "SUCCEEDED")], by="driver")

@@ -181,6 +181,10 @@ def test_the_log_of_a_sweep_tells_of_every_trial_and_of_the_end(
     assert "trial 00001 succeeded" in printed
     assert "trial 00002 failed: training diverged: the loss is nan at step 3" in printed
     assert printed[-1] == "STOPPED: stopped from the keyboard; 4 trials are left to do"
+    told = {"event": "finished", "time": 9.0, "state": "STOPPED", "message": "stopped"}
+    write_rows(attempt, "events", [told], by="supervisor")
+    assert print_logs(run)
+    assert capsys.readouterr().out.count("STOPPED") == 1, "the event tells of it"
 
 
 def test_a_sweep_without_a_result_has_no_winner(tmp_path: Path) -> None:

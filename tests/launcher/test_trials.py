@@ -79,7 +79,7 @@ def test_a_trial_whose_end_its_sweep_knows_alone_has_ended(sweep: Run) -> None:
 
 
 def test_a_trial_that_stood_still_when_its_process_was_let_go_was_ended_by_the_scheduler(sweep: Run) -> None:
-    for number in (0, 3):
+    for number in (0, 2, 3):
         begin(sweep, number)[1].finish(
             Result("STOPPED", "a person, or the budget, asked for it", 4, 10, {"eval_loss": 1})
         )
@@ -88,6 +88,10 @@ def test_a_trial_that_stood_still_when_its_process_was_let_go_was_ended_by_the_s
     assert (summary.state, summary.exit_code, summary.step) == (State.PRUNED, 0, 10)
     assert next_steps(summary)[0] == f"export it: raylift export {trial.uri} DIR"
     assert summarize(other).state is State.STOPPED
+    failed = summarize(trial_run(sweep, "00002"))
+    assert (failed.state, failed.exit_code, failed.reason) == (State.FAILED, 1, STORY[-1]["message"])
+    with living(sweep.id):
+        assert (summarize(other).state, summarize(trial).state) == (State.RUNNING, State.PRUNED)
     with pytest.raises(UsageError, match="00000 was ended early by its sweep, which alone decides about its trials"):
         relaunch(trial)
     assert trial.attempts() == [1]

@@ -185,6 +185,12 @@ def test_following_right_after_a_resume_goes_on_with_what_that_begins(
     assert steps(updates) == [1, 2]
 
 
+def test_following_a_run_whose_result_does_not_read_ends(run: Run) -> None:
+    run.claim().finish(Result(state="SUCCEEDED"))
+    run.storage.write(run.path("attempts/000001/result.json"), b"{")
+    assert list(Follower(run).follow()) == []
+
+
 def test_following_a_finished_run_ends_at_once_with_all_its_rows(tmp_path: Path) -> None:
     run = write_story(tmp_path)
     updates = [update for update in Follower(run, after=1).follow() if update is not None]

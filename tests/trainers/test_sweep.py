@@ -350,6 +350,17 @@ def test_trials_that_break_their_accelerator_every_time_fail_at_the_second_resum
     assert last.record.trials["00003"].message == "rank 0's GPU on h1 failed"
 
 
+def test_a_trial_that_broke_its_accelerator_twice_in_one_launch_was_set_aside_in_one(run: Run) -> None:
+    alone = SWEEP.model_copy(update={"trials": 1})
+    for found in (["STOPPED"], ["STOPPED"], ["FAILED"]):
+        launch = Launch(run, alone)
+        lose_device(launch, "a", "00000")
+        if found == ["STOPPED"]:
+            lose_device(launch, "b", "00000")
+        assert states(launch) == found
+        launch.events.close()
+
+
 def test_a_trial_that_froze_too_often_has_failed_for_that(run: Run) -> None:
     launch = Launch(run)
     launch.suggest("a")

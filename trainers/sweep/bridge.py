@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 _UNSTARTED = 3  # actors that may be lost before a trial begins in them, until it has failed
-_SET_ASIDE = 2  # times that a trial was before a launch, which takes it for failed if an accelerator fails it again
+_SET_ASIDE = 2  # launches in which a trial was, before one that takes it for failed if an accelerator fails it again
 _UNUSABLE = 3  # trials that accelerators fail, or one that they fail twice, until no more begin
 
 
@@ -163,9 +163,9 @@ class Bridge(RaySearcher):
     def on_device_failure(self, trial_id: str, why: str) -> None:
         """Set a trial aside that an accelerator failed more often than is allowed, until all others are done.
 
-        It has failed where it meets that again after others have ended well, or after it was set aside twice before
-        this launch: it breaks the accelerator. But one that fails each trial at once would get through all there are:
-        then no more begin.
+        It has failed where it meets that again after others have ended well, or was set aside in two launches before:
+        it breaks the accelerator. But one that fails each trial at once would get through all there are: then no more
+        begin.
         """
         if trial_id not in self._running:
             return

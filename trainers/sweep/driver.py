@@ -191,9 +191,10 @@ class SweepDriver(Driver):
             message = f"{reason}; {left} {'trial is' if left == 1 else 'trials are'} left to do"
             return Result(state="STOPPED", message=message, exit_code=4)
         if best is None or all(trial.state == "FAILED" for trial in trials):
-            first = next((trial for trial in trials if trial.state == "FAILED"), None)
-            why = f"succeeded; the first, {first.id}: {first.message}" if first else f"has a finite {self.metric}"
-            return Result(state="FAILED", message=f"no trial of {len(trials)} {why}", exit_code=1)
+            failed = [trial for trial in trials if trial.state == "FAILED"]
+            why = "succeeded" if len(failed) == len(trials) else f"has a finite {self.metric}"
+            cause = f"; the first, {failed[0].id}: {failed[0].message}" if failed else ""
+            return Result(state="FAILED", message=f"no trial of {len(trials)} {why}{cause}", exit_code=1)
         newest = best.newest
         assert newest is not None, "those that are ranked were evaluated"
         message = f"best of {len(trials)} trials: {best.id}  {describe(dict(best.point))}"

@@ -67,9 +67,9 @@ class Record:
         self._write({"event": "trial.ended", "trial": trial.id, "state": state, "message": message, **more})
 
     def set_aside(self) -> dict[str, int]:
-        """Return the trials that were set `aside` when they ended the last time, and how often they were in all."""
+        """Return the trials that were set `aside` when they ended the last time, and in how many launches they were."""
         ends = [row for row in self.rows if row["event"] == "trial.ended"]
-        times = Counter(row["trial"] for row in ends if row.get("aside", False))
+        times = Counter(name for name, _ in {(row["trial"], row["attempt"]) for row in ends if row.get("aside", False)})
         last = {row["trial"]: row for row in ends}
         return {name: times[name] for name, row in last.items() if row.get("aside", False)}
 
@@ -128,7 +128,7 @@ class Record:
             metrics = {key: value for key, value in row.items() if key.startswith("eval_")}
             one = Evaluation(iteration, row["step"], row["epoch"], metrics)
             if trial.evaluations.get(iteration) != one:
-                yield {"event": "trial.result", "trial": trial.id, **vars(one)}
+                yield {"event": "trial.result", "trial": trial.id, **vars(one), "missed": True}
         result = run.result()
         if result is not None and result.state in ENDED:
             yield {"event": "trial.ended", "trial": trial.id, "state": result.state, "message": result.message}
