@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import UsageError
 from cluster.runs import Run
 from cluster.trials import ENDED, Trial, means_of, ranked, read_trials, trial_run
-from launcher.text import counted, decimal, duration, typed
+from launcher.text import decimal, duration, so_many, typed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +73,7 @@ class Sweep:
         others = "".join(
             f"; {found[state]} {state.lower()}" for state in ("RUNNING", "WAITING", "STOPPED") if found[state]
         )
-        return f"{done} of {counted(self.budget, 'trial')} done{f': {ended}' if ended else ''}{others}"
+        return f"{done} of {so_many(self.budget, 'trial')} done{f': {ended}' if ended else ''}{others}"
 
     @cached_property
     def longest(self) -> int:
@@ -135,7 +135,7 @@ def described_trial(row: Mapping[str, Any]) -> str:
     """Say an event of a sweep in a line: what it is to do, that a trial began, and how it ended; of others nothing."""
     match row["event"]:
         case "sweep":
-            return f"sweep: {counted(row['trials'], 'trial')} for the {row['mode']}imum of {row['metric']}"
+            return f"sweep: {so_many(row['trials'], 'trial')} for the {row['mode']}imum of {row['metric']}"
         case "trial":
             return f"trial {row['trial']}: {_told(row['point'], short_names(list(row['point'])))}"
         case "trial.ended":

@@ -35,7 +35,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def counted(count: int, noun: str) -> str:
+def so_many(count: int, noun: str) -> str:
     """So many of something: 1 trial, 20 trials."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
