@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from launcher.sweeps import Sweep
+from launcher.text import so_many
 from trainers.tuning import Domain, place_in
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def assess(sweep: Sweep, space: Mapping[str, Domain]) -> Importance | str:
     judged = list(points.values())[:: -(-len(points) // _MOST) or 1]
     keys = [key for key in space if any(key in trial.point for trial in judged)]
     if len(judged) < FEWEST:
-        counted = f"{len(judged)} {'trial' if len(judged) == 1 else 'trials'}"
-        return f"With {counted} nothing can be said of it yet: it takes {FEWEST} at least."
+        return f"With {so_many(len(judged), 'trial')} nothing can be said of it yet: it takes {FEWEST} at least."
     if len(keys) < 2:
         return "There is one key alone, so there is nothing to compare."
     if find_spec("optuna") is None:
