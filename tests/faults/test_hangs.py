@@ -10,7 +10,8 @@ from tests.harness import ROOT, assert_clean, assert_nothing_left, fresh_id, los
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
-GOES_ON = 30.0  # seconds until the next step
+NOTICED = 20.0  # seconds until the loss is known
+GOES_ON = 60.0  # until the next step: on a busy machine ranks take half of that to start; benchmarks/recovery times it
 TASK = """
 
 def deadlock():
@@ -51,6 +52,7 @@ def test_a_rank_that_hangs_is_ended_within_seconds_and_the_run_goes_on_exactly(t
     assert len(hung) == len(lost) == 2
     for attempt, at, row in zip((1, 2), hung, lost, strict=True):
         assert row["reason"].startswith("rank 1 was ended: it hung: computing for ")
+        assert row["time"] - at < NOTICED
         goes_on = min(row["time"] for row in run.rows_of(attempt + 1, "metrics"))
         assert goes_on - at < GOES_ON
     assert run.attempts() == [1, 2, 3]
