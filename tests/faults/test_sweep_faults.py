@@ -59,7 +59,7 @@ def test_a_trial_that_freezes_and_is_killed_over_and_over_goes_on_each_time_wher
             process = psutil.Process(victim.claims()[-1].pid)
             process.kill() if attempt > 1 else process.suspend()  # which its watchdog notices
         output, _ = started.communicate(timeout=300)
-    assert "1 of 1 trials done: 1 succeeded" in output, output  # forty were asked for: there is one point
+    assert "1 of 1 trial done: 1 succeeded" in output, output  # forty were asked for: there is one point
     assert trained_steps(run, "00000") == list(range(1, 40 * KILLS * 6 + 1))
     assert assert_went_on(victim) == KILLS == len(victim.attempts()) - 1
     (ended,) = [row for row in victim.all_rows("events") if row["event"] == "rank.ended"]
