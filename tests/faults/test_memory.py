@@ -52,8 +52,13 @@ def test_a_run_whose_memory_runs_out_at_a_later_step_says_at_which_and_keeps_wha
     job = (ROOT / "examples" / "diabetes.yaml").read_text().replace("diabetes:Diabetes", "diabetes:Greedy")
     path = write_job(tmp_path, job.replace("5 epochs", "20 steps"))
     run = open_run(tmp_path / "runs", fresh_id("greedy"))
-    with memory_limit(LIMIT) as limit:  # noqa: SIM117 - its processes end before it does
-        with start_raylift("run", path, "--id", run.id, "--storage", run.storage.uri, cwd=tmp_path) as process:
+    with memory_limit(LIMIT) as limit:
+        patient = (
+            "--set",
+            "train.step_timeout=60",
+        )  # on a busy machine what takes the memory takes longer than a step may
+        where = ("--id", run.id, "--storage", run.storage.uri)
+        with start_raylift("run", path, *where, *patient, cwd=tmp_path) as process:
             limit.add(process.pid)
             output, _ = process.communicate(timeout=400)
     assert len(run.attempts()) == 3, output
