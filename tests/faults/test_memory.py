@@ -53,10 +53,7 @@ def test_a_run_whose_memory_runs_out_at_a_later_step_says_at_which_and_keeps_wha
     path = write_job(tmp_path, job.replace("5 epochs", "20 steps"))
     run = open_run(tmp_path / "runs", fresh_id("greedy"))
     with memory_limit(LIMIT) as limit:
-        patient = (
-            "--set",
-            "train.step_timeout=60",
-        )  # on a busy machine what takes the memory takes longer than a step may
+        patient = ("--set", "train.step_timeout=60")  # a busy machine needs longer to run out than a step may take
         where = ("--id", run.id, "--storage", run.storage.uri)
         with start_raylift("run", path, *where, *patient, cwd=tmp_path) as process:
             limit.add(process.pid)
