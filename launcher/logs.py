@@ -18,17 +18,18 @@ from launcher.text import finite
 
 def print_logs(run: Run) -> bool:
     """Print what storage holds of a run's log; False where that is nothing."""
-    attempts, is_sweep = run.attempts(), False
+    attempts = run.attempts()
     for attempt in attempts:
-        for row in run.rows_of(attempt, "events"):
-            is_sweep = (is_sweep or row["event"] == "sweep") and row["event"] != "finished"  # which tells of the end
+        events = run.rows_of(attempt, "events")
+        for row in events:
             if line := _describe(row, attempt):
                 print(f"{time.strftime('%H:%M:%S', time.localtime(row['time']))}  {line}")
         for writer, data in run.output_of(attempt).items():
             for printed in data.decode(errors="replace").splitlines():
                 print(f"{writer}: {printed}")
-        if is_sweep and (result := run.result_of(attempt)) is not None:
-            print(f"{result.state}{': ' if result.message else ''}{result.message}")
+        kinds = {row["event"] for row in events}
+        if "sweep" in kinds and "finished" not in kinds and (result := run.result_of(attempt)) is not None:
+            print(_end(result.state, result.message))
     if attempts and run.result() is None:
         summary = summarize(run, brief=True)
         if summary.state.is_final:  # storage took no word of it
@@ -61,5 +62,9 @@ def print_launch(run: Run, *, json: bool) -> bool:
 
 def _describe(row: dict[str, Any], attempt: int) -> str:
     if row["event"] == "finished":  # what follows a run says its end by itself
-        return f"{row['state']}{': ' if row['message'] else ''}{row['message']}"
+        return _end(row["state"], row["message"])
     return described_trial(row) or describe_event(row, attempt)
+
+
+def _end(state: str, message: str) -> str:
+    return f"{state}{': ' if message else ''}{message}"
