@@ -100,10 +100,7 @@ class Record:
 
     def values(self, number: int) -> dict[int, float]:
         """Return the metric of a point by evaluation: the mean, where it was trained several times."""
-        repeats = [
-            {key: one.metrics[self.metric] for key, one in trial.evaluations.items() if self.metric in one.metrics}
-            for trial in self.of(number)
-        ]
+        repeats = [trial.values(self.metric) for trial in self.of(number)]
         shared = set.intersection(*(set(each) for each in repeats))
         return {key: fmean(each[key] for each in repeats) for key in sorted(shared)}
 
