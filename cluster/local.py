@@ -168,13 +168,14 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     """
     found: dict[int, psutil.Process] = {}
     parents = {parent.pid for parent in psutil.Process().parents()}
-    for process in psutil.process_iter():
+    for pid in psutil.pids():  # process_iter() keeps what it saw, and takes one whose number was another's for that one
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid in parents:
+            if pid in parents:
                 continue
+            process = psutil.Process(pid)
             cwd = Path(process.cwd().removesuffix(" (deleted)"))
             if process.status() != psutil.STATUS_ZOMBIE and (cwd == folder or folder in cwd.parents):
-                found[process.pid] = process
+                found[pid] = process
                 found.update((child.pid, child) for child in process.children(recursive=True))
     mine = {os.getpid(), *parents}
     return [process for pid, process in found.items() if pid not in mine and is_alive(process)]

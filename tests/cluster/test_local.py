@@ -90,6 +90,21 @@ def test_a_process_that_is_dead_but_not_waited_for_is_not_found(tmp_path: Path) 
         assert pids(tmp_path) == set()
 
 
+def test_a_process_is_found_whose_number_was_another_s_before(tmp_path: Path) -> None:
+    numbers = Path("/proc/sys/kernel/ns_last_pid")
+    if not os.access(numbers, os.W_OK):
+        pytest.skip("the next process's number is for root to choose")
+    for _ in range(20):  # anybody else may take the number
+        with process_in(tmp_path) as first:
+            assert pids(tmp_path) == {first.pid}
+        numbers.write_text(str(first.pid - 1))
+        with process_in(tmp_path) as second:
+            if second.pid == first.pid:
+                assert pids(tmp_path) == {second.pid}
+                return
+    pytest.fail("the number was taken by others every time")
+
+
 def test_an_audit_names_the_run_of_every_process() -> None:
     run_id = f"audit-{secrets.token_hex(4)}"
     with scratch_of(run_id) as scratch:
