@@ -105,7 +105,8 @@ class Run:
         try:
             return self.storage.read(self.path("job.yaml"))
         except ObjectNotFoundError as error:
-            raise RunNotFoundError(f"there is no run {self.uri}. List runs: raylift ps") from error
+            known = f"raylift ps --storage {shlex.quote(self.storage.uri)}"
+            raise RunNotFoundError(f"there is no run {self.uri}. List runs: {known}") from error
 
     def request_stop(self, reason: str) -> None:
         self.storage.write(self.path("stop.json"), dump({"reason": reason, "at": time.time()}))

@@ -224,6 +224,15 @@ def frozen(spec: JobSpec) -> dict[str, Any]:
     return spec.model_dump(mode="json", exclude=set(BUILT_IN_ONLY) if spec.is_own else None)
 
 
+def as_written(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a frozen job as a person would write it: without what is so by default.
+
+    It stays whole where this version cannot read it.
+    """
+    spec, _ = validate(JobSpec, Document(document, {(): Place("job.yaml")}))
+    return spec.model_dump(mode="json", exclude_defaults=True) if spec is not None else document
+
+
 def load_cluster(on: str) -> ClusterConfig:
     """Return the cluster block of a file, or of a name in the user's config file. Raises JobFileError, UsageError."""
     document = Document({}, {(): Place(on)})

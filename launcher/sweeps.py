@@ -157,12 +157,15 @@ def job_of(trial: Trial, sweep: Sweep, run: Run) -> str:
     """Return the job file of one trial of a run's sweep, ready to run, with the values that the trial has come to."""
     from ruamel.yaml import YAML
 
+    from launcher.spec import as_written
     from trainers.tuning import lone_job
 
     yaml = YAML(typ="safe", pure=True)
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 120
     stream = io.StringIO()
     gpus = any(row["event"] == "cluster" and row.get("gpus") for row in run.all_rows("events"))
-    yaml.dump(lone_job(yaml.load(run.job()), trial.point, trial.repeat, gpus=gpus), stream)
+    yaml.dump(as_written(lone_job(yaml.load(run.job()), trial.point, trial.repeat, gpus=gpus)), stream)
     value = trial.value(sweep.metric)
     told = f": {sweep.metric} {decimal(value)}" if value is not None else ""
     return f"# trial {trial.id} of {run.uri}{told}\n{stream.getvalue()}"

@@ -18,7 +18,7 @@ from cluster.trials import trial_run
 from launcher.cli.status import status_command
 from launcher.cli.trials import trials_command
 from launcher.logs import print_logs
-from launcher.spec import load
+from launcher.spec import JobSpec, frozen, load
 from launcher.status import next_steps, open_sweep, summarize
 from launcher.submit import prepare
 from launcher.sweep_display import LiveSweepDisplay, PlainSweepDisplay
@@ -28,6 +28,7 @@ from launcher.watch import Update
 from launcher.yaml_source import parse
 from tests.finished import DIGITS, new_run, write_rows
 from tests.sweeps import HEAD, STORY, begun, elsewhere, ended, evaluated, searched
+from trainers.tuning import lone_job
 
 
 def write_sweep(folder: Path) -> tuple[Run, Attempt]:
@@ -310,6 +311,9 @@ def test_the_best_trials_job_file_loads_as_it_is_printed(tmp_path: Path, capsys:
     job = load(tmp_path / "best.yaml").spec
     assert job.tune is None
     assert job.train.optimizer.lr == winner.point["train.optimizer.lr"]
+    whole = lone_job(parse(run.job().decode(), "job").value, winner.point)
+    assert frozen(job) == frozen(JobSpec.model_validate(whole)), "nothing is lost with what is so by default"
+    assert "null" not in printed
     trials_command(run.uri, limit=100, best=True, json=True)
     told = json.loads(capsys.readouterr().out)
     assert (told["trial"], told["uri"], told["job"]) == (winner.id, trial_run(run, winner.id).uri, printed)

@@ -197,7 +197,8 @@ class SweepDriver(Driver):
             return Result(state="FAILED", message=f"no trial of {len(trials)} {why}{cause}", exit_code=1)
         newest = best.newest
         assert newest is not None, "those that are ranked were evaluated"
-        message = f"best of {len(trials)} trials: {best.id}  {describe(dict(best.point))}"
+        of = f"{len(trials)} {'trial' if len(trials) == 1 else 'trials'}"
+        message = f"best of {of}: {best.id}  {describe(dict(best.point))}"
         if self.tune.repeats > 1:
             message += f"; mean over {self.tune.repeats} seeds: {means_of(trials, self.metric)[best.number]:.4f}"
         return Result(state="SUCCEEDED", message=message, step=newest.step, metrics=dict(newest.metrics))
