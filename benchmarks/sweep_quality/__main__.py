@@ -65,11 +65,16 @@ def read_marks(scratch: Path) -> list[float]:
     return [row["accuracy"] for row in sorted(rows, key=lambda row: row["time"])]
 
 
-def raylift_command(data: str, scratch: Path, trials: int, seed: int) -> list[str]:
-    file, sets = settings(data, seed)
-    sets = [f"tune.trials={trials}", f"tune.search.seed={seed}", *sets]
-    options = [word for one in sets for word in ("--set", one)]
-    return [str(program("raylift")), "run", str(file), "--id", f"bench-{data}", "--storage", str(scratch), *options]
+def raylift(*more: str) -> Callable[[str, Path, int, int], list[str]]:
+    """Return raylift's command, with `more` --set in the job file."""
+
+    def command(data: str, scratch: Path, trials: int, seed: int) -> list[str]:
+        file, sets = settings(data, seed)
+        sets = [f"tune.trials={trials}", f"tune.search.seed={seed}", *more, *sets]
+        options = [word for one in sets for word in ("--set", one)]
+        return [str(program("raylift")), "run", str(file), "--id", f"bench-{data}", "--storage", str(scratch), *options]
+
+    return command
 
 
 def read_trials(scratch: Path) -> list[float]:
@@ -90,7 +95,8 @@ CONTESTANTS = {
         Contestant("random", "random search", script("optuna_sweep", "--random"), read_marks),
         Contestant("tune", "Ray Tune, ASHA", script("tune_sweep"), read_marks),
         Contestant("optuna", "Optuna, TPE and Hyperband", script("optuna_sweep"), read_marks),
-        Contestant("raylift", "raylift, its defaults", raylift_command, read_trials),
+        Contestant("raylift", "raylift, its defaults: TPE and ASHA", raylift(), read_trials),
+        Contestant("raylift-gp", "raylift, `search: gp`", raylift("tune.search.name=gp"), read_trials),
     )
 }
 
@@ -148,7 +154,7 @@ def search(contestant: Contestant, seed: int, args: argparse.Namespace) -> Searc
             sys.exit(f"{contestant.title} failed with exit code {ran.exit_code}:\n" + "\n".join(end))
         accuracies = contestant.read(scratch)
     told = f"{len(accuracies):4d} epochs, best accuracy {max(accuracies):.4f}, {ran.whole:.0f} s"
-    print(f"{time.strftime('%H:%M:%S')} seed {seed:2d} {contestant.name:<8} {told}", file=sys.stderr, flush=True)
+    print(f"{time.strftime('%H:%M:%S')} seed {seed:2d} {contestant.name:<10} {told}", file=sys.stderr, flush=True)
     return Searched(contestant.name, seed, tuple(accuracies))
 
 
