@@ -230,7 +230,9 @@ def as_written(document: dict[str, Any]) -> dict[str, Any]:
     It stays whole where this version cannot read it.
     """
     spec, _ = validate(JobSpec, Document(document, {(): Place("job.yaml")}))
-    return spec.model_dump(mode="json", exclude_defaults=True) if spec is not None else document
+    if spec is None:
+        return document
+    return {"name": spec.name, **spec.model_dump(mode="json", exclude_defaults=True)}  # else that of the file it is in
 
 
 def load_cluster(on: str) -> ClusterConfig:

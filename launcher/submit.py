@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.bundles import own_code
-from cluster.config import KubernetesCluster
+from cluster.config import KubernetesCluster, LocalCluster
 from cluster.errors import MaybeLaunchedError, UsageError
+from cluster.job_file import freeze, in_order
 from cluster.provider import LaunchRequest, Plan, Provider, State
 from cluster.redaction import SHORTEST
 from cluster.registry import open_provider
@@ -50,9 +50,8 @@ def prepare(job: LoadedJob, run_id: str | None = None) -> Submission:
     run_id = check_run_id(run_id or new_run_id(job.spec.name))
     request, made = _request(job.spec, run_id, str(job.spec.storage))
     provider = open_provider(job.spec.cluster)
-    return Submission(
-        job.spec, _freeze(job), request, provider.render(request), provider, made, _code(job.spec, run_id)
-    )
+    document = freeze(in_order(job.document))
+    return Submission(job.spec, document, request, provider.render(request), provider, made, _code(job.spec, run_id))
 
 
 def submit(submission: Submission) -> Run:
@@ -155,14 +154,6 @@ def _deadline(spec: JobSpec) -> int | None:
     return max(1, round(min(hours) * 3600))
 
 
-def _freeze(job: LoadedJob) -> bytes:
-    from ruamel.yaml import YAML
-
-    stream = io.BytesIO()
-    YAML(typ="safe", pure=True).dump(job.document, stream)
-    return stream.getvalue()
-
-
 def relaunch(run: Run, agree: Callable[[float], object] = lambda _: None) -> Provider:
     """Go on with a run as it was submitted; where that costs so many dollars an hour, `agree` is asked first.
 
@@ -173,6 +164,7 @@ def relaunch(run: Run, agree: Callable[[float], object] = lambda _: None) -> Pro
     from launcher.status import is_launched_anew, tear_down
 
     provider = open_provider((spec := load_frozen(run.job())).cluster)
+    _refuse_on_less(run)
     if spec.is_own:
         own_code(run)  # which the laptop may not have lived to upload
     request, made = _request(spec, run.id, run.storage.uri)
@@ -201,6 +193,19 @@ def relaunch(run: Run, agree: Callable[[float], object] = lambda _: None) -> Pro
         run.note_launch(after=request.newest_attempt)
     provider.launch(request)
     return provider
+
+
+def _refuse_on_less(run: Run) -> None:
+    """Raise UsageError where a trial by itself would train on this machine's processors, and in its sweep does not."""
+    from launcher.spec import load_frozen
+    from launcher.sweeps import has_gpus
+
+    if (sweep := sweep_of(run)) is None:
+        return
+    is_here = isinstance(load_frozen(sweep.job()).cluster, LocalCluster)
+    if not is_here or has_gpus(sweep):
+        where = "GPUs" if is_here else "a cluster"
+        raise UsageError(f"{run.uri} goes on with its sweep, on {where}: raylift resume {typed(sweep.uri)}")
 
 
 def _refuse_while_held(run: Run) -> None:

@@ -17,7 +17,7 @@ _PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)\Z)[A-Za-z/][A-Za-
 def to_yaml(documents: Sequence[Mapping[str, Any]]) -> str:
     """Return documents as YAML that reads the same by the rules of 1.1 and of 1.2."""
     yaml = YAML()
-    yaml.width = 120
+    yaml.width = 2**31  # folded, a text with tabs may read as another (ruamel.yaml 0.19.1)
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.representer.ignore_aliases = lambda _data: True
     stream = io.StringIO()

@@ -20,6 +20,7 @@ from ray.tune import Checkpoint
 
 from cluster.attempts import Attempt
 from cluster.errors import PreemptedError
+from cluster.job_file import freeze
 from cluster.outages import through_outages
 from cluster.records import Origin
 from cluster.runs import Run
@@ -27,7 +28,6 @@ from cluster.trials import Copied, trial_run
 from trainers import notice
 from trainers.config import TrainJob
 from trainers.context import StopReason
-from trainers.jobs import freeze
 from trainers.pulse import Pulse, pulse_folder, show_stacks_when_asked
 from trainers.sweep.ranks import RankedTraining, Ranks, References
 from trainers.sweep.trial import News, OneRankTraining, Training, data_key
