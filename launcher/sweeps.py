@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import UsageError
+from cluster.job_file import freeze
 from cluster.runs import Run
 from cluster.trials import ENDED, Trial, means_of, ranked, read_trials, trial_run
 from launcher.text import decimal, duration, so_many, typed
@@ -147,8 +147,11 @@ def described_trial(row: Mapping[str, Any]) -> str:
 def best_of(sweep: Sweep, run: Run) -> Trial:
     """Return the best trial of a run's sweep. Raises UsageError where none is best yet."""
     if sweep.best is None:
-        failed = sweep.trials and all(trial.state == "FAILED" for trial in sweep.trials)
-        said = f"every trial of {run.uri} failed" if failed else f"no trial of {run.uri} was evaluated yet"
+        said = f"no trial of {run.uri} was evaluated yet"
+        if sweep.trials and all(trial.state == "FAILED" for trial in sweep.trials):
+            said = f"every trial of {run.uri} failed"
+        elif any(trial.evaluations for trial in sweep.trials):
+            said = f"no trial of {run.uri} has a finite {sweep.metric}"
         raise UsageError(f"{said}: raylift status {typed(run.uri)}")
     return sweep.best
 
@@ -160,15 +163,16 @@ def job_of(trial: Trial, sweep: Sweep, run: Run) -> str:
     from launcher.spec import as_written
     from trainers.tuning import lone_job
 
-    yaml = YAML(typ="safe", pure=True)
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.width = 120
-    stream = io.StringIO()
-    gpus = any(row["event"] == "cluster" and row.get("gpus") for row in run.all_rows("events"))
-    yaml.dump(as_written(lone_job(yaml.load(run.job()), trial.point, trial.repeat, gpus=gpus)), stream)
+    whole = YAML(typ="safe", pure=True).load(run.job())
+    text = freeze(as_written(lone_job(whole, trial.point, trial.repeat, gpus=has_gpus(run)))).decode()
     value = trial.value(sweep.metric)
     told = f": {sweep.metric} {decimal(value)}" if value is not None else ""
-    return f"# trial {trial.id} of {run.uri}{told}\n{stream.getvalue()}"
+    return f"# trial {trial.id} of {run.uri}{told}\n{text}"
+
+
+def has_gpus(run: Run) -> bool:
+    """Whether the workers of a sweep's trials had one each, as far as it has begun."""
+    return any(row["event"] == "cluster" and row.get("gpus") for row in run.all_rows("events"))
 
 
 def winner_of(run: Run) -> tuple[Run, dict[str, str] | None]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from cluster.config import Block, Words
 
@@ -310,11 +311,24 @@ _NO_DATA = Data(train="")
 BUILT_IN_ONLY = ("model", "data")  # blocks that a task of one's own knows nothing of
 
 
+def _finite(params: dict[str, Any]) -> dict[str, Any]:
+    for key, value in params.items():
+        try:
+            json.dumps(value, allow_nan=False, default=str)
+        except ValueError:
+            raise ValueError(
+                f"{key}: .inf and .nan are not kept in a job file; write another number, or a text"
+            ) from None
+    return params
+
+
 class TrainJob(Block):
     """The part of a job file that the trainers read."""
 
     task: BuiltIn | Annotated[str, Field(pattern=f"^{OWN_TASK}$"), Words("module:Class, for a task of your own")]
-    params: dict[str, Any] = Field(default={}, description="handed to a task of your own, as a dict")
+    params: Annotated[dict[str, Any], AfterValidator(_finite)] = Field(
+        default={}, description="handed to a task of your own, as a dict"
+    )
     model: Annotated[Model, BeforeValidator(name_alone)] = Model()
     data: Data = _NO_DATA
     train: Train = Train()

@@ -124,6 +124,15 @@ def test_a_trial_is_as_long_as_its_own_epochs_say() -> None:
     assert budget.share == pytest.approx(4 / 6)
 
 
+@pytest.mark.parametrize("key", ["train.max_steps", "model.dropout"])
+def test_a_trial_of_so_many_steps_would_have_had_no_more_epochs_than_the_longest(tmp_path: Path, key: str) -> None:
+    rows = [begun(0), evaluated(0, 1, 0.5), ended(0, "PRUNED"), begun(1), evaluated(1, 1, 0.6), evaluated(1, 2, 0.7)]
+    for row in rows[::3]:
+        row["point"] = {key: 46}
+    _, spec, _ = opened(tmp_path, 2)
+    assert budget_of(told(*rows), spec).saved == (1 if key == "train.max_steps" else 8)
+
+
 def test_what_the_start_of_a_trial_took_is_no_time_of_its_epochs() -> None:
     """Epochs of the second trial took 2 s each; of the first there is one evaluation, after a start of 14 s."""
     rows = [

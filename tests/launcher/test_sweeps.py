@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,9 @@ def test_a_sweep_without_a_result_has_no_winner(tmp_path: Path) -> None:
     write_rows(run.claim(), "events", [HEAD, begun(0)], by="driver")
     with pytest.raises(UsageError, match=r"no trial of .* was evaluated yet"):
         winner_of(run)
+    write_rows(Attempt.reopen(run, 1), "events", [evaluated(0, 1, math.nan), ended(0, "SUCCEEDED")], by="late")
+    with pytest.raises(UsageError, match=r"no trial of .* has a finite eval_accuracy"):
+        winner_of(run)
 
 
 def test_a_summary_of_a_sweep_for_programs_has_its_trials_and_no_goodput(tmp_path: Path) -> None:
@@ -314,6 +318,7 @@ def test_the_best_trials_job_file_loads_as_it_is_printed(tmp_path: Path, capsys:
     whole = lone_job(parse(run.job().decode(), "job").value, winner.point)
     assert frozen(job) == frozen(JobSpec.model_validate(whole)), "nothing is lost with what is so by default"
     assert "null" not in printed
+    assert "name: searched" in printed
     trials_command(run.uri, limit=100, best=True, json=True)
     told = json.loads(capsys.readouterr().out)
     assert (told["trial"], told["uri"], told["job"]) == (winner.id, trial_run(run, winner.id).uri, printed)

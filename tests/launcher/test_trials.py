@@ -97,6 +97,20 @@ def test_a_trial_that_stood_still_when_its_process_was_let_go_was_ended_by_the_s
     assert trial.attempts() == [1]
 
 
+@pytest.mark.parametrize(
+    ("cluster", "gpus", "where"),
+    [("{provider: local}", True, "GPUs"), ("{provider: kubernetes, workers: 2, image: x}", False, "a cluster")],
+)
+def test_a_trial_does_not_go_on_by_itself_where_its_sweep_had_more_to_train_on(
+    tmp_path: Path, cluster: str, gpus: bool, where: str
+) -> None:
+    sweep = new_run(tmp_path, f"sweep-{secrets.token_hex(4)}", f"{DIGITS}cluster: {cluster}\nstorage: s3://a/b\n")
+    write_rows(sweep.claim(), "events", [{"event": "cluster", "ranks": 2, "gpus": gpus}, *STORY], by="driver")
+    trial, _ = begin(sweep, 3)
+    with pytest.raises(UsageError, match=f"goes on with its sweep, on {where}: raylift resume {sweep.uri}$"):
+        relaunch(trial)
+
+
 def test_a_trial_whose_sweep_is_gone_is_stopped_and_goes_on_with_it(sweep: Run) -> None:
     trial, _ = begin(sweep, 3)
     summary = summarize(trial)

@@ -84,6 +84,7 @@ def test_a_workdir_starts_at_the_job_file_and_one_of_the_command_line_where_that
         ("data: {train: builtin:digits}\n", "class Mine: ...", "data: mine:Mine brings its own; hand it what it needs"),
         ("model: {dropout: 0.5}\n", "class Mine: ...", "model: mine:Mine brings its own"),
         ("train: {loss: bce}\n", "class Mine: ...", "train.loss: mine:Mine brings its own"),
+        ("tune: {space: {params.width: [.inf, 1.0]}}\n", "class Mine: ...", "width: .inf and .nan are not kept"),
         (
             "tune: {metric: accuracy}\n",
             "class Mine: ...",

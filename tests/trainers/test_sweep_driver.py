@@ -9,7 +9,7 @@ import pytest
 
 from cluster.attempts import Attempt
 from cluster.config import LocalCluster, Workers
-from cluster.errors import DeviceError, TrainingError
+from cluster.errors import DeviceError, InfrastructureError, TrainingError
 from cluster.records import Result
 from cluster.segments import SegmentWriter
 from cluster.trials import read_trials
@@ -39,6 +39,19 @@ def driver(tmp_path: Path) -> SweepDriver:
     return SweepDriver(run, *load_job(run))
 
 
+def told_processors(monkeypatch: pytest.MonkeyPatch, there: int) -> list[int]:
+    """Have a machine with so many processors, and return how many of them a Ray that is started is told of."""
+    told: list[int] = []
+
+    def start(_: LocalCluster, cpus: int) -> tuple[Workers, bool]:
+        told.append(cpus)
+        return Workers(min=there, max=there), False
+
+    monkeypatch.setattr("os.cpu_count", lambda: there)
+    monkeypatch.setattr("trainers.sweep.driver.start_ray_for", start)
+    return told
+
+
 # -- what it waits for
 
 
@@ -62,19 +75,33 @@ def test_a_sweep_waits_for_what_one_trial_takes(
 def test_a_range_of_workers_here_is_as_many_trials_at_once_as_there_are_processors(
     driver: SweepDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[int] = []
-
-    def start(_: LocalCluster, cpus: int) -> tuple[Workers, bool]:
-        started.append(cpus)
-        return Workers(min=3, max=3), False
-
-    monkeypatch.setattr("os.cpu_count", lambda: 3)
-    monkeypatch.setattr("trainers.sweep.driver.start_ray_for", start)
+    started = told_processors(monkeypatch, there=3)
     driver.tune = driver.tune.model_copy(update={"workers_per_trial": 1})
     for workers, slots in (({"min": 1, "max": 64}, 3), ({"min": 5, "max": 64}, 5), (64, 64)):
         driver.cluster = LocalCluster.model_validate({"workers": workers})
         driver._start_ray()
         assert (started.pop(), driver.room.slots()) == (slots, slots)
+
+
+@pytest.mark.parametrize("cluster", [{}, {"workers": {"min": 1, "max": 8}}])
+def test_a_ray_of_our_own_has_processors_for_a_trial_of_more_workers_than_the_machine_has(
+    driver: SweepDriver, monkeypatch: pytest.MonkeyPatch, cluster: dict[str, object]
+) -> None:
+    started = told_processors(monkeypatch, there=2)
+    driver.tune = driver.tune.model_copy(update={"workers_per_trial": 4})
+    driver.cluster = LocalCluster.model_validate(cluster)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 5.0})
+    driver._start_ray()
+    assert (started, driver.room.slots()) == ([5], 1)
+
+
+def test_a_trial_of_more_workers_than_there_are_gpus_here_is_refused(
+    driver: SweepDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.sweep.driver.start_ray_for", lambda *_: (Workers(min=1, max=1), True))
+    driver.cluster = LocalCluster()
+    with pytest.raises(InfrastructureError, match=r"a trial has 2 workers, and this machine has 1 GPU$"):
+        driver._start_ray()
 
 
 @pytest.mark.parametrize(

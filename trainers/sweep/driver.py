@@ -18,7 +18,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from cluster.attempts import Attempt
 from cluster.config import Nodes, Workers
-from cluster.errors import DeviceError, RayliftError, TrainingError
+from cluster.errors import DeviceError, InfrastructureError, RayliftError, TrainingError
 from cluster.outages import patient, through_outages
 from cluster.records import Result
 from cluster.runs import Run
@@ -75,9 +75,12 @@ class SweepDriver(Driver):
         each, cpus, most = self.tune.workers_per_trial, None, self.cluster.most_workers
         if self.cluster.address is None and self.cluster.accelerators is None:
             most = on_this_machine(self.cluster.workers)
-            ranks = most or os.cpu_count() or 1
+            ranks = max(most or os.cpu_count() or 1, each)
             cpus = ranks if each == 1 else ranks + ranks // each  # a trial of several has a process of its own
         workers, gpus = start_ray_for(self.cluster, cpus)
+        if gpus and self.cluster.address is None and each > workers.max:
+            there = f"this machine has {workers.max} GPU{'' if workers.max == 1 else 's'}"
+            raise InfrastructureError(f"tune.workers_per_trial: a trial has {each} workers, and {there}")
         self.room = Room(
             each,
             gpus=self.tune.gpus_per_trial if gpus else 0.0,
