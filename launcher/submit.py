@@ -164,7 +164,6 @@ def relaunch(run: Run, agree: Callable[[float], object] = lambda _: None) -> Pro
     from launcher.status import is_launched_anew, tear_down
 
     provider = open_provider((spec := load_frozen(run.job())).cluster)
-    _refuse_on_less(run)
     if spec.is_own:
         own_code(run)  # which the laptop may not have lived to upload
     request, made = _request(spec, run.id, run.storage.uri)
@@ -205,12 +204,13 @@ def _refuse_on_less(run: Run) -> None:
     is_here = isinstance(load_frozen(sweep.job()).cluster, LocalCluster)
     if not is_here or has_gpus(sweep):
         where = "GPUs" if is_here else "a cluster"
-        raise UsageError(f"{run.uri} goes on with its sweep, on {where}: raylift resume {typed(sweep.uri)}")
+        raise UsageError(f"a trial of a sweep on {where} goes on with that alone: raylift resume {typed(sweep.uri)}")
 
 
 def _refuse_while_held(run: Run) -> None:
     from launcher.status import is_running, summarize
 
+    _refuse_on_less(run)
     refuse_while_its_sweep_runs(run)
     summary = summarize(run, brief=True)
     if summary.state is State.SUCCEEDED:

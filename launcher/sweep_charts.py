@@ -80,10 +80,9 @@ def _length(trial: Trial, sweep: Sweep, spec: JobSpec | None) -> int:
     """Return the epochs that a trial would have had: as many as the longest one, where steps are all that is known."""
     if trial.state != "PRUNED":
         return trial.epoch
-    by_steps = trial.point.get("train.max_steps") or (spec is not None and spec.train.max_steps)
+    if trial.point.get("train.max_steps") or (spec is not None and spec.train.max_steps):
+        return sweep.longest
     known = spec.train.epochs if spec is not None else None
-    if by_steps:
-        return max(sweep.longest, trial.epoch)
     return max(int(trial.point.get("train.epochs") or known or sweep.longest), trial.epoch)
 
 

@@ -107,7 +107,9 @@ def test_a_trial_does_not_go_on_by_itself_where_its_sweep_had_more_to_train_on(
     sweep = new_run(tmp_path, f"sweep-{secrets.token_hex(4)}", f"{DIGITS}cluster: {cluster}\nstorage: s3://a/b\n")
     write_rows(sweep.claim(), "events", [{"event": "cluster", "ranks": 2, "gpus": gpus}, *STORY], by="driver")
     trial, _ = begin(sweep, 3)
-    with pytest.raises(UsageError, match=f"goes on with its sweep, on {where}: raylift resume {sweep.uri}$"):
+    with pytest.raises(
+        UsageError, match=f"a trial of a sweep on {where} goes on with that alone: raylift resume {sweep.uri}$"
+    ):
         relaunch(trial)
 
 
