@@ -96,7 +96,11 @@ def reaches(server: ApiServer, deployment: str) -> Object:
 
 
 def starts(folder: Path, count: int) -> None:
-    wait_for(lambda: len(list(folder.glob("start-*"))) == count, f"start {count} of the driver", timeout=60)
+    def have_written() -> bool:
+        found = list(folder.glob("start-*"))
+        return len(found) == count and all(each.stat().st_size for each in found)
+
+    wait_for(have_written, f"start {count} of the driver", timeout=60)
 
 
 def pod_of(server: ApiServer, role: str) -> Object:
