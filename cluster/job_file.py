@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_PLAIN = re.compile(r"[A-Za-z/](?:[A-Za-z0-9_./-]|:(?=[A-Za-z/]))*")  # no YAML takes it for anything but text, except
-_NO_TEXT = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n"))
+# what neither YAML 1.2 nor 1.1, which kubectl reads, takes for anything but text without quotes
+PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)\Z)[A-Za-z/][A-Za-z0-9_./:@-]*(?<!:)", re.IGNORECASE)
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # to YAML, which JSON does not escape
 
 
@@ -53,7 +53,7 @@ def _in_a_line(value: Any) -> str:
 
 
 def _as_text(value: str) -> str:
-    if _PLAIN.fullmatch(value) and value.lower() not in _NO_TEXT:
+    if PLAIN.fullmatch(value):
         return value
     text = json.dumps(value, ensure_ascii=False)
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

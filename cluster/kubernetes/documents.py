@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString, SingleQuotedScalarString
 
-# What kubectl, which reads YAML 1.1, takes for text without quotes; all else of text gets some.
-_PLAIN = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)\Z)[A-Za-z/][A-Za-z0-9_./:@-]*(?<!:)", re.IGNORECASE)
+from cluster.job_file import PLAIN
 
 
 def to_yaml(documents: Sequence[Mapping[str, Any]]) -> str:
@@ -30,7 +28,7 @@ def _quoted(value: Any) -> Any:
         return {_quoted(key): _quoted(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_quoted(each) for each in value]
-    if not isinstance(value, str) or _PLAIN.fullmatch(value):
+    if not isinstance(value, str) or PLAIN.fullmatch(value):
         return value
     if value.endswith("\n") and not value.startswith((" ", "\n")) and value.replace("\n", "").isprintable():
         return LiteralScalarString(value)

@@ -697,6 +697,7 @@ def test_yaml_reads_the_same_by_the_rules_of_1_1_and_of_1_2(document: dict[str, 
     assert YAML(typ="safe").load(text) == document
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["species", "petal length", "\t", "\n", "\\d+", "a: b", "# c"]), max_size=60))
 def test_a_long_text_with_tabs_stays_what_it_is(words: list[str]) -> None:
     document = {"value": "\t".join(words)}
