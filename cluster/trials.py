@@ -179,17 +179,28 @@ def read_trials(rows: Iterable[Mapping[str, Any]]) -> list[Trial]:
 def ranked(trials: Sequence[Trial], metric: str, mode: str) -> list[Trial]:
     """Return the trials with a value, the best first, those of one point together.
 
-    Points go by the mean of their trials; those that were trained to their end stand before the others.
+    Points go by the mean of their trials; those that were trained to their end stand before the others, and last those
+    of which the mean is not of all seeds.
     """
     sign = -1 if mode == "max" else 1
     means = means_of(trials, metric)
-    unfinished = unfinished_points(trials)
+    failed, unfinished = failed_points(trials, metric), unfinished_points(trials)
 
-    def rank(trial: Trial) -> tuple[bool, float, int, float]:
+    def rank(trial: Trial) -> tuple[int, float, int, float]:
         own = sign * float(trial.value(metric) or 0.0)
-        return trial.number in unfinished, sign * means[trial.number], trial.number, own
+        behind = 2 if trial.number in failed else 1 if trial.number in unfinished else 0
+        return behind, sign * means[trial.number], trial.number, own
 
-    return sorted((trial for trial in _measured(trials, metric)), key=rank)
+    return sorted(measured(trials, metric), key=rank)
+
+
+def failed_points(trials: Iterable[Trial], metric: str) -> set[int]:
+    """Return the numbers of points of which a trial has failed, or its newest evaluation has no finite value."""
+    return {
+        trial.number
+        for trial in trials
+        if trial.state == "FAILED" or (trial.newest is not None and trial.value(metric) is None)
+    }
 
 
 def unfinished_points(trials: Sequence[Trial]) -> set[int]:
@@ -200,10 +211,15 @@ def unfinished_points(trials: Sequence[Trial]) -> set[int]:
     return begun | {trial.number for trial in trials if trial.state != "SUCCEEDED"}
 
 
-def means_of(trials: Sequence[Trial], metric: str) -> dict[int, float]:
+def measured(trials: Iterable[Trial], metric: str) -> list[Trial]:
+    """Return the trials that have a value and have not failed: those that are compared, and that means are of."""
+    return [trial for trial in trials if trial.value(metric) is not None and trial.state != "FAILED"]
+
+
+def means_of(trials: Iterable[Trial], metric: str) -> dict[int, float]:
     """Return the mean value of each point's trials, by its number: at the last evaluation that all of them have had."""
     found: dict[int, list[dict[int, float]]] = {}
-    for trial in _measured(trials, metric):
+    for trial in measured(trials, metric):
         found.setdefault(trial.number, []).append(trial.values(metric))
     return {number: _mean_of(values) for number, values in found.items()}
 
@@ -211,7 +227,3 @@ def means_of(trials: Sequence[Trial], metric: str) -> dict[int, float]:
 def _mean_of(values: Sequence[Mapping[int, float]]) -> float:
     shared = set.intersection(*({*each} for each in values))
     return fmean(each[max(shared or each)] for each in values)
-
-
-def _measured(trials: Sequence[Trial], metric: str) -> list[Trial]:
-    return [trial for trial in trials if trial.value(metric) is not None and trial.state != "FAILED"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.trials import Trial, unfinished_points
+from cluster.trials import Trial, failed_points, measured, unfinished_points
 from launcher.curves import Chart, Series, thinned
 from launcher.importance import Importance, assess
 from launcher.parallel import Parallel, build_parallel, is_wide, told
@@ -89,16 +89,16 @@ def _length(trial: Trial, sweep: Sweep, spec: JobSpec | None) -> int:
 def _history(sweep: Sweep) -> Chart:
     """Draw each trial's value, and the best of those that were trained to their end, or of all while there are none."""
     choose = max if sweep.mode == "max" else min
-    measured = [trial for trial in sweep.trials if trial.value(sweep.metric) is not None and trial.state != "FAILED"]
+    shown = measured(sweep.trials, sweep.metric)
     series = []
     for state, (name, tone) in _GROUPS.items():
-        own = [trial for trial in measured if _group(trial) == state]
+        own = [trial for trial in shown if _group(trial) == state]
         if own:
             values = [trial.value(sweep.metric) for trial in own]
             text = [told(trial, sweep) for trial in own]
             series.append(Series(name, [trial.number for trial in own], values, "points", tone, text))
-    unfinished = unfinished_points(sweep.trials)
-    ended = [trial for trial in measured if trial.number not in unfinished] or measured
+    behind = unfinished_points(sweep.trials) | failed_points(sweep.trials, sweep.metric)
+    ended = [trial for trial in shown if trial.number not in behind] or shown
     best = list[float]()
     for trial in ended:
         best.append(choose([*best[-1:], sweep.means[trial.number]]))
@@ -155,11 +155,11 @@ def _reached(sweep: Sweep, spec: JobSpec | None) -> Chart:
 
 
 def _chart(sweep: Sweep, title: str, x: str, series: Sequence[Series]) -> Chart:
-    measured = sweep.metric.removeprefix("eval_")
+    name = sweep.metric.removeprefix("eval_")
     loss = "loss" in sweep.metric
     values = [value for trial in sweep.trials if (value := trial.value(sweep.metric)) is not None]
     wide = is_wide(sweep.metric, values)
-    return Chart(f"{title}: {measured}", x, series, loss=loss, logarithmic=wide, from_zero=False, unified=False)
+    return Chart(f"{title}: {name}", x, series, loss=loss, logarithmic=wide, from_zero=False, unified=False)
 
 
 def _group(trial: Trial) -> str:

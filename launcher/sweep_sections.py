@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from cluster.trials import ENDED, Trial
+from cluster.trials import ENDED, Trial, measured
 from launcher import pieces, sections
 from launcher.history import ReportData
 from launcher.markup import Content, Html, table, tag
 from launcher.sweep_charts import Budget, Drawing, budget_of
 from launcher.sweeps import Sweep, shown
-from launcher.text import decimal, duration, typed
+from launcher.text import decimal, duration, so_many, typed
 
 _TRIALS = 500  # listed
 _AXIS = 105  # pixels that an axis takes at least
@@ -30,8 +30,8 @@ def page(data: ReportData, sweep: Sweep, drawing: Drawing) -> list[Html]:
 def _figures(sweep: Sweep, budget: Budget) -> list[tuple[str, str]]:
     found = []
     if sweep.best is not None:
-        seeds = sum(trial.number == sweep.best.number for trial in sweep.trials)
-        which = f"best mean of {seeds} seeds" if sweep.repeats else "best"
+        seeds = [trial.number for trial in measured(sweep.trials, sweep.metric)].count(sweep.best.number)
+        which = f"best mean of {so_many(seeds, 'seed')}" if sweep.repeats else "best"
         found.append((f"{sweep.metric.removeprefix('eval_')}, {which}", decimal(sweep.means[sweep.best.number])))
     states = [trial.state for trial in sweep.trials]
     found.append(("trials done", f"{sum(state in ENDED for state in states)} of {sweep.budget}"))

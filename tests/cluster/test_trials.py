@@ -1,12 +1,13 @@
 """What a sweep's events tell of its trials."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cluster.records import Origin
-from cluster.trials import Copied, Trial, means_of, ranked, read_trials, unfinished_points
+from cluster.trials import Copied, Trial, failed_points, means_of, ranked, read_trials, unfinished_points
 from tests.sweeps import begun, ended, evaluated
 
 
@@ -92,6 +93,27 @@ def test_a_point_of_which_seeds_are_left_to_begin_stands_behind_those_that_are_w
     assert [trial.id for trial in ranked(trials, "eval_accuracy", "max")] == ["00000-1", "00000-0", "00001-0"]
     assert unfinished_points(trials) == {1}
     assert unfinished_points(trials[:1]) == set()
+
+
+def seed(number: int, repeat: int, values: list[float], state: str = "SUCCEEDED") -> list[dict[str, Any]]:
+    of = {"trial": f"{number:05d}-{repeat}", "repeat": repeat}
+    rows = [{**evaluated(number, at, value), **of} for at, value in enumerate(values, 1)]
+    return [{**begun(number), **of}, *rows, {**ended(number, state), **of}]
+
+
+@pytest.mark.parametrize("lost", [seed(0, 1, [0.3, math.nan]), seed(0, 1, [0.3], "FAILED"), seed(0, 1, [], "FAILED")])
+def test_a_point_of_which_a_seed_has_failed_or_has_no_value_is_never_the_best_by_the_others(
+    lost: list[dict[str, Any]],
+) -> None:
+    rows = [*seed(0, 0, [0.8, 0.95]), *lost, *seed(1, 0, [0.8, 0.9]), *seed(1, 1, [0.7], "PRUNED")]
+    trials = read_trials(rows)
+    assert [trial.id for trial in ranked(trials, "eval_accuracy", "max")] == ["00001-0", "00001-1", "00000-0"]
+    assert failed_points(trials, "eval_accuracy") == {0}
+
+
+def test_a_seed_that_has_just_begun_has_not_failed() -> None:
+    trials = read_trials([*seed(0, 0, [0.9]), {**begun(0), "trial": "00000-1", "repeat": 1}])
+    assert failed_points(trials, "eval_accuracy") == set()
 
 
 def test_the_time_of_a_trial_is_that_of_its_training_alone() -> None:

@@ -844,6 +844,18 @@ def test_a_point_that_fails_with_one_seed_has_failed(run: Run) -> None:
     assert heard == [(0, {}, False)]
 
 
+@pytest.mark.parametrize("lost", ["a", "c"])
+def test_a_point_that_ends_with_no_finite_value_with_one_seed_has_none(run: Run, lost: str) -> None:
+    launch = Launch(run, REPEATED, slots=3)
+    heard: list[Any] = []
+    launch.bridge._searcher.tell = lambda *told, completed: heard.append((*told, completed))  # type: ignore[method-assign]
+    for name in "abc":
+        launch.suggest(name)
+        launch.result(name, 1, 0.9)
+        launch.result(name, 2, math.nan if name == lost else 0.9, state="SUCCEEDED", complete=True)
+    assert heard == [(0, {}, True)]
+
+
 def test_a_sweep_with_repeats_goes_on_with_those_that_are_left_and_suggests_what_it_would_have(
     run: Run, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -344,3 +345,26 @@ def test_a_sweep_whose_metric_no_trial_has_failed_and_says_why(
     result = driver.run.result()
     assert result is not None
     assert (result.state, result.exit_code, result.message) == ("FAILED", 1, message)
+
+
+def test_the_best_of_points_that_all_lack_a_seed_says_over_how_many_its_mean_is(
+    driver: SweepDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = {"a": ("SUCCEEDED", 0.9), "b": ("FAILED", 0.8), "c": ("SUCCEEDED", 0.6), "d": ("SUCCEEDED", math.nan)}
+
+    def run_trials(_driver: SweepDriver, _attempt: Attempt, _ready: Ready, bridge: Bridge, _scheduler: object) -> None:
+        for name, (state, value) in ends.items():
+            bridge.suggest(name)
+            told = {"training_iteration": 1, "step": 5, "epoch": 1, "state": state, "message": ""}
+            bridge.on_trial_complete(name, {**told, "evaluation/eval_accuracy": value})
+
+    attempt = driver.run.claim()
+    events = SegmentWriter(driver.run, attempt.number, "events", "driver")
+    monkeypatch.setattr(sweep_driver, "_ENVIRONMENT", {})
+    monkeypatch.setattr(SweepDriver, "_run_trials", run_trials)
+    driver.room, driver.tune = Room(2, most=2), driver.tune.model_copy(update={"repeats": 2})
+    driver._fit(attempt, events, Ready(Workers(min=1, max=1), gpus=False, meta={"train": 80}, arrays={}))
+    events.close()
+    result = driver.run.result()
+    assert result is not None
+    assert re.fullmatch(r"best of 4 trials: 00000-0  .*; mean over 1 of 2 seeds: 0\.9000", result.message)

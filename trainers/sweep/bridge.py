@@ -16,7 +16,7 @@ from ray.tune.search import SearchGenerator
 
 from cluster.errors import DeviceError, PreemptedError, StorageError, is_outage
 from cluster.outages import PATIENCE
-from cluster.trials import ENDED, Evaluation, Trial, trial_id
+from cluster.trials import ENDED, Evaluation, Trial, failed_points, trial_id
 from trainers.sweep.record import Record
 from trainers.sweep.search import Searcher
 from trainers.tuning import Point, Tune
@@ -265,7 +265,7 @@ class Bridge(RaySearcher):
         states = {trial.state for trial in trials}
         if len(trials) < self._sweep.repeats or not states <= {*ENDED}:
             return
-        values = {} if "FAILED" in states else self._record.values(number)
+        values = {} if failed_points(trials, self._record.metric) else self._record.values(number)
         self._searcher.tell(number, values, completed=states == {"SUCCEEDED"})
 
     def _replay(self) -> None:
