@@ -15,6 +15,7 @@ from launcher.mistakes import Keys, Mistake
 from launcher.overrides import block_for
 from launcher.validation import validate
 from launcher.yaml_source import Document
+from trainers.config import Every
 from trainers.tuning import SEARCHED, Domain, Point, Tune
 
 _SPACE: Keys = ("tune", "space")
@@ -32,10 +33,18 @@ _DEFAULT: dict[str, Any] = {
 
 
 def settle_space(document: Document, root: type[BaseModel]) -> None:
-    """Give a sweep that names no space the default one, of the optimizers that take the options that are given."""
+    """Give a sweep that names no space the default one, of the optimizers that take the options that are given.
+
+    A file's `tune:` without a block is such a sweep; `--set tune=null` takes the block of the file away.
+    """
     if "tune" not in document.value:
         return
-    tune = document.value["tune"] = document.value["tune"] or {}
+    if document.value["tune"] is None:
+        if document.place(("tune",)).line is None:
+            del document.value["tune"]
+            return
+        document.value["tune"] = {}
+    tune = document.value["tune"]
     if not isinstance(tune, dict) or tune.get("space") is not None:
         return
     space = deepcopy(_DEFAULT)
@@ -84,12 +93,10 @@ def check_space(document: Document, root: type[BaseModel], known: Sequence[Mista
 
 def _key(document: Document, root: type[BaseModel], key: str) -> Mistake | None:
     path: Keys = tuple(key.split("."))
-    around = document.get(path[:-1])
-    if path[0] == "params" and not (isinstance(around, dict) and path[-1] in around):
-        params = [str(each) for each in around] if isinstance(around, dict) else []
-        known = f"{'.'.join(map(str, path[:-1]))} has {', '.join(params)}{nearest(path[-1], params)}"
-        known = known if params else "there are none"
-        problem = f"it searches a param that the job file does not give: {known}"
+    if path[0] == "params" and len(path) > 1:
+        return _param(document, key)
+    if blocks.block_of(blocks.at(root, path[:-1])) is Every:
+        problem = f"search {'.'.join(map(str, path[:-1]))} itself: [1 epoch, 2 epochs]"
         return Mistake(document.place((*_SPACE, key), of_key=True), (*_SPACE, key), problem)
     if key in _OF_THE_SWEEP:
         problem = f"{key} counts for the sweep as a whole: say it outside of the space"
@@ -103,6 +110,21 @@ def _key(document: Document, root: type[BaseModel], key: str) -> Mistake | None:
         last = [name for name in there if name.rpartition(".")[2] == str(path[-1])]
         meant = nearest(key, there) or (f"; did you mean {last[0]}?" if last else "")
         problem = f"the job file has no such key{meant}"
+    return Mistake(document.place((*_SPACE, key), of_key=True), (*_SPACE, key), problem)
+
+
+def _param(document: Document, key: str) -> Mistake | None:
+    """Return what is wrong with a key below the params of the job file, which has to have it."""
+    *above, last = key.split(".")
+    around = document.get(tuple(above))
+    if isinstance(around, dict) and last in around:
+        return None
+    if not isinstance(around, dict):
+        above, last = ["params"], ".".join([*above, last][1:])
+        around = document.get(("params",))
+    params = [str(each) for each in around] if isinstance(around, dict) else []
+    known = f"{'.'.join(above)} has {', '.join(params)}{nearest(last, params)}" if params else "there are none"
+    problem = f"it searches a param that the job file does not give: {known}"
     return Mistake(document.place((*_SPACE, key), of_key=True), (*_SPACE, key), problem)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from itertools import islice
@@ -55,9 +53,9 @@ class Domain(Block):
                 raise ValueError(f"{self.kind}: {low:g} to {high:g} is no range: the first must be the smaller one")
             if self.quniform is not None and not self.multiples:
                 raise ValueError(f"quniform: no multiple of {self.quniform[2]:g} lies from {low:g} to {high:g}")
-        given = Counter(map(_written, self.choice or self.grid or []))
-        if twice := [value for value, times in given.items() if times > 1]:
-            raise ValueError(f"{kinds[0]}: {', '.join(twice)} is listed twice")
+        listed = self.choice or self.grid or []
+        if twice := [value for at, value in enumerate(listed) if place_in(listed[:at], value) is not None]:
+            raise ValueError(f"{kinds[0]}: {', '.join(dict.fromkeys(map(_shown, twice)))} is listed twice")
         return self
 
     @property
@@ -488,15 +486,13 @@ def _check_conditions(key: str, domain: Domain, space: Mapping[str, Domain]) -> 
         values = space[other].values
         if values is None:
             raise ValueError(f"space.{key}: it depends on {other}, which is a range: a condition needs a list")
+        if not wanted:
+            raise ValueError(f"space.{key}: it counts when {other} is one of none: name a value, or several")
         for value in wanted:
             if place_in(values, value) is None:
                 known = [_shown(each) for each in values]
                 shown = f"{', '.join(known)}{nearest(value, known)}"
                 raise ValueError(f"space.{key}: it counts when {other} is {_shown(value)}, which it never is: {shown}")
-
-
-def _written(value: object) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _shown(value: object) -> str:

@@ -215,6 +215,15 @@ def test_blocks_may_be_searched_as_a_whole(job: Job) -> None:
             "depend on each other in a circle",
         ),
         (
+            "{space: {train.epochs: {choice: [1], when: {model.name: []}}, model.name: [cnn]}}",
+            "tune.space.train.epochs: it counts when model.name is one of none: name a value, or several",
+        ),
+        (
+            "{space: {train.eval_every.count: [1, 2]}}",
+            "tune.space.train.eval_every.count: search train.eval_every itself: [1 epoch, 2 epochs]",
+        ),
+        ("{space: {model.dropout: [0.5, 0, 0.0]}}", "tune.space.model.dropout: choice: 0 is listed twice"),
+        (
             "{space: {train.epochs: {choice: [1], when: {model.dropout: 0}}, model.dropout: {uniform: [0, 0.5]}}}",
             "which is a range: a condition needs a list",
         ),
@@ -288,6 +297,18 @@ def test_keys_of_a_space_can_be_set_from_the_command_line(
     assert space is not None
     assert space[key].model_dump(mode="json", exclude_defaults=True) == domain
     assert "train.optimizer.name" in space
+
+
+def test_a_sweep_can_be_taken_away_on_the_command_line(job: Job) -> None:
+    for setting in ("tune=null", "tune="):
+        assert load(job("tune: {trials: 20}"), overrides=[setting]).spec.tune is None
+    assert tune_of(job("tune: {trials: 20}")).trials == 20
+
+
+@pytest.mark.parametrize("value", ["false", "0", "[]", "''"])
+def test_what_is_no_block_begins_no_sweep(job: Job, value: str) -> None:
+    with pytest.raises(JobFileError, match="tune"):
+        load(job(), overrides=[f"tune={value}"])
 
 
 def test_a_sweep_without_evaluation_is_refused(job: Job) -> None:

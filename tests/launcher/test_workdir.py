@@ -18,9 +18,10 @@ from cluster.runs import Run
 from cluster.storage.open import open_storage
 from cluster.trials import trial_run
 from launcher.mistakes import JobFileError
-from launcher.spec import JobSpec, load
+from launcher.spec import JobSpec, frozen, load
 from launcher.submit import prepare, relaunch
 from launcher.workdir import pack
+from trainers.tuning import trial_job
 
 Job = Callable[..., Path]
 OWN = "task: mine:Mine\nparams: {width: 8}\n"
@@ -141,6 +142,25 @@ def test_a_module_with_the_name_of_one_of_ours_is_refused(mine: Job, home: Path)
 )
 def test_a_space_over_params_that_are_none_is_told(mine: Job, params: str, mistake: str) -> None:
     assert mistake in mistakes(mine(), f"params={params}", "tune={trials: 2, space: {params.width: [8, 16]}}")
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("params.opt.rate", "params.opt has lr"),
+        ("params.optt.lr", "params has opt, width"),
+        ("params.width.lr", "params has opt, width"),
+    ],
+)
+def test_a_space_over_what_no_block_of_params_has_is_told_what_there_is(mine: Job, key: str, known: str) -> None:
+    said = mistakes(mine(), "params={opt: {lr: 0.1}, width: 8}", f"tune={{trials: 2, space: {{{key}: [8, 16]}}}}")
+    assert f"it searches a param that the job file does not give: {known}" in said
+
+
+def test_a_key_of_a_block_of_params_may_be_searched(mine: Job) -> None:
+    tune = "tune={search: grid, space: {params.opt.lr: [0.1, 0.2]}}"
+    document = frozen(load(mine(), overrides=["params={opt: {lr: 0.3, decay: 0}}", tune]).spec)
+    assert trial_job(document, {"params.opt.lr": 0.2})["params"] == {"opt": {"lr": 0.2, "decay": 0}}
 
 
 def test_a_param_without_a_value_may_be_searched(mine: Job) -> None:
