@@ -21,7 +21,7 @@ from tests.harness import (
     wait_for,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.waiting, pytest.mark.timeout(600)]
 
 FROZEN = {  # in this order, and what is said of each
     "controller": "the process of Ray Train that looks after the ranks died",
@@ -38,7 +38,7 @@ def test_a_run_goes_on_by_itself_whatever_of_ray_is_stopped_by_a_signal(tmp_path
     job = write_job(tmp_path, JOB)
     with start_raylift("run", job, "--id", run.id, "--storage", run.storage.uri) as process:
         for attempt, what in enumerate(FROZEN, start=1):
-            wait_for(partial(_has_saved, run, attempt), f"a checkpoint of attempt {attempt}")
+            wait_for(partial(_has_saved, run, attempt), f"a checkpoint of attempt {attempt}", timeout=240)
             victim = find_process(run.id, what)
             assert victim is not None
             victim.suspend()

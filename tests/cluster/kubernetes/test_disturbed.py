@@ -155,6 +155,7 @@ def test_a_run_on_a_cluster_with_a_name_has_its_autoscaler_bring_the_workers_tha
     assert left() == []
 
 
+@pytest.mark.waiting
 @pytest.mark.usefixtures("kuberay")
 def test_a_run_whose_queue_takes_its_pods_back_saves_and_goes_on_when_its_turn_comes_again(
     server: ApiServer, run: Run, on: list[str], tmp_path: Path, left: Callable[[], list[str]]
