@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from itertools import chain, combinations, islice, product
+from itertools import combinations, islice, permutations, product
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from cluster.spelling import nearest
 from launcher import blocks
-from launcher.mistakes import Keys, Mistake
+from launcher.mistakes import Keys, Mistake, Place
 from launcher.overrides import block_for
 from launcher.validation import validate
 from launcher.yaml_source import Document
 from trainers.config import Every
-from trainers.tuning import SEARCHED, Domain, Point, Tune
+from trainers.tuning import NAMED, SEARCHED, Domain, Point, Tune
 
 _SPACE: Keys = ("tune", "space")
 _COMBINATIONS = 200  # of listed values that are tried together
@@ -53,15 +53,15 @@ def settle_space(document: Document, root: type[BaseModel]) -> None:
     if "momentum" in given:
         del space["train.optimizer.momentum"]
     wrong = {*validate(root, deepcopy(document))[1]}
+    trial, place = _of_a_trial(document), document.place(("tune",))
     for name in list(space[_OPTIMIZER]):
-        if _wrong_with(root, document, {_OPTIMIZER: name}, {}, wrong):
+        if _wrong_with(root, trial, {_OPTIMIZER: name}, {_OPTIMIZER: place}, wrong):
             space[_OPTIMIZER].remove(name)
             if name == "sgd":
                 space.pop("train.optimizer.momentum", None)
     if not space[_OPTIMIZER]:
         del space[_OPTIMIZER]
     tune["space"] = space
-    place = document.place(("tune",))
     document.places |= {(*_SPACE, key): place for key in space}
 
 
@@ -82,12 +82,17 @@ def check_space(document: Document, root: type[BaseModel], known: Sequence[Mista
         for at, value in (space[_EVALUATION].ends if _EVALUATION in space else {}).items()
         if value is None
     ]
-    places = {(key, *at): _below(document, key, at) for key, domain in space.items() for at in domain.checked}
-    seen = {*known}
-    for point, origins in _tried(space):
-        new = _wrong_with(root, document, point, {key: places[key, *at] for key, at in origins.items()}, seen)
-        found += new
-        seen |= {*new}
+    found += _without_room(document, space)
+    at_of = {(key, *at): _below(document, key, at) for key, domain in space.items() for at in domain.checked}
+    places = {at: document.place(path) for at, path in at_of.items()}
+    trial, seen = _of_a_trial(document), {*known}
+    for tried in (_each(space), _together(space)):
+        for point, origins in tried:
+            new = _wrong_with(root, trial, point, {key: places[key, *at] for key, at in origins.items()}, seen)
+            found += new
+            seen |= {*new}
+        if found:
+            break
     return found
 
 
@@ -95,7 +100,7 @@ def _key(document: Document, root: type[BaseModel], key: str) -> Mistake | None:
     path: Keys = tuple(key.split("."))
     if path[0] == "params" and len(path) > 1:
         return _param(document, key)
-    if blocks.block_of(blocks.at(root, path[:-1])) is Every:
+    if path[0] in SEARCHED and blocks.block_of(blocks.at(root, path[:-1])) is Every:
         problem = f"search {'.'.join(map(str, path[:-1]))} itself: [1 epoch, 2 epochs]"
         return Mistake(document.place((*_SPACE, key), of_key=True), (*_SPACE, key), problem)
     if key in _OF_THE_SWEEP:
@@ -128,46 +133,77 @@ def _param(document: Document, key: str) -> Mistake | None:
     return Mistake(document.place((*_SPACE, key), of_key=True), (*_SPACE, key), problem)
 
 
+def _without_room(document: Document, space: Mapping[str, Domain]) -> Iterator[Mistake]:
+    """Yield what is wrong with values, such as null, that a key below theirs would replace by a block."""
+    for key, inner in permutations(space, 2):
+        if not inner.startswith(f"{key}."):
+            continue
+        first = next(iter(space[inner].ends.items()))
+        for at, value in space[key].ends.items():
+            meet = _with({key: (at, value), inner: first}, space) is not None
+            if meet and not _has_room(key, value, inner.removeprefix(f"{key}.").split(".")):
+                path = _below(document, key, at)
+                problem = f"it would be lost where {inner} has a value: say by its `when` with which {key} that counts"
+                yield Mistake(document.place(path), path, problem)
+
+
+def _has_room(key: str, value: Any, path: Sequence[str]) -> bool:
+    """Whether something can be put at a path below a value without a loss."""
+    for name in path:
+        if not isinstance(value, dict) and not (isinstance(value, str) and key in NAMED):
+            return False
+        key, value = f"{key}.{name}", value.get(name, {}) if isinstance(value, dict) else {}
+    return True
+
+
 def _below(document: Document, key: str, at: Keys) -> Keys:
     """Return where a value of a key stands; in a list that stands alone there is no `choice`."""
     return (*_SPACE, key, *(at[1:] if isinstance(document.get((*_SPACE, key)), list) else at))
 
 
-def _tried(space: Mapping[str, Domain]) -> Iterator[tuple[Point, dict[str, Keys]]]:
+def _each(space: Mapping[str, Domain]) -> Iterator[tuple[Point, dict[str, Keys]]]:
     """Yield points that together have all that is to be checked of each domain, and where each value stands.
 
     Lists are tried in all their combinations, as rules between keys ("momentum is an option of sgd") may hold for
-    some alone; were there too many of those, the first some hundred, and of two values each the first thousand pairs.
+    some alone; were there too many of those, the first some hundred.
     """
-    tried = list(islice(_combinations(list(space.items()), {}, {}), _COMBINATIONS + 1))
+    yield from islice(_combinations(space, end=0), _COMBINATIONS)
+    for key, domain in space.items():
+        for value in domain.checked.items():
+            if (found := _with({key: value}, space)) is not None:
+                yield found
+
+
+def _together(space: Mapping[str, Domain]) -> Iterator[tuple[Point, dict[str, Keys]]]:
+    """Yield combinations with the upper ends of all ranges; were there too many, also pairs of two values each."""
+    tried = list(islice(_combinations(space, end=-1), _COMBINATIONS + 1))
     yield from tried[:_COMBINATIONS]
-    alone = ({key: value} for key, domain in space.items() for value in domain.checked.items())
     pairs = (
         {one: first, other: second}
         for one, other in combinations(space, 2)
         for first, second in product(space[one].ends.items(), space[other].ends.items())
     )
-    for fixed in chain(alone, islice(pairs, _PAIRS if len(tried) > _COMBINATIONS else 0)):
+    for fixed in islice(pairs, _PAIRS if len(tried) > _COMBINATIONS else 0):
         if (found := _with(fixed, space)) is not None:
             yield found
 
 
-def _combinations(
-    left: list[tuple[str, Domain]], point: Point, origins: dict[str, Keys]
-) -> Iterator[tuple[Point, dict[str, Keys]]]:
-    """Yield the combinations of listed values with the lower ends of ranges."""
-    if not left:
-        yield point, origins
-        return
-    (key, domain), rest = left[0], left[1:]
-    if not domain.counts(point):
-        yield from _combinations(rest, point, origins)
-        return
-    ends = list(domain.ends.items())
-    if domain.choice is None and domain.grid is None:
-        ends = ends[:1]
-    for at, value in ends:
-        yield from _combinations(rest, {**point, key: value}, {**origins, key: at})
+def _combinations(space: Mapping[str, Domain], *, end: int) -> Iterator[tuple[Point, dict[str, Keys]]]:
+    """Yield the combinations of listed values, each with the first or last value of every range."""
+
+    def combined(left: list[tuple[str, Domain]], point: Point, at: dict[str, Keys]) -> Iterator[tuple[Point, Any]]:
+        if not left:
+            yield point, at
+            return
+        (key, domain), rest = left[0], left[1:]
+        if not domain.counts(point):
+            yield from combined(rest, point, at)
+            return
+        ends = list(domain.ends.items())
+        for place, value in ends if domain.choice is not None or domain.grid is not None else [ends[end]]:
+            yield from combined(rest, {**point, key: value}, {**at, key: place})
+
+    yield from combined(list(space.items()), {}, {})
 
 
 def _with(fixed: Mapping[str, tuple[Keys, Any]], space: Mapping[str, Domain]) -> tuple[Point, dict[str, Keys]] | None:
@@ -190,18 +226,26 @@ def _placed(domain: Domain, value: Any) -> tuple[Keys, Any]:
     return next((at for at, each in domain.ends.items() if each == value), next(iter(domain.ends))), value
 
 
-def _wrong_with(
-    root: type[BaseModel], document: Document, point: Point, places: Mapping[str, Keys], known: set[Mistake]
-) -> list[Mistake]:
-    """Return what would be wrong with a job file that has the values of a point."""
+def _of_a_trial(document: Document) -> Document:
+    """Return a copy of a job file without what is of its sweep alone."""
     changed = deepcopy(document)
-    for block in ("tune", "budget"):  # of the sweep, not of a trial
+    for block in ("tune", "budget"):
         changed.value.pop(block, None)
+    for places in (changed.places, changed.keys):
+        for path in [path for path in places if path[:1] == ("tune",)]:  # as many as there are values to check
+            del places[path]
     if isinstance(cluster := changed.value.get("cluster"), dict):
         cluster.pop("nodes", None)  # a sweep may have none to begin with
     changed.mistakes = []
+    return changed
+
+
+def _wrong_with(
+    root: type[BaseModel], trial: Document, point: Point, places: Mapping[str, Place], known: set[Mistake]
+) -> list[Mistake]:
+    """Return what would be wrong with the job file of a trial that has the values of a point, which stand there."""
+    changed = deepcopy(trial)
     for key, value in point.items():
-        place = document.place(places.get(key, (*_SPACE, key)))
-        changed.put(tuple(key.split(".")), Document(deepcopy(value), {(): place}), below_text=block_for(root))
+        changed.put(tuple(key.split(".")), Document(deepcopy(value), {(): places[key]}), below_text=block_for(root))
     there = {(mistake.place, mistake.problem) for mistake in known}
     return [each for each in validate(root, changed)[1] if (each.place, each.problem) not in there]

@@ -144,10 +144,12 @@ class Domain(Block):
         Both ends of `{uniform: [16, 256]}` are batch sizes, and hardly anything between them is.
         """
         if self.quniform is not None:
-            return {**self.ends, ("quniform",): self.multiple(self.multiples[:2][-1])}
+            half = (self.multiples.stop - self.multiples.start) // 2
+            middle = [self.multiple(number) for number in self.multiples[half : half + 2]]
+            return {**self.ends, ("quniform",): next((value for value in middle if value % 1), middle[0])}
         if self.uniform is not None or self.loguniform is not None:
             low, high = self.ends.values()
-            middle = (low + high) / 2
+            middle = low + (high - low) / 2
             half = math.floor(middle) + 0.5
             return {**self.ends, (self.kind,): half if low < half < high else middle}
         return self.ends
@@ -236,7 +238,8 @@ class Scheduler(Block):
         default=None, description="asha, hyperband: one in so many goes on at each rung; default 3"
     )
     max_t: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="asha, hyperband: no longer than this; default: a trial's whole length"
+        default=None,
+        description="asha, hyperband: no longer than this; default: a trial's whole length",
     )
     brackets: Annotated[int, Field(ge=1)] | None = Field(default=None, description="asha")
     min_samples_required: Annotated[int, Field(ge=1)] | None = Field(
@@ -262,6 +265,11 @@ class Scheduler(Block):
     def pauses(self) -> bool:
         """Whether it lets trials wait for others, so that more have begun than there is room for."""
         return self.name in ("hyperband", "pbt")
+
+    def is_whole(self, iteration: int, epoch: int, step: int) -> bool:
+        """Whether a trial that it ended there has come to where it ends all; brackets of HyperBand may end before."""
+        reached = {"training_iteration": iteration, "epoch": epoch, "step": step}[self.time_attr]
+        return self.name == "asha" and self.max_t is not None and reached >= self.max_t
 
     @model_validator(mode="after")
     def _options_of_this_scheduler(self) -> Scheduler:

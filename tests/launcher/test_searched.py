@@ -97,8 +97,18 @@ def test_every_key_and_value_of_a_space_is_checked_with_its_place(job: Job) -> N
     [
         ("train.batch_size", "{loguniform: [16, 256]}", "job.yaml:3:35: train.batch_size: 136.5 is not a whole number"),
         ("train.epochs", "{uniform: [1, 9]}", "train.epochs: 5.5 is not a whole number"),
-        ("train.epochs", "{quniform: [1, 8, 0.5]}", "train.epochs: 1.5 is not a whole number"),
+        ("train.epochs", "{quniform: [1, 8, 0.5]}", "train.epochs: 4.5 is not a whole number"),
         ("train.schedule.warmup", "{uniform: [0, 100]}", "warmup 50.5 is neither a share below 1 nor a whole number"),
+        (
+            "train.schedule.warmup",
+            "{quniform: [0, 4, 0.5]}",
+            "warmup 2.5 is neither a share below 1 nor a whole number",
+        ),
+        (
+            "train.schedule.warmup",
+            "{quniform: [0, 9, 0.2]}",
+            "warmup 4.6 is neither a share below 1 nor a whole number",
+        ),
         ("model.dropout", "{quniform: [0, 1.2, 0.3]}", "model.dropout: 1.2 is out of range: it must be below 1"),
     ],
 )
@@ -172,6 +182,21 @@ def test_searched_data_that_is_not_there_is_missed_at_once(job: Job) -> None:
     ]
 
 
+def test_a_key_of_a_block_may_be_searched_with_the_values_of_the_block_that_have_room_for_it(job: Job) -> None:
+    blocks = "train.early_stopping: [null, {patience: 3}]"
+    inner = "train.early_stopping.patience: {choice: [1, 2], when: {train.early_stopping: {patience: 3}}}"
+    points = list(tune_of(job(f"tune: {{space: {{{blocks}, {inner}}}}}")).points())
+    assert [point.get("train.early_stopping.patience") for point in points] == [None, 1, 2]
+    assert tune_of(job("tune: {space: {train.optimizer: [sgd, {name: adamw}], train.optimizer.lr: [0.1, 0.2]}}"))
+
+
+def test_two_ranges_are_checked_at_their_upper_ends_together(job: Job) -> None:
+    space = "tune: {space: {data.augment.mixup: {uniform: [0, 1]}, data.augment.cutmix: {uniform: [0, 1]}}}"
+    found = messages(job(f"train: {{batch_size: 1}}\n{space}"))
+    assert found
+    assert all("mixup and cutmix need train.batch_size of 2 or more" in message for message in found)
+
+
 def test_blocks_may_be_searched_as_a_whole(job: Job) -> None:
     assert tune_of(job("tune: {space: {train.optimizer: [adamw, {name: sgd, lr: 0.1, momentum: 0.9}]}}")).tried == 2
     found = messages(job("tune: {space: {train.optimizer: [adamw, {name: sgd, momentumm: 0.9}]}}"))
@@ -221,6 +246,19 @@ def test_blocks_may_be_searched_as_a_whole(job: Job) -> None:
         (
             "{space: {train.eval_every.count: [1, 2]}}",
             "tune.space.train.eval_every.count: search train.eval_every itself: [1 epoch, 2 epochs]",
+        ),
+        (
+            "{space: {checkpoint.every.count: [1, 2]}}",
+            "tune.space.checkpoint.every.count: a space names keys inside model, data, train, params; this one cannot",
+        ),
+        (
+            "{space: {train.early_stopping: [null, {patience: 3}], train.early_stopping.patience: [1, 2]}}",
+            "job.yaml:3:39: tune.space.train.early_stopping.0: it would be lost where train.early_stopping.patience "
+            "has a value: say by its `when` with which train.early_stopping that counts",
+        ),
+        (
+            "{space: {data.eval: [builtin:digits, {split: 0.1}], data.eval.split: [0.2, 0.3]}}",
+            "tune.space.data.eval.0: it would be lost where data.eval.split has a value",
         ),
         ("{space: {model.dropout: [0.5, 0, 0.0]}}", "tune.space.model.dropout: choice: 0 is listed twice"),
         (

@@ -163,6 +163,12 @@ def test_a_key_of_a_block_of_params_may_be_searched(mine: Job) -> None:
     assert trial_job(document, {"params.opt.lr": 0.2})["params"] == {"opt": {"lr": 0.2, "decay": 0}}
 
 
+def test_a_param_that_a_key_below_it_would_replace_is_refused(mine: Job) -> None:
+    tune = "tune={trials: 2, space: {params.opt: [sgd, {lr: 1}], params.opt.lr: [0.1, 0.2]}}"
+    said = mistakes(mine(), "params={opt: {lr: 0.3}}", tune)
+    assert "tune.space.params.opt.0: it would be lost where params.opt.lr has a value" in said
+
+
 def test_a_param_without_a_value_may_be_searched(mine: Job) -> None:
     loaded = load(mine(), overrides=["params={limit: null}", "tune={trials: 2, space: {params.limit: [8, 16]}}"])
     assert loaded.spec.params == {"limit": None}

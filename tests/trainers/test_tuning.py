@@ -36,6 +36,8 @@ def test_randint_ends_before_its_end_and_quniform_on_multiples() -> None:
     assert str(Domain(quniform=(0, 1, 0.3))) == "0 to 0.9, in steps of 0.3"
     assert [*Domain(quniform=(0.5, 1e6, 2)).ends.values()] == [2, 1e6]
     assert Domain(quniform=(0, 1e20, 1)).values is None
+    assert [*Domain(quniform=(0, 1e20, 1)).checked.values()] == [0, 1e20, 5e19]
+    assert max(Domain(uniform=(1e308, 1.7e308)).checked.values()) == 1.7e308
     assert Domain(uniform=(0, 1)).values is None
     assert Domain(randint=(0, 10**9)).values is None
 
