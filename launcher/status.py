@@ -66,7 +66,7 @@ def summarize(run: Run, *, brief: bool = False) -> Summary:
     if trained_by is not None and newest.launch not in {claim.launch for claim in trained_by.claims()}:
         trained_by = None
     result = run.result_of(newest.attempt)
-    if result is not None and result.state == State.STOPPED and trained_by is not None:
+    if result is not None and result.state in (State.STOPPED, State.PRUNED) and trained_by is not None:
         result = _as_its_sweep_tells(run, trained_by, result)
     if result is not None and not brief and may_be_remote(job) and _is_launched_anew(run, newest.attempt):
         result = None
@@ -243,14 +243,15 @@ def _as_trial(run: Run, sweep: Run) -> tuple[State, str]:
 
 
 def _as_its_sweep_tells(run: Run, sweep: Run, result: Result) -> Result | None:
-    """Return how a trial ended that was stopped as far as it knows; None where its sweep goes on, and it too.
+    """Return how a trial ended that others ended, as far as it knows; None where its sweep goes on, and it too.
 
-    It stood still when its process was let go, and the scheduler ended it; or its actor was lost as it went on.
+    It stood still when its process was let go, and the scheduler ended it, maybe at its whole length; or its actor was
+    lost as it went on.
     """
     state, message = _as_trial(run, sweep)
     if state in ENDED:
         return replace(result, state=state.value, message=message, exit_code=1 if state is State.FAILED else 0)
-    return result if state.is_final else None
+    return result if state.is_final or result.state == State.PRUNED else None
 
 
 def _missing_workers(events: Sequence[dict[str, Any]]) -> str:

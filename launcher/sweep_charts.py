@@ -80,7 +80,8 @@ def _length(trial: Trial, sweep: Sweep, spec: JobSpec | None) -> int:
     """Return the epochs that a trial would have had: as many as the longest one, where steps are all that is known."""
     if trial.state != "PRUNED":
         return trial.epoch
-    if trial.point.get("train.max_steps") or (spec is not None and spec.train.max_steps):
+    max_t = spec.tune.scheduler.max_t if spec is not None and spec.tune is not None else None
+    if max_t is not None or trial.point.get("train.max_steps") or (spec is not None and spec.train.max_steps):
         return sweep.longest
     known = spec.train.epochs if spec is not None else None
     return max(int(trial.point.get("train.epochs") or known or sweep.longest), trial.epoch)
@@ -97,8 +98,9 @@ def _history(sweep: Sweep) -> Chart:
             values = [trial.value(sweep.metric) for trial in own]
             text = [told(trial, sweep) for trial in own]
             series.append(Series(name, [trial.number for trial in own], values, "points", tone, text))
-    behind = unfinished_points(sweep.trials) | failed_points(sweep.trials, sweep.metric)
-    ended = [trial for trial in shown if trial.number not in behind] or shown
+    failed, unfinished = failed_points(sweep.trials, sweep.metric), unfinished_points(sweep.trials)
+    intact = [trial for trial in shown if trial.number not in failed] or shown
+    ended = [trial for trial in intact if trial.number not in unfinished] or intact
     best = list[float]()
     for trial in ended:
         best.append(choose([*best[-1:], sweep.means[trial.number]]))

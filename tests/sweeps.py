@@ -86,7 +86,7 @@ def searched(
     events.append(
         {"event": "sweep", "trials": tune.tried, "metric": metric, "mode": "max" if "acc" in metric else "min"}
     )
-    record, search = Record(run, events, metric), Random(tune)
+    record, search = Record(run, events, metric, tune.scheduler), Random(tune)
     for number in range(count):
         trial = record.begun(trial_id(number), number, search.ask(number))
         if each:

@@ -19,7 +19,7 @@ from launcher.sweep_charts import budget_of, draw
 from launcher.sweeps import Sweep, read_sweep
 from tests.finished import DIGITS, new_run, write_rows
 from tests.sweeps import HEAD, STORY, begun, ended, evaluated, searched
-from trainers.tuning import Domain
+from trainers.tuning import Domain, Scheduler
 
 
 def opened(folder: Path, count: int, **how: Any) -> tuple[Sweep, JobSpec, dict[str, Domain]]:
@@ -58,6 +58,17 @@ def test_the_history_is_of_trials_that_were_trained_to_their_end() -> None:
         ("to the end", [1, 2, 3], [0.8, 0.7, 0.9]),
         ("best so far", [1, 2, 3, 3], [0.8, 0.8, 0.9, 0.9]),
     ]
+
+
+def test_the_history_of_repeats_leaves_out_the_mean_of_a_point_of_which_one_failed() -> None:
+    rows = []
+    for number, repeat, value, state in ((0, 0, 0.95, "SUCCEEDED"), (0, 1, 0.1, "FAILED"), (1, 0, 0.9, "SUCCEEDED")):
+        of = {"trial": f"{number:05d}-{repeat}", "repeat": repeat}
+        rows += [{**row, **of} for row in (begun(number), evaluated(number, 1, value), ended(number, state))]
+    sweep = told(*rows, {**begun(1), "trial": "00001-1", "repeat": 1})
+    assert sweep.best is not None
+    best = draw(sweep, None).charts[0].series[-1]
+    assert (sweep.best.id, best.name, {*best.y}) == ("00001-0", "best mean so far", {0.9})
 
 
 def test_trials_that_are_evaluated_more_than_once_an_epoch_are_drawn_by_step() -> None:
@@ -122,6 +133,17 @@ def test_a_trial_is_as_long_as_its_own_epochs_say() -> None:
     assert (budget.trained, budget.saved) == (2, 4)
     assert budget.seconds == pytest.approx(8.0)
     assert budget.share == pytest.approx(4 / 6)
+
+
+def test_a_trial_would_have_had_no_more_epochs_than_the_longest_where_the_scheduler_says_how_many(
+    tmp_path: Path,
+) -> None:
+    rows = [begun(0), evaluated(0, 1, 0.5), ended(0, "PRUNED"), begun(1), *(evaluated(1, at, 0.6) for at in (1, 2, 3))]
+    _, spec, _ = opened(tmp_path, 2)
+    assert spec.tune is not None
+    scheduler = Scheduler.model_validate({"name": "asha", "max_t": 3})
+    limited = spec.model_copy(update={"tune": spec.tune.model_copy(update={"scheduler": scheduler})})
+    assert (budget_of(told(*rows), spec).saved, budget_of(told(*rows), limited).saved) == (8, 2)
 
 
 @pytest.mark.parametrize("key", ["train.max_steps", "model.dropout"])

@@ -97,6 +97,17 @@ def test_a_trial_that_stood_still_when_its_process_was_let_go_was_ended_by_the_s
     assert trial.attempts() == [1]
 
 
+def test_a_trial_that_the_scheduler_ended_at_its_whole_length_has_succeeded(sweep: Run) -> None:
+    for number in (1, 3):
+        begin(sweep, number)[1].finish(Result("PRUNED", "the sweep's scheduler ended it, at step 10", 0, 10))
+    with living(sweep.id):
+        found = [summarize(trial_run(sweep, f"{number:05d}")) for number in (1, 3)]
+    assert [(summary.state, summary.exit_code, summary.step) for summary in found] == [
+        (State.SUCCEEDED, 0, 10),
+        (State.PRUNED, 0, 10),
+    ]
+
+
 @pytest.mark.parametrize(
     ("cluster", "gpus", "where"),
     [("{provider: local}", True, "GPUs"), ("{provider: kubernetes, workers: 2, image: x}", False, "a cluster")],

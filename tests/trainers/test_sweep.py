@@ -37,7 +37,7 @@ class Launch:
     def __init__(self, run: Run, sweep: Tune = SWEEP, *, slots: int = 2, ahead: int = 0, grows: bool = False) -> None:
         self.attempt: Attempt = run.claim()
         self.events = SegmentWriter(run, self.attempt.number, "events", "driver")
-        self.record = Record(run, self.events, "eval_accuracy")
+        self.record = Record(run, self.events, "eval_accuracy", sweep.scheduler)
         self.resumed: list[tuple[str, int]] = []
         self.stopping = False
         self.bridge = Bridge(
@@ -449,6 +449,35 @@ def test_what_a_sweep_could_not_write_down_any_more_its_trials_know(run: Run) ->
     assert run.rows_of(again.attempt.number, "events") == [], "written once"
 
 
+@pytest.mark.parametrize("counted", ["training_iteration", "epoch", "step"])
+@pytest.mark.parametrize(("name", "state"), [("asha", "SUCCEEDED"), ("hyperband", "PRUNED")])
+def test_a_trial_that_comes_to_max_t_was_trained_to_its_end(run: Run, name: str, state: str, counted: str) -> None:
+    """Not with HyperBand, some of whose brackets end a little before that."""
+    known = {"scheduler": Scheduler.model_validate({"name": name, "max_t": 3, "time_attr": counted})}
+    launch = Launch(run, SWEEP.model_copy(update=known))
+    heard: list[Any] = []
+    launch.bridge._searcher.tell = lambda *told, completed: heard.append((told[0], completed))  # type: ignore[method-assign]
+    for name, last in (("a", 3), ("b", 2)):
+        launch.suggest(name)
+        launch.result(name, last, 0.9)
+        launch.result(name, last, 0.9, complete=True)
+    assert states(launch) == [state, "PRUNED"]
+    assert heard == [(0, state == "SUCCEEDED"), (1, False)]
+
+
+def test_a_trial_that_came_to_max_t_before_its_driver_was_lost_was_trained_to_its_end(run: Run) -> None:
+    write_rows(run.claim(), "events", [begun(0), begun(1)], by="driver")
+    for name, last in (("00000", 12), ("00001", 8)):
+        trial = trial_run(run, name)
+        trial.create(b"task: image-classification\n")
+        attempt = trial.claim()
+        write_rows(attempt, "metrics", training(0, last, begin=10.0))
+        attempt.finish(Result(state="PRUNED", message=f"the sweep's scheduler ended it, at step {last}"))
+    scheduler = Scheduler.model_validate({"name": "asha", "max_t": 3})
+    launch = Launch(run, SWEEP.model_copy(update={"scheduler": scheduler}))
+    assert states(launch) == ["SUCCEEDED", "PRUNED"]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_searcher_that_was_lost_suggests_what_it_would_have(run: Run, tmp_path: Path, seed: int) -> None:
     sweep = Tune.model_validate(
@@ -529,6 +558,43 @@ def test_a_trial_that_goes_on_is_compared_with_the_median_by_the_best_that_it_ha
         found = [judge(new_run(folder, f"{name}-{before}"), values, before=before) for before in range(4)]
         assert found == ["CONTINUE"] * 4
     assert judge(new_run(folder, "worse"), [0.4, 0.5, 0.55], before=2) == "STOP"
+
+
+@pytest.mark.parametrize("lost", ["nothing", "its actor", "its driver"])
+def test_an_evaluation_that_a_trial_does_again_counts_once_in_the_median(run: Run, lost: str) -> None:
+    """The mean of 0.2 and 0.9 is no reason to end one that has reached 0.6; that of 0.2, 0.9 and 0.9 were one."""
+    first = [evaluated(0, 1, 0.2), evaluated(0, 2, 0.9)] if lost == "its driver" else []
+    write_rows(run.claim(), "events", [begun(0), *first, begun(1)], by="driver")
+    scheduler, _ = scheduler_of(run, 1, name="median", min_samples_required=1)
+    one, other = Newcomer("one", "00000"), Newcomer("other", "00001")
+    judged: list[str] = []
+
+    def tell(trial: Any, iteration: int, value: float) -> None:
+        told = {"training_iteration": iteration, "eval_accuracy": value}
+        judged.append(scheduler.on_trial_result(None, trial, told))
+
+    scheduler.on_trial_add(None, one)
+    if lost != "its driver":
+        tell(one, 1, 0.2)
+        tell(one, 2, 0.9)
+    scheduler.on_trial_add(None, other)
+    tell(other, 1, 0.3)
+    if lost != "nothing":
+        tell(one, 2, 0.9)
+    tell(other, 2, 0.6)
+    assert {*judged} == {"CONTINUE"}
+
+
+def test_the_median_of_trials_does_not_depend_on_how_one_failed(run: Run) -> None:
+    write_rows(run.claim(), "events", [begun(number) for number in range(2)], by="driver")
+    scheduler, _ = scheduler_of(run, 1, name="median", min_samples_required=1)
+    failed, other = Newcomer("failed", "00000"), Newcomer("other", "00001")
+    for trial in (failed, other):
+        scheduler.on_trial_add(None, trial)
+    told = {"training_iteration": 1, "eval_accuracy": 0.9, "state": ""}
+    scheduler.on_trial_result(None, failed, told)
+    scheduler.on_trial_complete(None, failed, {**told, "eval_accuracy": math.nan, "state": "FAILED"})
+    assert scheduler.on_trial_result(None, other, {**told, "eval_accuracy": 0.5}) == "STOP"
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])

@@ -136,11 +136,11 @@ class Bridge(RaySearcher):
         if result is None and self.is_stopping:
             self._end(trial_id, "STOPPED", "it waited when the sweep was stopped")
             return
-        why = f"ended by {self._sweep.scheduler.name} after epoch {trial.epoch}"
+        state, why = self._record.ended_early(trial.newest)
         # where it is paused, or saves for that, nobody trains it who could say so
         if result is None or trial.state == "WAITING":
-            self._record.close(trial, "PRUNED", why)
-        self._end(trial_id, "PRUNED", why)
+            self._record.close(trial, state, why)
+        self._end(trial_id, state, why)
 
     def on_started(self, trial_id: str) -> None:
         """Take note that a trial which waited begins, or goes on."""

@@ -103,7 +103,7 @@ class SweepDriver(Driver):
         logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files that it need not write
         samples = self._samples(ready)
         data = identity(ready.meta, train=samples)
-        record = Record(self.run, events, self.metric)
+        record = Record(self.run, events, self.metric, self.tune.scheduler)
         _compare_data(record, data, events)
         events.append({"event": "sweep", "trials": self.total, "metric": self.metric, "mode": self.mode, "data": data})
         with Watch(attempt).looking() as watch:

@@ -17,15 +17,16 @@ from cluster.runs import Run
 from cluster.segments import SegmentWriter
 from cluster.trials import ENDED, Copied, Evaluation, Trial, read_trials, trial_run
 from trainers.pulse import ENDED as ENDED_BY_WATCHDOG
-from trainers.tuning import Point
+from trainers.tuning import Point, Scheduler
 
 
 class Record:
     """What a sweep writes down, and what it finds written when it goes on."""
 
-    def __init__(self, run: Run, events: SegmentWriter, metric: str) -> None:
+    def __init__(self, run: Run, events: SegmentWriter, metric: str, scheduler: Scheduler) -> None:
         self.run = run
         self.metric = metric
+        self._scheduler = scheduler
         rows = patient(run).all_rows("events")
         self.rows = [row for row in rows if str(row["event"]).startswith("trial")]
         heads = [row for row in rows if row["event"] == "sweep"]
@@ -65,6 +66,13 @@ class Record:
     def ended(self, trial: Trial, state: str, message: str, **more: Any) -> None:
         trial.state, trial.message, trial.ended = state, message, time.time()
         self._write({"event": "trial.ended", "trial": trial.id, "state": state, "message": message, **more})
+
+    def ended_early(self, last: Evaluation | None) -> tuple[str, str]:
+        """Return the state and the message of a trial that the scheduler ended after this evaluation."""
+        name, epoch = self._scheduler.name, last.epoch if last is not None else 0
+        if last is not None and self._scheduler.is_whole(last.iteration, last.epoch, last.step):
+            return "SUCCEEDED", f"trained up to the max_t of {name}, epoch {epoch}"
+        return "PRUNED", f"ended by {name} after epoch {epoch}"
 
     def set_aside(self) -> dict[str, int]:
         """Return the trials that were set `aside` when they ended the last time, and in how many launches they were."""
@@ -120,12 +128,16 @@ class Record:
         run = patient(trial_run(self.run, trial.id))
         if trial.copied is not None and not run.has_taken(trial.copied.origin):
             return  # what it knows is of before
+        last = trial.newest
         evaluations = [row for row in run.rows("metrics") if row["kind"] == "eval"]
         for iteration, row in enumerate(evaluations, 1 + (trial.copied.iteration if trial.copied is not None else 0)):
             metrics = {key: value for key, value in row.items() if key.startswith("eval_")}
-            one = Evaluation(iteration, row["step"], row["epoch"], metrics)
-            if trial.evaluations.get(iteration) != one:
-                yield {"event": "trial.result", "trial": trial.id, **vars(one), "missed": True}
+            last = Evaluation(iteration, row["step"], row["epoch"], metrics)
+            if trial.evaluations.get(iteration) != last:
+                yield {"event": "trial.result", "trial": trial.id, **vars(last), "missed": True}
         result = run.result()
         if result is not None and result.state in ENDED:
-            yield {"event": "trial.ended", "trial": trial.id, "state": result.state, "message": result.message}
+            state, message = result.state, result.message
+            if state == "PRUNED":
+                state, message = self.ended_early(last)
+            yield {"event": "trial.ended", "trial": trial.id, "state": state, "message": message}

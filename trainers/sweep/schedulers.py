@@ -172,6 +172,22 @@ class _Median(_Stopping, MedianStoppingRule):
         if past:
             self._results[trial] = [self._comparable(told) for told in past]
 
+    def on_trial_result(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> str:
+        action = super().on_trial_result(tune_controller, trial, result)
+        self._count_once(trial)
+        return action
+
+    def on_trial_complete(self, tune_controller: TuneController, trial: RayTrial, result: dict[str, Any]) -> None:
+        if result["state"] == "SUCCEEDED":  # else there is no evaluation with it
+            super().on_trial_complete(tune_controller, trial, result)
+            self._count_once(trial)
+
+    def _count_once(self, trial: RayTrial) -> None:
+        """Keep the last of equal evaluations: a trial that goes on from before one does that again."""
+        told = {one["training_iteration"]: one for one in self._results.get(trial, ())}
+        if told:
+            self._results[trial] = [told[iteration] for iteration in sorted(told)]
+
     def _on_insufficient_samples(self, *_: Any) -> str:
         return str(TrialScheduler.CONTINUE)
 
