@@ -238,8 +238,7 @@ class Scheduler(Block):
         default=None, description="asha, hyperband: one in so many goes on at each rung; default 3"
     )
     max_t: Annotated[int, Field(ge=1)] | None = Field(
-        default=None,
-        description="asha, hyperband: no longer than this; default: a trial's whole length",
+        default=None, description="asha, hyperband: no longer than this; default: a trial's whole length"
     )
     brackets: Annotated[int, Field(ge=1)] | None = Field(default=None, description="asha")
     min_samples_required: Annotated[int, Field(ge=1)] | None = Field(

@@ -202,11 +202,8 @@ class SweepDriver(Driver):
         assert newest is not None, "those that are ranked were evaluated"
         of = f"{len(trials)} {'trial' if len(trials) == 1 else 'trials'}"
         message = f"best of {of}: {best.id}  {describe(dict(best.point))}"
-        if self.tune.repeats > 1:
-            repeats, seeds = (
-                self.tune.repeats,
-                [trial.number for trial in measured(trials, self.metric)].count(best.number),
-            )
+        if (repeats := self.tune.repeats) > 1:
+            seeds = [trial.number for trial in measured(trials, self.metric)].count(best.number)
             over = f"{repeats}" if seeds == repeats else f"{seeds} of {repeats}"
             message += f"; mean over {over} seeds: {means_of(trials, self.metric)[best.number]:.4f}"
         return Result(state="SUCCEEDED", message=message, step=newest.step, metrics=dict(newest.metrics))
