@@ -328,7 +328,8 @@ class Tune(Block):
         if self.scheduler.name == "pbt" and self.space and not any(map(may_be_perturbed, self.space)):
             raise ValueError(
                 "scheduler: pbt changes values while a model trains, and no key of the space allows that: name one of "
-                "train.optimizer (but its name), train.schedule, train.clip_norm, data.augment, or model.dropout"
+                "train.optimizer, train.schedule or train.loss (but their names), train.clip_norm, data.augment, or "
+                "model.dropout"
             )
         _ = self.ordered
         if self.search.name == "grid" and self.trials is None and self._count > _MOST_VALUES:
