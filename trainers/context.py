@@ -28,6 +28,7 @@ class StopReason(Enum):
     RESIZE = "there is room for more ranks"
     PAUSED = "the sweep's scheduler lets it wait"  # of a trial
     PRUNED = "the sweep's scheduler ended it"  # of a trial
+    LET_GO = "its sweep let go of it"  # of a trial: the sweep's own events tell whether it goes on
 
 
 class WorkerContext(Protocol):

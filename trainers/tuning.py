@@ -231,7 +231,8 @@ class Scheduler(Block):
 
     name: Literal["none", "asha", "median", "hyperband", "pbt"] = "asha"
     time_attr: Literal["training_iteration", "epoch", "step"] = Field(
-        default="training_iteration", description="what the options count: evaluations, epochs or steps"
+        default="training_iteration",
+        description="what the options count: evaluations, epochs that have begun, or steps",
     )
     grace_period: Annotated[int, Field(ge=1)] | None = Field(default=None, description="asha, median: not before this")
     reduction_factor: Annotated[float, Field(gt=1)] | None = Field(

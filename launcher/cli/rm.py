@@ -20,11 +20,12 @@ def rm_command(
 ) -> None:
     """Remove a run with all its checkpoints, and what is left of it on this machine or its cluster."""
     from cluster.provider import Receipt
+    from cluster.trials import read_trials
     from launcher.cli.common import confirm, open_run, print_json, waiting
     from launcher.remote import or_abandoned, place_of
     from launcher.status import summarize, tear_down
     from launcher.submit import refuse_while_heard_of, refuse_while_running
-    from launcher.text import typed
+    from launcher.text import so_many, typed
 
     run = open_run(name, storage)
     abandoned = place_of(run) if abandon_cluster else None
@@ -33,7 +34,9 @@ def rm_command(
             refuse_while_heard_of(run, summarize(run, brief=True))
         else:
             refuse_while_running(run)
-        asked = f"Remove {run.uri} with its {len(run.checkpoints())} checkpoints"
+        trials = read_trials(run.all_rows("events"))
+        what = so_many(len(trials), "trial") if trials else so_many(len(run.checkpoints()), "checkpoint")
+        asked = f"Remove {run.uri} with its {what}"
         confirm(f"{asked}{', and look for nothing of it in its cluster' if abandoned else ''}?", yes=yes)
         receipt = tear_down(run, waiting(json=json)) if abandoned is None else Receipt()
     left = [str(resource) for resource in receipt.leftovers]

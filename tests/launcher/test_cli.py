@@ -28,6 +28,7 @@ from tests.finished import new_run, started, training, write_rows, write_story
 from tests.harness import command, environment, raylift, raylift_here, start_raylift, wait_for
 from tests.hooked import hooked
 from tests.living import living, process_in, scratch_of
+from tests.sweeps import STORY
 
 COMMANDS = [name.name or "" for name in app.registered_commands]
 QUICK = 2.0  # CPU seconds; torch alone takes more
@@ -317,6 +318,13 @@ def test_rm_without_a_person_to_ask_wants_yes(run: Run) -> None:
     assert done.returncode == 2
     assert "Nobody is here to answer: add --yes" in done.stderr
     assert Path(run.uri).exists()
+
+
+def test_rm_of_a_sweep_counts_its_trials(run: Run) -> None:
+    attempt = run.claim()
+    write_rows(attempt, "events", STORY, by="driver")
+    attempt.finish(Result(state="SUCCEEDED"))
+    assert f"Remove {run.uri} with its 4 trials?" in raylift("rm", run.uri).stderr
 
 
 def test_rm_removes_the_run_its_processes_and_its_scratch_folder(run: Run) -> None:

@@ -80,9 +80,7 @@ def test_a_trial_whose_end_its_sweep_knows_alone_has_ended(sweep: Run) -> None:
 
 def test_a_trial_that_stood_still_when_its_process_was_let_go_was_ended_by_the_scheduler(sweep: Run) -> None:
     for number in (0, 2, 3):
-        begin(sweep, number)[1].finish(
-            Result("STOPPED", "a person, or the budget, asked for it", 4, 10, {"eval_loss": 1})
-        )
+        begin(sweep, number)[1].finish(Result("STOPPED", "its sweep let go of it", 4, 10, {"eval_loss": 1}))
     trial, other = (trial_run(sweep, f"{number:05d}") for number in (0, 3))
     summary = summarize(trial)
     assert (summary.state, summary.exit_code, summary.step) == (State.PRUNED, 0, 10)

@@ -98,6 +98,16 @@ def test_an_actor_trains_one_trial_after_another(sweep: Sweep) -> None:
     assert [result.step for result in results if result] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
 
 
+def test_a_trial_that_stands_still_when_its_process_is_let_go_says_no_more_than_that(sweep: Sweep) -> None:
+    """A scheduler may have ended it, or somebody the sweep: that one's own events tell."""
+    sweep.begin()
+    assert not sweep.actor.step()["done"]
+    sweep.actor.cleanup()
+    result = trial_run(sweep.run, "00000").result()
+    assert result is not None
+    assert (result.state, result.message) == ("STOPPED", f"its sweep let go of it; saved at step {STEPS_PER_EPOCH + 1}")
+
+
 def test_trials_train_on_the_data_that_was_prepared_once(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     def again(job: TrainJob) -> Prepared:
         raise AssertionError(f"seed {job.train.seed} prepares it anew")

@@ -142,7 +142,7 @@ class TrialActor(ray_tune.Trainable):
         return True
 
     def cleanup(self) -> None:
-        self._end(StopReason.PERSON)  # it may go on: of those that may not, the sweep's own events tell
+        self._end(StopReason.LET_GO)
         if self._lifeline is not None:
             self._lifeline.close()
 
