@@ -216,6 +216,11 @@ def measured(trials: Iterable[Trial], metric: str) -> list[Trial]:
     return [trial for trial in trials if trial.value(metric) is not None and trial.state != "FAILED"]
 
 
+def seeds_of(number: int, trials: Iterable[Trial], metric: str) -> int:
+    """Return of how many trials a point's mean is."""
+    return sum(trial.number == number for trial in measured(trials, metric))
+
+
 def means_of(trials: Iterable[Trial], metric: str) -> dict[int, float]:
     """Return the mean value of each point's trials, by its number: at the last evaluation that all of them have had."""
     found: dict[int, list[dict[int, float]]] = {}

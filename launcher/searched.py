@@ -101,11 +101,9 @@ def _key(document: Document, root: type[BaseModel], key: str) -> Mistake | None:
     if path[0] == "params" and len(path) > 1:
         return _param(document, key)
     if path[0] in SEARCHED and blocks.block_of(blocks.at(root, path[:-1])) is Every:
-        problem = f"search {'.'.join(map(str, path[:-1]))} itself: [1 epoch, 2 epochs]"
-        return Mistake(document.place((*_SPACE, key), of_key=True), (*_SPACE, key), problem)
+        return _of_key(document, key, f"search {'.'.join(map(str, path[:-1]))} itself: [1 epoch, 2 epochs]")
     if key in _OF_THE_SWEEP:
-        problem = f"{key} counts for the sweep as a whole: say it outside of the space"
-        return Mistake(document.place((*_SPACE, key), of_key=True), (*_SPACE, key), problem)
+        return _of_key(document, key, f"{key} counts for the sweep as a whole: say it outside of the space")
     if path[0] in SEARCHED and len(path) > 1 and blocks.at(root, path) is not None:
         return None
     there = [".".join(map(str, each)) for each in blocks.paths(root) if each[0] in SEARCHED and len(each) > 1]
@@ -115,7 +113,7 @@ def _key(document: Document, root: type[BaseModel], key: str) -> Mistake | None:
         last = [name for name in there if name.rpartition(".")[2] == str(path[-1])]
         meant = nearest(key, there) or (f"; did you mean {last[0]}?" if last else "")
         problem = f"the job file has no such key{meant}"
-    return Mistake(document.place((*_SPACE, key), of_key=True), (*_SPACE, key), problem)
+    return _of_key(document, key, problem)
 
 
 def _param(document: Document, key: str) -> Mistake | None:
@@ -129,7 +127,10 @@ def _param(document: Document, key: str) -> Mistake | None:
         around = document.get(("params",))
     params = [str(each) for each in around] if isinstance(around, dict) else []
     known = f"{'.'.join(above)} has {', '.join(params)}{nearest(last, params)}" if params else "there are none"
-    problem = f"it searches a param that the job file does not give: {known}"
+    return _of_key(document, key, f"it searches a param that the job file does not give: {known}")
+
+
+def _of_key(document: Document, key: str, problem: str) -> Mistake:
     return Mistake(document.place((*_SPACE, key), of_key=True), (*_SPACE, key), problem)
 
 
@@ -177,7 +178,8 @@ def _each(space: Mapping[str, Domain]) -> Iterator[tuple[Point, dict[str, Keys]]
 def _together(space: Mapping[str, Domain]) -> Iterator[tuple[Point, dict[str, Keys]]]:
     """Yield combinations with the upper ends of all ranges; were there too many, also pairs of two values each."""
     tried = list(islice(_combinations(space, end=-1), _COMBINATIONS + 1))
-    yield from tried[:_COMBINATIONS]
+    if any(domain.listed is None for domain in space.values()):
+        yield from tried[:_COMBINATIONS]
     pairs = (
         {one: first, other: second}
         for one, other in combinations(space, 2)
@@ -200,7 +202,7 @@ def _combinations(space: Mapping[str, Domain], *, end: int) -> Iterator[tuple[Po
             yield from combined(rest, point, at)
             return
         ends = list(domain.ends.items())
-        for place, value in ends if domain.choice is not None or domain.grid is not None else [ends[end]]:
+        for place, value in ends if domain.listed is not None else [ends[end]]:
             yield from combined(rest, {**point, key: value}, {**at, key: place})
 
     yield from combined(list(space.items()), {}, {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.trials import ENDED, Trial, measured
+from cluster.trials import ENDED, Trial, seeds_of
 from launcher import pieces, sections
 from launcher.history import ReportData
 from launcher.markup import Content, Html, table, tag
@@ -30,7 +30,7 @@ def page(data: ReportData, sweep: Sweep, drawing: Drawing) -> list[Html]:
 def _figures(sweep: Sweep, budget: Budget) -> list[tuple[str, str]]:
     found = []
     if sweep.best is not None:
-        seeds = [trial.number for trial in measured(sweep.trials, sweep.metric)].count(sweep.best.number)
+        seeds = seeds_of(sweep.best.number, sweep.trials, sweep.metric)
         which = f"best mean of {so_many(seeds, 'seed')}" if sweep.repeats else "best"
         found.append((f"{sweep.metric.removeprefix('eval_')}, {which}", decimal(sweep.means[sweep.best.number])))
     states = [trial.state for trial in sweep.trials]

@@ -53,7 +53,7 @@ class Domain(Block):
                 raise ValueError(f"{self.kind}: {low:g} to {high:g} is no range: the first must be the smaller one")
             if self.quniform is not None and not self.multiples:
                 raise ValueError(f"quniform: no multiple of {self.quniform[2]:g} lies from {low:g} to {high:g}")
-        listed = self.choice or self.grid or []
+        listed = self.listed or []
         if twice := [value for at, value in enumerate(listed) if place_in(listed[:at], value) is not None]:
             raise ValueError(f"{kinds[0]}: {', '.join(dict.fromkeys(map(_shown, twice)))} is listed twice")
         return self
@@ -63,10 +63,15 @@ class Domain(Block):
         return next(kind for kind in _KINDS if getattr(self, kind) is not None)
 
     @property
+    def listed(self) -> list[Any] | None:
+        """The values of a choice or a grid; None of a range."""
+        return self.choice if self.choice is not None else self.grid
+
+    @property
     def values(self) -> list[Any] | None:
         """All values; None where there are too many to list."""
-        if self.choice is not None or self.grid is not None:
-            return self.choice or self.grid
+        if self.listed is not None:
+            return self.listed
         if self.randint is not None and self.randint[1] - self.randint[0] <= _MOST_VALUES:
             return list(range(*self.randint))
         if self.quniform is not None and self.multiples.stop - self.multiples.start <= _MOST_VALUES:
@@ -127,9 +132,9 @@ class Domain(Block):
     @property
     def ends(self) -> dict[tuple[str | int, ...], Any]:
         """Every listed value, or the least and the largest of a range, by where they stand below the key."""
+        if self.listed is not None:
+            return {(self.kind, index): value for index, value in enumerate(self.listed)}
         given = getattr(self, self.kind)
-        if self.kind in ("choice", "grid"):
-            return {(self.kind, index): value for index, value in enumerate(given)}
         if self.randint is not None:
             return {("randint", 0): given[0], ("randint", 1): given[1] - 1}
         if self.quniform is not None:
@@ -165,8 +170,8 @@ class Domain(Block):
 
     def __str__(self) -> str:
         given = getattr(self, self.kind)
-        if self.kind in ("choice", "grid"):
-            text = ", ".join(_shown(value) for value in given)
+        if self.listed is not None:
+            text = ", ".join(map(_shown, self.listed))
         else:
             text = f"{_shown(self.ends[(self.kind, 0)])} to {_shown(self.ends[(self.kind, 1)])}"
             text += {"loguniform": ", logarithmic", "randint": ", whole"}.get(self.kind, "")

@@ -23,7 +23,7 @@ def rm_command(
     from cluster.trials import read_trials
     from launcher.cli.common import confirm, open_run, print_json, waiting
     from launcher.remote import or_abandoned, place_of
-    from launcher.status import summarize, tear_down
+    from launcher.status import is_sweep, summarize, tear_down
     from launcher.submit import refuse_while_heard_of, refuse_while_running
     from launcher.text import so_many, typed
 
@@ -34,8 +34,10 @@ def rm_command(
             refuse_while_heard_of(run, summarize(run, brief=True))
         else:
             refuse_while_running(run)
-        trials = read_trials(run.all_rows("events"))
-        what = so_many(len(trials), "trial") if trials else so_many(len(run.checkpoints()), "checkpoint")
+        if is_sweep(run):
+            what = so_many(len(read_trials(run.all_rows("events"))), "trial")
+        else:
+            what = so_many(len(run.checkpoints()), "checkpoint")
         asked = f"Remove {run.uri} with its {what}"
         confirm(f"{asked}{', and look for nothing of it in its cluster' if abandoned else ''}?", yes=yes)
         receipt = tear_down(run, waiting(json=json)) if abandoned is None else Receipt()

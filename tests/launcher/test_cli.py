@@ -24,7 +24,7 @@ from cluster.records import Result
 from cluster.runs import Run
 from launcher.cli.app import app
 from launcher.following import follow_to_the_end, watch_only
-from tests.finished import new_run, started, training, write_rows, write_story
+from tests.finished import DIGITS, new_run, started, training, write_rows, write_story
 from tests.harness import command, environment, raylift, raylift_here, start_raylift, wait_for
 from tests.hooked import hooked
 from tests.living import living, process_in, scratch_of
@@ -320,7 +320,8 @@ def test_rm_without_a_person_to_ask_wants_yes(run: Run) -> None:
     assert Path(run.uri).exists()
 
 
-def test_rm_of_a_sweep_counts_its_trials(run: Run) -> None:
+def test_rm_of_a_sweep_counts_its_trials(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "runs", f"cli-{secrets.token_hex(4)}", f"{DIGITS}tune: {{trials: 8}}\n")
     attempt = run.claim()
     write_rows(attempt, "events", STORY, by="driver")
     attempt.finish(Result(state="SUCCEEDED"))

@@ -23,7 +23,7 @@ from cluster.outages import patient, through_outages
 from cluster.records import Result
 from cluster.runs import Run
 from cluster.segments import SegmentWriter
-from cluster.trials import ENDED, means_of, measured, ranked
+from cluster.trials import ENDED, means_of, ranked, seeds_of
 from trainers import processors
 from trainers.data.identity import OTHER_PIXELS, PUT_BACK, has_other_pixels, identity, what_changed
 from trainers.main import Driver, Ready, on_this_machine, start_ray_for
@@ -203,7 +203,7 @@ class SweepDriver(Driver):
         of = f"{len(trials)} {'trial' if len(trials) == 1 else 'trials'}"
         message = f"best of {of}: {best.id}  {describe(dict(best.point))}"
         if (repeats := self.tune.repeats) > 1:
-            seeds = [trial.number for trial in measured(trials, self.metric)].count(best.number)
+            seeds = seeds_of(best.number, trials, self.metric)
             over = f"{repeats}" if seeds == repeats else f"{seeds} of {repeats}"
             message += f"; mean over {over} seeds: {means_of(trials, self.metric)[best.number]:.4f}"
         return Result(state="SUCCEEDED", message=message, step=newest.step, metrics=dict(newest.metrics))

@@ -267,8 +267,7 @@ def perturb(config: Tune, point: Point, *, number: int, iteration: int) -> Point
 
 
 def _beside(domain: Domain, value: Any, factors: tuple[float, float], *, up: bool) -> Any:
-    if domain.choice is not None or domain.grid is not None:
-        values = domain.values or []
+    if (values := domain.listed) is not None:
         return values[min(max((place_in(values, value) or 0) + (1 if up else -1), 0), len(values) - 1)]
     moved = value * factors[0 if up else 1]
     low, high = domain.ends.values()
