@@ -449,11 +449,10 @@ def test_what_a_sweep_could_not_write_down_any_more_its_trials_know(run: Run) ->
     assert run.rows_of(again.attempt.number, "events") == [], "written once"
 
 
-@pytest.mark.parametrize("counted", ["training_iteration", "epoch", "step"])
 @pytest.mark.parametrize(("name", "state"), [("asha", "SUCCEEDED"), ("hyperband", "PRUNED")])
-def test_a_trial_that_comes_to_max_t_was_trained_to_its_end(run: Run, name: str, state: str, counted: str) -> None:
+def test_a_trial_that_comes_to_max_t_was_trained_to_its_end(run: Run, name: str, state: str) -> None:
     """Not with HyperBand, some of whose brackets end a little before that."""
-    known = {"scheduler": Scheduler.model_validate({"name": name, "max_t": 3, "time_attr": counted})}
+    known = {"scheduler": Scheduler.model_validate({"name": name, "max_t": 3})}
     launch = Launch(run, SWEEP.model_copy(update=known))
     heard: list[Any] = []
     launch.bridge._searcher.tell = lambda *told, completed: heard.append((told[0], completed))  # type: ignore[method-assign]

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from launcher import blocks
 from trainers.config import TrainJob
-from trainers.tuning import NAMED, SEARCHED, Domain, Tune, apply, describe, metric_of
+from trainers.tuning import NAMED, SEARCHED, Domain, Scheduler, Tune, apply, describe, metric_of
 
 
 def tune(**space: object) -> Tune:
@@ -27,6 +27,15 @@ def test_a_condition_may_name_several_values() -> None:
     assert domain.counts({"name": "muon", "x": 2})
     assert not domain.counts({"name": "adam", "x": 2})
     assert not domain.counts({"name": "sgd"})
+
+
+def test_the_length_of_a_trial_is_counted_by_what_the_scheduler_counts_by() -> None:
+    at = {"training_iteration": 4, "epoch": 2, "step": 92}
+    for counted, most in at.items():
+        for max_t, whole in ((most, True), (most + 1, False)):
+            scheduler = Scheduler.model_validate({"name": "asha", "time_attr": counted, "max_t": max_t})
+            assert scheduler.is_whole(*at.values()) is whole, (counted, max_t)
+    assert not Scheduler(name="asha").is_whole(*at.values())
 
 
 def test_randint_ends_before_its_end_and_quniform_on_multiples() -> None:
